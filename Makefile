@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all set-up: they need Python 3.11 or later, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench format setup clean
+
+demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
+	$(BIN)/luthier demo
+
+test: lint  ## lint, then every test
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff (lint and format) and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(READY)  ## measure on this machine; benchmarks/RESULTS.md keeps what was found
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "luthier needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,1 @@
+"""Formats -> conversations -> checks -> split -> tokens and loss mask -> batches."""

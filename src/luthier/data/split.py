@@ -1,0 +1,59 @@
+"""Hold rows out for validation so that nothing crosses the split."""
+
+import hashlib
+from collections.abc import Sequence
+
+from luthier.data.conversation import Conversation
+
+
+def split_key(row: Conversation) -> str:
+    """What two rows share that must not be on both sides: the prompt, spacing and case aside.
+
+    Rows that are the same throughout share it too. Plain text has no prompt: all of it is the key.
+    """
+    parts = [row.text] if row.text is not None else []
+    for message in row.prompt:
+        parts += [message["role"], message["content"], message.get("input", "")]
+    text = "\0".join(" ".join(part.casefold().split()) for part in parts)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def split(
+    rows: Sequence[Conversation], fraction: float, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Split into (train, validation), ``fraction`` of the rows in the latter, order kept.
+
+    Each group of rows with one ``split_key`` goes to one side. Which one depends on the key and
+    the seed alone, so that adding rows moves few of the others.
+    """
+    groups: dict[str, int] = {}
+    for row in rows:
+        key = split_key(row)
+        groups[key] = groups.get(key, 0) + 1
+    ranked = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    wanted, held_out, count = round(len(rows) * fraction), set(), 0
+    for key in ranked:
+        # A group too large for what is still wanted stays in training.
+        if count + groups[key] <= wanted:
+            held_out.add(key)
+            count += groups[key]
+    train = [row for row in rows if split_key(row) not in held_out]
+    validation = [row for row in rows if split_key(row) in held_out]
+    return train, validation
+
+
+def without_overlap(
+    train: Sequence[Conversation], validation: Sequence[Conversation]
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Split ``train`` into the rows that are not in ``validation`` by key, and those that are."""
+    held_out = {split_key(row) for row in validation}
+    kept = [row for row in train if split_key(row) not in held_out]
+    return kept, [row for row in train if split_key(row) in held_out]
+
+
+def sample(rows: Sequence[Conversation], count: int, seed: int) -> list[Conversation]:
+    """A seeded sample of at most ``count`` rows, in their order."""
+    if count >= len(rows):
+        return list(rows)
+    ranked = sorted(range(len(rows)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    return [rows[i] for i in sorted(ranked[:count])]

@@ -1,0 +1,122 @@
+"""Conversations to token ids and the mask of those that count in the loss."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.conversation import Conversation
+from luthier.data.template import Rendering, render_with_spans
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One row as the model sees it.
+
+    Attributes:
+        input_ids: token ids, length n.
+        supervised: length n; True where the token must be predicted. Never the first token,
+            which nothing predicts.
+        conversation: the row it was made from.
+    """
+
+    input_ids: list[int]
+    supervised: list[bool]
+    conversation: Conversation
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Tokenizer:
+    """Turns conversations into ``TokenRow``s by one tokenizer, its template and ``train_on``."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, train_on: Literal["completions", "all"]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.train_on = train_on
+
+    def encode(self, row: Conversation) -> TokenRow:
+        """Tokens and mask of ``row``, not yet cut to any length.
+
+        Raises:
+            TemplateRejects: the chat template refuses the row.
+        """
+        if row.text is not None:
+            return self._encode_text(row, row.text)
+        rendering = render_with_spans(self.tokenizer, row.messages)
+        input_ids, supervised = self._encode_rendering(rendering)
+        if self.train_on == "all":
+            supervised = [True] * len(input_ids)
+        supervised[0] = False
+        return TokenRow(input_ids, supervised, row)
+
+    def _encode_text(self, row: Conversation, text: str) -> TokenRow:
+        # As the model was pretrained: its own beginning token, if any, and an end.
+        input_ids = list(self.tokenizer(text).input_ids)
+        eos = self.tokenizer.eos_token_id
+        if input_ids[-1:] != [eos]:
+            input_ids.append(eos)
+        return TokenRow(input_ids, [False] + [True] * (len(input_ids) - 1), row)
+
+    def _encode_rendering(self, rendering: Rendering) -> tuple[list[int], list[bool]]:
+        # The template has written any beginning-of-text token itself.
+        encoding = self.tokenizer(
+            rendering.text, add_special_tokens=False, return_offsets_mapping=True
+        )
+        input_ids, offsets = list(encoding.input_ids), list(encoding.offset_mapping)
+        if any(_straddles(offsets, start) for start, _ in rendering.spans):
+            pieces = self._encode_pieces(rendering)
+            if pieces is not None:
+                return pieces
+        supervised = [False] * len(input_ids)
+        for start, end in rendering.spans:
+            for index, (first, last) in enumerate(offsets):
+                # A token over the border counts: the model cannot write the answer without it.
+                if last > start and first < end:
+                    supervised[index] = True
+        return input_ids, supervised
+
+    def _encode_pieces(self, rendering: Rendering) -> tuple[list[int], list[bool]] | None:
+        """Tokenise prompt and answers apart, as inference does, where that changes no text.
+
+        A token that joins the end of a prompt with the start of its answer never occurs at
+        inference, where the prompt is tokenised alone. None where the tokenizer does not allow it
+        (one that puts a space before every text).
+        """
+        borders = [0, *(b for span in rendering.spans for b in span), len(rendering.text)]
+        input_ids: list[int] = []
+        supervised: list[bool] = []
+        for number, (start, end) in enumerate(itertools.pairwise(borders)):
+            piece = self.tokenizer(rendering.text[start:end], add_special_tokens=False).input_ids
+            input_ids += piece
+            supervised += [number % 2 == 1] * len(piece)
+        whole = self.tokenizer(rendering.text, add_special_tokens=False).input_ids
+        if self.tokenizer.decode(input_ids) != self.tokenizer.decode(whole):
+            return None
+        return input_ids, supervised
+
+
+def _straddles(offsets: list[tuple[int, int]], border: int) -> bool:
+    return any(first < border < last for first, last in offsets)
+
+
+def cut(row: TokenRow, max_length: int) -> list[TokenRow]:
+    """Shorten ``row`` to at most ``max_length`` tokens.
+
+    A conversation loses its end, and is lost altogether (an empty list) if no supervised token is
+    left. Plain text becomes several rows, one after the other, so that nothing is lost.
+    """
+    if len(row) <= max_length:
+        return [row]
+    if row.conversation.text is None:
+        head = TokenRow(row.input_ids[:max_length], row.supervised[:max_length], row.conversation)
+        return [head] if any(head.supervised) else []
+    windows = []
+    for start in range(0, len(row), max_length):
+        ids = row.input_ids[start : start + max_length]
+        if len(ids) > 1:  # a single token predicts nothing
+            windows.append(TokenRow(ids, [False] + [True] * (len(ids) - 1), row.conversation))
+    return windows

@@ -1,0 +1,100 @@
+"""Writing files so that a reader never sees half of one."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+
+
+def _staging_name(path: Path) -> Path:
+    # A leading dot keeps unfinished work out of globs; the suffix keeps two writers apart.
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8: the old content or the new, never a part.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    staging = _staging_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staging.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically (see ``write_text``)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically (see ``write_text``)."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that becomes ``path`` only if the block succeeds.
+
+    A folder already at ``path`` is replaced. On any exception nothing of the new one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = _staging_name(path)
+    staging.mkdir()
+    try:
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        _fsync_folder(staging)
+        if path.exists():
+            old = _staging_name(path)
+            os.replace(path, old)
+            os.replace(staging, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(staging, path)
+        _fsync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _fsync_folder(path: Path) -> None:
+    # The rename itself is only durable once the folder that names it is on disk.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what interrupted writers left staged directly inside ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Where weights come from, how they load, and how adapters attach."""

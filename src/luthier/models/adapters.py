@@ -1,0 +1,67 @@
+"""Attach a LoRA adapter to a model, through PEFT."""
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.errors import UserError
+from luthier.recipe import MethodGroup
+
+
+def attach_adapter(model: PreTrainedModel, method: MethodGroup) -> PeftModel:
+    """Add a new adapter (A random, B zero: the model's outputs do not change yet).
+
+    h = W x + (lora_alpha / lora_r) B A dropout(x), W frozen (Hu et al. 2021). The adapter is kept
+    in float32 whatever the dtype of W, so that small updates are not rounded away.
+
+    Raises:
+        UserError: ``target_modules`` names no layer of this model.
+    """
+    config = LoraConfig(
+        r=method.lora_r,
+        lora_alpha=method.lora_alpha,
+        lora_dropout=method.lora_dropout,
+        target_modules=method.target_modules,
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        leaves = sorted(
+            {
+                name.rpartition(".")[2]
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear)
+            }
+        )
+        raise UserError(
+            f"method.target_modules {method.target_modules!r} does not fit this model: {error}; "
+            f"its linear layers are {', '.join(leaves)}"
+        ) from error
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with the saved adapter of ``folder`` on it, for inference.
+
+    Raises:
+        UserError: the folder holds no adapter, or one for another model.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds no adapter; has the run finished?")
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"the adapter in {folder} does not fit the model: {error}") from error
+
+
+def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many numbers train, and how many there are in all (4-bit weights counted unpacked)."""
+    if isinstance(model, PeftModel):
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)

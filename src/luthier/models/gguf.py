@@ -1,0 +1,29 @@
+"""GGUF files as a source of weights: dequantised into an ordinary Transformers folder."""
+
+from pathlib import Path
+
+from luthier.errors import UserError
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
+    """Write the model and tokenizer of a GGUF ``file`` to ``folder`` in float32.
+
+    Raises:
+        UserError: the file is not a GGUF file that Transformers can read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with file.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise UserError(f"{file} is not a GGUF file")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    except (ValueError, KeyError, RuntimeError, OSError, NotImplementedError) as error:
+        raise UserError(f"cannot read {file} as a GGUF model: {error}") from error
+    # The weights are plain float32 now; the marks of the quantizer would forbid saving them.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,114 @@
+"""Load a model and its tokenizer from a resolved folder."""
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from luthier.errors import UserError
+from luthier.recipe import MethodGroup
+
+log = logging.getLogger(__name__)
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's config.
+
+    Raises:
+        UserError: it is missing or unreadable, or needs code that ships with the model.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_load_failure(folder, error)) from error
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    quantization: BitsAndBytesConfig | None = None,
+    device: torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The causal language model in ``folder``, weights in ``dtype``, on ``device``.
+
+    Only safetensors files are read: a pickled checkpoint can run code when it is opened.
+
+    Raises:
+        UserError: the folder holds no weights that can be read this way.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map=str(device) if device is not None else None,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(_load_failure(folder, error)) from error
+    return model
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``; it must be a fast one, which knows where its tokens come from.
+
+    Raises:
+        UserError: there is none, or it cannot tell the offsets that the loss mask needs.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_load_failure(folder, error)) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer in {folder} has no fast form (tokenizer.json), which the exact loss "
+            "mask needs; convert it with transformers' `convert_slow_tokenizer`"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {folder} has no end-of-text token to stop at")
+    if tokenizer.pad_token_id is None:
+        # Padding is only used in generation, on the left and masked: any token serves.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def nf4_config(method: MethodGroup, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The 4-bit storage of QLoRA (Dettmers et al. 2023), computing in ``compute_dtype``."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=method.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=method.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _load_failure(folder: Path, error: Exception) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            f"{folder} ships Python code that its model needs; read that code, and if you trust "
+            "it set model.trust_remote_code: true"
+        )
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        return (
+            f"{folder} holds pickled weights (.bin), which can run code when opened; "
+            "convert them to safetensors first"
+        )
+    return f"cannot load the model in {folder}: {text}"

@@ -1,0 +1,117 @@
+"""From what a person writes as ``model.source`` to a local folder in Transformers format."""
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from luthier.errors import UserError
+from luthier.files import staged_folder
+from luthier.models.gguf import convert_gguf
+from luthier.models.known import KNOWN_MODELS
+from luthier.models.pull import HUB_PATTERNS, cache_folder, pull
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """``folder`` holds the model; ``origin`` says in words where it came from."""
+
+    folder: Path
+    origin: str
+
+
+def resolve(source: str, revision: str | None = None) -> ResolvedModel:
+    """Find the model, fetching or converting it if need be.
+
+    Args:
+        source: known name, local Transformers folder, ``.gguf`` file, or hub id ``owner/name``.
+        revision: hub branch, tag or commit; only for a hub id.
+
+    Raises:
+        UserError: there is no such model; the message names the nearest known one.
+    """
+    path = Path(source).expanduser()
+    if source in KNOWN_MODELS:
+        pulled = pull(source, verify=False)
+        return ResolvedModel(pulled.folder, pulled.origin)
+    if path.is_dir():
+        return ResolvedModel(_check_folder(path), f"folder {path}")
+    if path.is_file():
+        return ResolvedModel(_converted(path), f"file {path}")
+    if _HUB_ID.fullmatch(source) and not source.startswith("."):
+        return ResolvedModel(_hub_snapshot(source, revision), f"hub {source}")
+    near = difflib.get_close_matches(source, KNOWN_MODELS, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise UserError(
+        f"unknown model '{source}': not a known name ({', '.join(KNOWN_MODELS)}), "
+        f"not a folder or file here, not a hub id like owner/name{hint}"
+    )
+
+
+def _check_folder(folder: Path) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds an adapter, not a model: give the model it belongs to")
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"  # a full fine-tuning run: go on from its weights
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return _converted(ggufs[0])
+    raise UserError(f"{folder} is not a model folder: it has no config.json")
+
+
+def _converted(file: Path) -> Path:
+    """The cached conversion of a GGUF file; a changed file is converted again."""
+    stat = file.stat()
+    key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    target = (
+        cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            with staged_folder(target) as folder:
+                convert_gguf(file, folder)
+    return target
+
+
+def _hub_snapshot(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=[*HUB_PATTERNS, "*.py"], etag_timeout=5
+            )
+        )
+    except GatedRepoError:
+        raise UserError(
+            f"{hub_id} is gated: accept its terms on the hub, then log in with `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{hub_id} has no revision '{revision}'") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"the hub has no model '{hub_id}' (or it is private: `hf auth login`)"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise UserError(
+            f"'{hub_id}' is no folder here, is not in the hub's cache, and the hub does not answer"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"cannot fetch {hub_id} from the hub: {error}") from error

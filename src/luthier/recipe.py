@@ -1,0 +1,322 @@
+"""The recipe: the one object that says everything about a run, and its YAML.
+
+Every default of the project lives here, once. Names are those of Transformers'
+``TrainingArguments``, PEFT's ``LoraConfig`` and bitsandbytes, so that what people know holds.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from luthier.errors import UserError
+
+# What differs between the methods. Sources: full 2e-5 (Alpaca, Taori et al. 2023); LoRA 3e-4 (Hu et
+# al. 2021, and "LoRA Without Regret", Thinking Machines 2025: about ten times the rate of full
+# fine-tuning, on all linear layers); QLoRA 2e-4 and the paged 8-bit optimiser (Dettmers et al. 2023).
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {"learning_rate": 2e-5, "weight_decay": 0.01, "optim": "adamw_torch_fused"},
+    "lora": {"learning_rate": 3e-4, "weight_decay": 0.0, "optim": "adamw_torch_fused"},
+    "qlora": {"learning_rate": 2e-4, "weight_decay": 0.0, "optim": "paged_adamw_8bit"},
+}
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ModelGroup(_Group):
+    """Which weights, and in which number format they compute."""
+
+    source: str = Field(description="known name, local folder, .gguf file or hub id")
+    revision: str | None = Field(None, description="hub revision: branch, tag or commit")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="dtype of frozen weights and of the arithmetic; weights that train stay float32",
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that ships with the model")
+
+
+class MethodGroup(_Group):
+    """How the weights change: all of them, or a low-rank adapter beside them."""
+
+    name: Literal["full", "lora", "qlora"] = Field("lora", description="fine-tuning method")
+    lora_r: int = Field(16, ge=1, description="rank of the adapter")
+    lora_alpha: int = Field(32, ge=1, description="adapter scale is lora_alpha / lora_r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="'all-linear' or names such as [q_proj, v_proj]"
+    )
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(lora_r)")
+    use_dora: bool = Field(False, description="weight-decomposed LoRA")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="qlora: 4-bit code")
+    bnb_4bit_use_double_quant: bool = Field(
+        True, description="qlora: quantise the quantisation constants too"
+    )
+
+
+class DataGroup(_Group):
+    """What is learned from, and which part of each row counts."""
+
+    train: str | list[str] = Field(description="file or files: .jsonl .json .csv .parquet")
+    validation: str | None = Field(None, description="file; else a share of train is held out")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="share held out of train")
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = Field(
+        "auto", description="row format; auto detects and says which"
+    )
+    template: str = Field(
+        "auto", description="auto, model, alpaca, or the path of a Jinja chat template"
+    )
+    max_length: int = Field(1024, ge=8, description="longest row, in tokens")
+    max_rows: int | None = Field(None, ge=1, description="use a seeded sample of so many rows")
+    packing: bool = Field(False, description="fill batches to max_length with whole rows")
+    train_on: Literal["completions", "all"] = Field(
+        "completions", description="tokens that count in the loss"
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="rows that cannot be read or have no answer"
+    )
+    on_too_long: Literal["skip", "error", "truncate"] = Field(
+        "skip", description="rows over max_length; what happens is always reported"
+    )
+
+
+class TrainGroup(_Group):
+    """The optimisation, in the names of Transformers' TrainingArguments."""
+
+    num_train_epochs: float = Field(3.0, gt=0, description="passes over the training rows")
+    max_steps: int = Field(-1, ge=-1, description="stop after so many steps; -1: by epochs")
+    per_device_train_batch_size: int = Field(4, ge=1, description="rows a micro-batch")
+    gradient_accumulation_steps: int = Field(4, ge=1, description="micro-batches a step")
+    per_device_eval_batch_size: int = Field(8, ge=1, description="rows an evaluation batch")
+    learning_rate: float | None = Field(None, gt=0, description="peak rate; None: the method's")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    ] = Field("cosine", description="how the rate falls after warm-up")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of steps the rate climbs over")
+    weight_decay: float | None = Field(None, ge=0, description="AdamW's decoupled decay")
+    optim: (
+        Literal[
+            "adamw_torch_fused",
+            "adamw_torch",
+            "adamw_8bit",
+            "paged_adamw_8bit",
+            "paged_adamw_32bit",
+            "adafactor",
+            "sgd",
+        ]
+        | None
+    ) = Field(None, description="None: the method's")
+    max_grad_norm: float = Field(1.0, ge=0, description="clip gradients to this norm; 0: never")
+    gradient_checkpointing: bool = Field(False, description="recompute activations, save memory")
+    logging_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
+    eval_steps: float = Field(0.1, gt=0, description="steps, or a share of all steps if below 1")
+    save_steps: float = Field(0.1, gt=0, description="steps, or a share of all steps if below 1")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept, the best one besides")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better validation loss"
+    )
+    seed: int = Field(42, ge=0, description="seeds weights, dropout, order and split")
+    report_to: list[Literal["tensorboard"]] = Field(
+        ["tensorboard"], description="loggers besides metrics.jsonl"
+    )
+
+
+class EvaluateGroup(_Group):
+    """How `luthier evaluate` compares base and tuned."""
+
+    metrics: list[Literal["exact_match", "rouge_l", "chrf", "sql_execution"]] = Field(
+        ["exact_match", "rouge_l", "chrf"],
+        description="metrics of the generated answers",
+    )
+    max_rows: int = Field(100, ge=0, description="held-out rows to generate answers for; 0: none")
+    max_new_tokens: int = Field(256, ge=1, description="longest generated answer, in tokens")
+    batch_size: int = Field(16, ge=1, description="answers generated at once")
+    sql_databases: str | None = Field(
+        None, description="folder of <name>.sql/.sqlite that rows name in their 'database' field"
+    )
+
+
+class RunGroup(_Group):
+    """Where the run folder goes."""
+
+    name: str | None = Field(None, description="folder name; None: made from the recipe")
+    dir: str = Field("runs", description="folder that holds the runs")
+
+
+class Recipe(_Group):
+    """Everything about a run. ``provenance`` is written by `luthier train`, never read back."""
+
+    model: ModelGroup
+    method: MethodGroup = Field(default_factory=MethodGroup)
+    data: DataGroup
+    train: TrainGroup = Field(default_factory=TrainGroup)
+    evaluate: EvaluateGroup = Field(default_factory=EvaluateGroup)
+    run: RunGroup = Field(default_factory=RunGroup)
+    provenance: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _fill_method_defaults(self) -> "Recipe":
+        for key, value in METHOD_DEFAULTS[self.method.name].items():
+            if getattr(self.train, key) is None:
+                setattr(self.train, key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Recipe":
+        name = self.run.name
+        if name is not None and (name in {"", ".", ".."} or "/" in name or "\\" in name):
+            raise ValueError("run.name must be a plain folder name, without slashes")
+        held_out = self.data.validation is not None or self.data.validation_fraction > 0
+        if self.train.early_stopping_patience is not None and not held_out:
+            raise ValueError("train.early_stopping_patience needs a validation set")
+        if "sql_execution" in self.evaluate.metrics and self.evaluate.sql_databases is None:
+            raise ValueError("evaluate.metrics sql_execution needs evaluate.sql_databases")
+        return self
+
+    @property
+    def train_files(self) -> list[str]:
+        """The training sources as a list."""
+        return [self.data.train] if isinstance(self.data.train, str) else self.data.train
+
+    def settings(self) -> dict[str, Any]:
+        """What the run depends on: everything but its place and its provenance."""
+        return self.model_dump(exclude={"run", "provenance"})
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Keys whose values differ from ``other``, as ``key: mine -> theirs`` lines."""
+        mine, theirs = dict(_flatten(self.settings())), dict(_flatten(other.settings()))
+        return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+    def default_name(self, stem: str) -> str:
+        """A run name that the same recipe always gets again, so that it resumes."""
+        text = json.dumps(self.settings(), sort_keys=True)
+        return f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, keys in the order of the groups above."""
+        return yaml.safe_dump(
+            self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True
+        )
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``group.key=value`` overrides.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key or value is wrong; the message names
+            each one and, for an unknown key, the nearest known one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}") from error
+    return parse_recipe(text, overrides, origin=str(path))
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), origin: str = "recipe") -> Recipe:
+    """Like ``load_recipe``, from YAML text; ``origin`` names it in messages."""
+    try:
+        # The loader is a SafeLoader: it builds plain data, never objects.
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{origin}, line {mark.line + 1}" if mark else origin
+        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    except RecursionError:
+        raise UserError(f"{origin}: nested too deeply to be a recipe") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{origin}: a recipe is a mapping of groups: {', '.join(_groups())}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(dict(issue)) for issue in error.errors()]
+        raise UserError(f"{origin}: " + "\n".join(lines)) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets a later duplicate key win in silence; here it is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node.value, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key_node.value}' stands twice", key_node.start_mark
+                )
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _apply(tree: dict[Any, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or len(path) != 2 or not all(path):
+        raise UserError(f"--set takes group.key=value (train.learning_rate=1e-4), not '{override}'")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: '{value}' is not a YAML value") from None
+    group = tree.setdefault(path[0], {})
+    if group is None:
+        group = tree[path[0]] = {}
+    if not isinstance(group, dict):
+        raise UserError(f"--set {key}: '{path[0]}' is not a group of keys in this recipe")
+    group[path[1]] = parsed
+
+
+def _explain(issue: dict[str, Any]) -> str:
+    """One line for one of Pydantic's findings."""
+    # Members of a union add steps to the location that mean nothing to a reader.
+    where = ".".join(str(step) for step in issue["loc"][:2])
+    if issue["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{_nearest(where)}"
+    if issue["type"] == "missing":
+        return f"'{where}' is missing"
+    message = issue["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    return f"'{where}' is {issue['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(where: str) -> str:
+    known = list(known_keys())
+    leaf = where.rpartition(".")[2]
+    same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
+    near = same_leaf or difflib.get_close_matches(where, known + list(_groups()), n=1, cutoff=0.6)
+    if not near:
+        leaves = {key.rpartition(".")[2]: key for key in known}
+        near = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+    return f"; did you mean '{near[0]}'?" if near else f"; groups are {', '.join(_groups())}"
+
+
+def _groups() -> Iterator[str]:
+    return (name for name in Recipe.model_fields if name != "provenance")
+
+
+def known_keys() -> Iterator[str]:
+    """Every key a recipe may hold, as ``group.key``."""
+    for name in _groups():
+        annotation = Recipe.model_fields[name].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        yield from (f"{name}.{key}" for key in annotation.model_fields)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

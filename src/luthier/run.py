@@ -1,0 +1,174 @@
+"""The run folder: names, what exists, who may write. The contract between the commands.
+
+See the table in docs/run-folder.md; nothing else in the project spells these names.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from luthier.errors import UserError
+from luthier.files import remove_unfinished, write_text
+from luthier.recipe import Recipe, load_recipe
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder at ``root``; whether its parts exist depends on how far the run got."""
+
+    root: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def train_path(self) -> Path:
+        return self.root / "data" / "train.jsonl"
+
+    @property
+    def validation_path(self) -> Path:
+        return self.root / "data" / "validation.jsonl"
+
+    @property
+    def data_report_path(self) -> Path:
+        return self.root / "data" / "data-report.json"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def adapter_path(self) -> Path:
+        return self.root / "adapter"
+
+    @property
+    def model_path(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def measured_path(self) -> Path:
+        return self.root / "measured.json"
+
+    @property
+    def evaluation_path(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def tensorboard_path(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def log_path(self) -> Path:
+        return self.root / "log.txt"
+
+    def weights_path(self, recipe: Recipe) -> Path:
+        """Where the best weights go: ``model/`` for full fine-tuning, else ``adapter/``."""
+        return self.model_path if recipe.method.name == "full" else self.adapter_path
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe of the run.
+
+        Raises:
+            UserError: this is not a run folder.
+        """
+        if not self.recipe_path.is_file():
+            raise UserError(f"{self.root} is not a run folder: it has no recipe.yaml")
+        return load_recipe(self.recipe_path)
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The complete checkpoints by step, in rising order."""
+        found = {
+            int(match[1]): folder
+            for folder in self.checkpoints_path.glob("step-*")
+            if (match := _STEP.fullmatch(folder.name)) and folder.is_dir()
+        }
+        return dict(sorted(found.items()))
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.checkpoints_path / f"step-{step}"
+
+    @property
+    def finished(self) -> bool:
+        """True once the best weights were written; ``measured.json`` is the last file of a run."""
+        return self.measured_path.is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process alone.
+
+        Raises:
+            UserError: another process is working on it, or the folder cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"another process is working on {self.root}; wait for it or choose another run.name"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self.root}: {error}") from error
+        try:
+            remove_unfinished(self.root)
+            remove_unfinished(self.checkpoints_path)
+            yield
+        finally:
+            lock.release()
+
+
+def open_run(root: Path) -> Run:
+    """The run at ``root``, which must exist.
+
+    Raises:
+        UserError: there is no run folder there.
+    """
+    run = Run(root)
+    if not root.is_dir():
+        siblings = sorted(p.parent.name for p in root.parent.glob("*/recipe.yaml"))
+        known = f"; runs there: {', '.join(siblings)}" if siblings else ""
+        raise UserError(f"no run folder at {root}{known}")
+    run.recipe()
+    return run
+
+
+def claim_run(recipe: Recipe, stem: str) -> Run:
+    """The folder for ``recipe``: a new one, or the one it was begun in.
+
+    Raises:
+        UserError: the folder holds a run of other settings, or is not a run folder.
+    """
+    name = recipe.run.name or recipe.default_name(stem)
+    run = Run(Path(recipe.run.dir) / name)
+    if run.root.exists() and not run.root.is_dir():
+        raise UserError(f"{run.root} is a file; choose another run.name")
+    if run.recipe_path.is_file():
+        begun = run.recipe()
+        asked = (begun.provenance or {}).get("asked")
+        before = Recipe.model_validate(asked) if asked else begun
+        changes = before.differences(recipe)
+        if changes:
+            raise UserError(
+                f"{run.root} was begun with other settings:\n  "
+                + "\n  ".join(changes)
+                + "\nchoose another run.name, or delete that folder to start over"
+            )
+    elif run.root.is_dir() and any(p.name != ".lock" for p in run.root.iterdir()):
+        raise UserError(f"{run.root} exists and is not a run folder; choose another run.name")
+    return run
+
+
+def save_recipe(run: Run, recipe: Recipe) -> None:
+    """Write the resolved recipe, the file that makes a folder a run."""
+    write_text(run.recipe_path, recipe.to_yaml())
