@@ -76,6 +76,13 @@ def staged_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that a reader never takes what is left of it for the whole."""
+    doomed = _staging_name(path)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
 def _fsync_folder(path: Path) -> None:
     # The rename itself is only durable once the folder that names it is on disk.
     descriptor = os.open(path, os.O_RDONLY)

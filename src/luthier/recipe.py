@@ -115,8 +115,13 @@ class TrainGroup(_Group):
     max_grad_norm: float = Field(1.0, ge=0, description="clip gradients to this norm; 0: never")
     gradient_checkpointing: bool = Field(False, description="recompute activations, save memory")
     logging_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
-    eval_steps: float = Field(0.1, gt=0, description="steps, or a share of all steps if below 1")
-    save_steps: float = Field(0.1, gt=0, description="steps, or a share of all steps if below 1")
+    eval_steps: float = Field(0.2, gt=0, description="steps, or a share of all steps if below 1")
+    eval_rows: int | None = Field(
+        200,
+        ge=1,
+        description="seeded sample of validation rows for evaluations on the way; None: all",
+    )
+    save_steps: float = Field(0.2, gt=0, description="steps, or a share of all steps if below 1")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept, the best one besides")
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better validation loss"
@@ -184,6 +189,18 @@ class Recipe(_Group):
         """The training sources as a list."""
         return [self.data.train] if isinstance(self.data.train, str) else self.data.train
 
+    def with_absolute_paths(self) -> "Recipe":
+        """A copy that means the same from any working folder."""
+        full = self.model_copy(deep=True)
+        if Path(self.model.source).expanduser().exists():
+            full.model.source = _absolute(self.model.source)
+        full.data.train = [_absolute(file) for file in self.train_files]
+        if self.data.validation is not None:
+            full.data.validation = _absolute(self.data.validation)
+        if self.evaluate.sql_databases is not None:
+            full.evaluate.sql_databases = _absolute(self.evaluate.sql_databases)
+        return full
+
     def settings(self) -> dict[str, Any]:
         """What the run depends on: everything but its place and its provenance."""
         return self.model_dump(exclude={"run", "provenance"})
@@ -203,6 +220,10 @@ class Recipe(_Group):
         return yaml.safe_dump(
             self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True
         )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -110,22 +110,27 @@ class Run:
         Raises:
             UserError: another process is working on it, or the folder cannot be written.
         """
+        folder = self.root.parent
+        path = folder / f".{self.root.name}.lock"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock", timeout=0)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, timeout=0)
             lock.acquire()
         except Timeout:
             raise UserError(
                 f"another process is working on {self.root}; wait for it or choose another run.name"
             ) from None
         except OSError as error:
-            raise UserError(f"cannot write the run folder {self.root}: {error}") from error
+            raise UserError(f"cannot write in {folder}: {error}") from error
         try:
-            remove_unfinished(self.root)
-            remove_unfinished(self.checkpoints_path)
+            if self.root.is_dir():
+                remove_unfinished(self.root)
+                remove_unfinished(self.checkpoints_path)
             yield
         finally:
             lock.release()
+            if not self.root.exists():  # nothing came of it: leave nothing behind
+                path.unlink(missing_ok=True)
 
 
 def open_run(root: Path) -> Run:
@@ -146,6 +151,8 @@ def open_run(root: Path) -> Run:
 def claim_run(recipe: Recipe, stem: str) -> Run:
     """The folder for ``recipe``: a new one, or the one it was begun in.
 
+    A run counts as begun from its first checkpoint on; before that it is simply written anew.
+
     Raises:
         UserError: the folder holds a run of other settings, or is not a run folder.
     """
@@ -154,19 +161,21 @@ def claim_run(recipe: Recipe, stem: str) -> Run:
     if run.root.exists() and not run.root.is_dir():
         raise UserError(f"{run.root} is a file; choose another run.name")
     if run.recipe_path.is_file():
-        begun = run.recipe()
-        asked = (begun.provenance or {}).get("asked")
-        before = Recipe.model_validate(asked) if asked else begun
-        changes = before.differences(recipe)
-        if changes:
-            raise UserError(
-                f"{run.root} was begun with other settings:\n  "
-                + "\n  ".join(changes)
-                + "\nchoose another run.name, or delete that folder to start over"
-            )
-    elif run.root.is_dir() and any(p.name != ".lock" for p in run.root.iterdir()):
+        if run.checkpoints() or run.finished:
+            _check_same(run, recipe)
+    elif run.root.is_dir() and any(run.root.iterdir()):
         raise UserError(f"{run.root} exists and is not a run folder; choose another run.name")
     return run
+
+
+def _check_same(run: Run, recipe: Recipe) -> None:
+    changes = run.recipe().differences(recipe.with_absolute_paths())
+    if changes:
+        raise UserError(
+            f"{run.root} was begun with other settings:\n  "
+            + "\n  ".join(changes)
+            + "\nchoose another run.name, or delete that folder to start over"
+        )
 
 
 def save_recipe(run: Run, recipe: Recipe) -> None:

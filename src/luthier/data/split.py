@@ -2,8 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 from luthier.data.conversation import Conversation
+
+_Row = TypeVar("_Row")
 
 
 def split_key(row: Conversation) -> str:
@@ -51,7 +54,7 @@ def without_overlap(
     return kept, [row for row in train if split_key(row) in held_out]
 
 
-def sample(rows: Sequence[Conversation], count: int, seed: int) -> list[Conversation]:
+def sample(rows: Sequence[_Row], count: int, seed: int) -> list[_Row]:
     """A seeded sample of at most ``count`` rows, in their order."""
     if count >= len(rows):
         return list(rows)

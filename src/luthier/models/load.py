@@ -89,8 +89,13 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def nf4_config(method: MethodGroup, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The 4-bit storage of QLoRA (Dettmers et al. 2023), computing in ``compute_dtype``."""
+def quantization(method: MethodGroup, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """The 4-bit storage of QLoRA (Dettmers et al. 2023), computing in ``compute_dtype``.
+
+    None for the other methods.
+    """
+    if method.name != "qlora":
+        return None
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=method.bnb_4bit_quant_type,

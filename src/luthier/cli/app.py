@@ -1,0 +1,28 @@
+"""What the commands share: the application, the consoles, the options that repeat."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="luthier",
+    help="Fine-tune language models: prepare data, train, prove that the result is better, use it.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+# Results go to stdout, all that is said on the way to stderr: `--json` output can be piped.
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def print_json(value: Any) -> None:
+    """``value`` on stdout, for machines: no colour, no wrapping."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

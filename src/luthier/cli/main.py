@@ -1,0 +1,67 @@
+"""Entry point: run a command, and turn what goes wrong into a message and an exit code."""
+
+import logging
+import os
+import sys
+import warnings
+
+import click
+import typer
+from rich.logging import RichHandler
+
+from luthier import __version__
+from luthier.cli import demo, evaluate, generate, models, train  # noqa: F401  # they register
+from luthier.cli.app import app, err
+from luthier.errors import Interrupted, UserError
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on stderr."),
+) -> None:
+    if version:
+        print(f"luthier {__version__}")
+        raise typer.Exit
+    handler = RichHandler(console=err, show_path=False, show_time=False, show_level=verbose)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("luthier").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> None:
+    """Exit 0 done, 1 fell short, 2 wrong input, 130 interrupted."""
+    # Libraries' own bars and advice would break ours; set before they are imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # One library's advice to another is not for the person at the prompt.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Interrupted as stop:
+        err.print(str(stop), style="yellow", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(130)
+    except (KeyboardInterrupt, click.Abort):
+        err.print("interrupted", style="yellow")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader (head, say) went away; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

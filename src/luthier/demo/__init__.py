@@ -1,0 +1,1 @@
+"""The task that ships with Luthier: questions in English, answers in SQL."""

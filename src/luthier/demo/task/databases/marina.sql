@@ -1,0 +1,21 @@
+CREATE TABLE yachts (id INTEGER PRIMARY KEY, name TEXT, builder TEXT, flag TEXT, length INTEGER, cost INTEGER);
+INSERT INTO yachts VALUES
+  (1, 'Misty Anchor', 'Beaumont', 'Panama', 38, 335),
+  (2, 'Merry Dolphin', 'Hansen', 'Malta', 53, 390),
+  (3, 'Merry Anchor', 'Corvino', 'Norway', 16, 140),
+  (4, 'Swift Dolphin', 'Hansen', 'Malta', 14, 685),
+  (5, 'Lazy Dolphin', 'Hansen', 'Norway', 58, 770),
+  (6, 'Misty Pelican', 'Hansen', 'Malta', 11, 170),
+  (7, 'Merry Tide', 'Corvino', 'Cyprus', 25, 360),
+  (8, 'Merry Pelican', 'Corvino', 'Malta', 30, 850),
+  (9, 'Misty Tide', 'Hansen', 'Malta', 9, 940),
+  (10, 'Salty Dolphin', 'Beaumont', 'Panama', 31, 245),
+  (11, 'Misty Mermaid', 'Beaumont', 'Malta', 40, 355),
+  (12, 'Misty Dolphin', 'Hansen', 'Panama', 35, 595),
+  (13, 'Salty Anchor', 'Corvino', 'Cyprus', 56, 410),
+  (14, 'Swift Anchor', 'Hansen', 'Malta', 37, 420),
+  (15, 'Lazy Anchor', 'Hansen', 'Panama', 46, 615),
+  (16, 'Salty Pelican', 'Beaumont', 'Panama', 26, 215),
+  (17, 'Lazy Tide', 'Hansen', 'Cyprus', 18, 220),
+  (18, 'Merry Mermaid', 'Hansen', 'Panama', 36, 560),
+  (19, 'Swift Tide', 'Hansen', 'Malta', 21, 715);

@@ -1,0 +1,20 @@
+CREATE TABLE dishes (id INTEGER PRIMARY KEY, name TEXT, course TEXT, cuisine TEXT, price REAL, energy INTEGER);
+INSERT INTO dishes VALUES
+  (1, 'Smoked Chicken', 'Side', 'Greek', 8.95, 160),
+  (2, 'Spiced Aubergine', 'Main', 'Greek', 26.95, 780),
+  (3, 'Grilled Trout', 'Side', 'Greek', 9.25, 580),
+  (4, 'Smoked Lamb', 'Starter', 'Greek', 12.25, 600),
+  (5, 'Baked Aubergine', 'Main', 'Greek', 4.25, 830),
+  (6, 'Smoked Trout', 'Side', 'Thai', 8.25, 750),
+  (7, 'Grilled Aubergine', 'Side', 'Spanish', 12.95, 860),
+  (8, 'Spiced Mushroom', 'Main', 'Spanish', 27.25, 150),
+  (9, 'Grilled Lamb', 'Main', 'Spanish', 23.95, 400),
+  (10, 'Roast Trout', 'Main', 'Spanish', 18.95, 250),
+  (11, 'Spiced Chicken', 'Main', 'Spanish', 5.25, 330),
+  (12, 'Baked Mushroom', 'Side', 'Greek', 24.25, 540),
+  (13, 'Smoked Aubergine', 'Starter', 'Indian', 16.25, 190),
+  (14, 'Roast Aubergine', 'Main', 'Indian', 7.95, 240),
+  (15, 'Baked Lamb', 'Main', 'Greek', 21.95, 510),
+  (16, 'Spiced Lamb', 'Main', 'Thai', 13.95, 310),
+  (17, 'Roast Chicken', 'Main', 'Spanish', 22.25, 210),
+  (18, 'Roast Mushroom', 'Side', 'Thai', 20.25, 430);

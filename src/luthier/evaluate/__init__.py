@@ -1,0 +1,1 @@
+"""Perplexity, task metrics, comparisons, the report."""

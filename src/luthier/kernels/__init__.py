@@ -1,0 +1,1 @@
+"""The fast paths of training, each with its slow reference."""

@@ -1,0 +1,131 @@
+"""The loss over supervised tokens, with logits for those positions only.
+
+Of a row of 120 tokens perhaps 30 are supervised. The head of a model with a large vocabulary is
+its largest matrix product, so the positions that do not count are left out of it.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.data.batches import IGNORED, by_length, collate
+from luthier.data.tokens import TokenRow
+
+
+def loss_sum(model: nn.Module, batch: dict[str, Tensor], *, packed: bool = True) -> Tensor:
+    """Sum of the cross-entropies (nats, float32 scalar) of the supervised tokens of ``batch``.
+
+    Args:
+        model: causal language model, possibly wrapped (PEFT, DistributedDataParallel).
+        batch: as ``luthier.data.batches.collate`` makes it, on the model's device.
+        packed: False runs row by row, for models that cannot keep packed rows apart.
+    """
+    pieces = [batch] if packed else _rows(batch)
+    losses = [
+        F.cross_entropy(logits.float(), targets, reduction="sum")
+        for logits, targets in (supervised_logits(model, piece) for piece in pieces)
+    ]
+    return torch.stack(losses).sum()
+
+
+def supervised_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits (S, vocabulary) at the positions that predict a supervised token, and those tokens (S,)."""
+    labels = batch["labels"][0, 1:]
+    positions = (labels != IGNORED).nonzero().squeeze(1)
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k != "labels"}
+    inputs["use_cache"] = False
+    if _keeps_logits(model):
+        logits = model(**inputs, logits_to_keep=positions).logits[0]
+    else:
+        logits = model(**inputs).logits[0, positions]
+    return logits, labels[positions]
+
+
+def mean_loss(
+    model: nn.Module, rows: list[TokenRow], batch_size: int, *, packed: bool
+) -> tuple[float, int]:
+    """Mean loss (nats a supervised token) of ``model`` on ``rows``, and the number of those tokens.
+
+    The model is put into evaluation mode and back. The device is that of its first parameter.
+
+    Raises:
+        ValueError: no token of ``rows`` is supervised.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        with torch.no_grad():
+            for group in by_length(rows, batch_size):
+                batch = {key: value.to(device) for key, value in collate([group]).items()}
+                total += loss_sum(model, batch, packed=packed).item()
+                count += int((batch["labels"] != IGNORED).sum())
+    finally:
+        model.train(training)
+    if not count:
+        raise ValueError("no supervised tokens to take the loss of")
+    return total / count, count
+
+
+def _rows(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The rows of a packed batch, each as a batch of its own; positions go without saying there."""
+    starts = (batch["position_ids"][0] == 0).nonzero().squeeze(1).tolist()
+    ends = [*starts[1:], batch["position_ids"].shape[1]]
+    return [
+        {key: batch[key][:, start:end] for key in ("input_ids", "labels")}
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    """Whether the model computes logits for chosen positions only."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner  # unwrap DistributedDataParallel
+    return "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+
+
+def _base(model: nn.Module) -> Any:
+    """The Transformers model inside a PEFT model, which hides its signature."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@torch.no_grad()
+def rows_stay_apart(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether packed rows are hidden from each other in this model, with this attention.
+
+    Two short rows are run as one packed batch; then a token of the first is changed. The second
+    row's logits may move only by rounding, measured against what a change of its own first token
+    does to them. Models that ignore ``position_ids`` or carry a state from token to token fail.
+    """
+    vocabulary: int = _base(model).get_input_embeddings().weight.shape[0]
+    device = next(model.parameters()).device
+    first = torch.arange(1, 9, device=device) % vocabulary
+    second = torch.arange(11, 19, device=device) % vocabulary
+    training = model.training
+    model.eval()
+
+    def second_logits(first: Tensor, second: Tensor) -> Tensor:
+        positions = torch.arange(8, device=device).repeat(2)[None]
+        output = model(
+            input_ids=torch.cat([first, second])[None], position_ids=positions, use_cache=False
+        )
+        return output.logits[0, 9:].float()  # behind the token that is changed
+
+    def changed(row: Tensor) -> Tensor:
+        return torch.cat([(row[:1] + 7) % vocabulary, row[1:]])
+
+    try:
+        plain = second_logits(first, second)
+        leak = (second_logits(changed(first), second) - plain).norm()
+        own = (second_logits(first, changed(second)) - plain).norm()
+    except (TypeError, ValueError, RuntimeError):
+        return False  # it cannot even be called with positions
+    finally:
+        model.train(training)
+    return bool(leak <= 0.01 * own)

@@ -1,0 +1,88 @@
+"""The model of a finished run, with the base it came from, for evaluation and use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from luthier.errors import UserError
+from luthier.models.adapters import load_adapter
+from luthier.models.dtype import pick_device
+from luthier.models.load import load_model, load_tokenizer, quantization
+from luthier.models.source import resolve
+from luthier.recipe import Recipe
+from luthier.run import Run
+
+
+class TunedModel:
+    """A tuned model, in evaluation mode, and a way to its base.
+
+    Attributes:
+        tuned: the model with what it learned.
+        tokenizer: with the chat template that the run trained with.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tuned: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.tuned = tuned.eval()
+        self.tokenizer = tokenizer
+        self._recipe = recipe
+        self._base: PreTrainedModel | None = None
+
+    @contextmanager
+    def as_base(self) -> Iterator[PreTrainedModel | PeftModel]:
+        """The model before tuning: the adapter off, or the base loaded when first wanted."""
+        if isinstance(self.tuned, PeftModel):
+            with self.tuned.disable_adapter():
+                yield self.tuned
+            return
+        if self._base is None:
+            self._base = load_base(self._recipe).eval()
+        yield self._base
+
+
+def load_tuned(run: Run) -> TunedModel:
+    """Load the best weights of ``run`` on this machine's device, in the dtype it trained in.
+
+    Raises:
+        UserError: the run has not finished, or a model cannot be read.
+    """
+    recipe = run.recipe()
+    weights = run.weights_path(recipe)
+    if not run.finished:
+        raise UserError(f"{run.root} has not finished training; run `luthier train` on it again")
+    tokenizer = load_tokenizer(weights, recipe.model.trust_remote_code)
+    if recipe.method.name != "full":
+        return TunedModel(recipe, load_adapter(load_base(recipe), weights), tokenizer)
+    tuned = load_model(
+        weights,
+        run_dtype(recipe),
+        device=pick_device(),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    return TunedModel(recipe, tuned, tokenizer)
+
+
+def load_base(recipe: Recipe) -> PreTrainedModel:
+    """The model that the run of ``recipe`` began from, stored as it was while training."""
+    dtype = run_dtype(recipe)
+    return load_model(
+        resolve(recipe.model.source, recipe.model.revision).folder,
+        dtype,
+        quantization=quantization(recipe.method, dtype),
+        device=pick_device(),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def run_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype that a run computed in, from its resolved recipe."""
+    assert recipe.provenance is not None
+    dtype: torch.dtype = getattr(torch, recipe.provenance["dtype"])
+    return dtype

@@ -1,0 +1,170 @@
+"""A recipe in, a run folder out: the whole of `luthier train`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+    set_seed,
+)
+
+from luthier.data.batches import RowDataset
+from luthier.data.prepare import Prepared, load_stored, prepare, store
+from luthier.data.split import sample
+from luthier.errors import Interrupted, UserError
+from luthier.kernels.loss import rows_stay_apart
+from luthier.models.adapters import trainable_parameters
+from luthier.recipe import Recipe
+from luthier.run import Run, save_recipe
+from luthier.train.arguments import training_arguments
+from luthier.train.callbacks import Display, Recorder, StopRequest
+from luthier.train.finish import Measured, finish, read_measured, stopped_early
+from luthier.train.provenance import changed_versions, resolved_recipe
+from luthier.train.runlog import logging_to_run
+from luthier.train.setup import (
+    Setup,
+    build_model,
+    choose_setup,
+    load_prepared_tokenizer,
+    resolve_model,
+)
+from luthier.train.trainer import LuthierTrainer
+
+
+def fit(recipe: Recipe, run: Run, display: Display) -> Measured:
+    """Train by ``recipe`` into ``run``, from its last checkpoint if there is one.
+
+    Raises:
+        UserError: the recipe, the data or the machine does not allow it.
+        Interrupted: the user asked to stop, and a checkpoint of that step was written.
+    """
+    with run.locked():
+        if run.finished:
+            return read_measured(run)
+        with logging_to_run() as log_to:
+            return _fit(recipe, run, display, log_to)
+
+
+def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], None]) -> Measured:
+    # All that can fail for what the user wrote comes before the first file is written.
+    checkpoints = run.checkpoints()
+    provenance = (run.recipe().provenance or {}) if checkpoints else {}
+    setup = choose_setup(recipe)
+    if checkpoints:  # measured once a run: a busy machine must not change the answer
+        setup = replace(setup, dtype=getattr(torch, provenance["dtype"]))
+    resolved = resolve_model(recipe)
+    tokenizer, template = load_prepared_tokenizer(recipe, resolved)
+    if checkpoints:
+        data = load_stored(recipe.data, tokenizer, run)
+        changed = changed_versions(provenance, tokenizer)
+        if changed:
+            display.note(
+                "resuming with other versions, so perhaps not bit for bit: " + ", ".join(changed)
+            )
+    else:
+        data = prepare(recipe, tokenizer)
+    if not any(row.conversation.messages for row in data.train):
+        template = "none"  # plain text: nothing is rendered, neither now nor at inference
+    _describe_data(data, template, display)
+    for substitute in setup.substitutes:
+        display.note(substitute)
+    set_seed(recipe.train.seed)
+    model = build_model(recipe, resolved, setup)
+    trainable, total = trainable_parameters(model)
+    display.note(
+        f"{recipe.method.name}: {trainable:,} of {total:,} parameters train "
+        f"({trainable / total:.2%}), {setup.dtype_name} on {setup.device_name}"
+    )
+    packed = rows_stay_apart(model)
+    if not packed:
+        display.note("this model cannot keep packed rows apart: each row runs by itself, slower")
+    if not checkpoints:
+        save_recipe(run, resolved_recipe(recipe, resolved, setup, tokenizer, template, data))
+        store(data, run)
+    log_to(run.log_path)
+    trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, display)
+    with stop.listening(display):
+        try:
+            _train(trainer, checkpoints, recipe)
+        finally:
+            display.end()
+    ended = trainer.state.global_step >= trainer.state.max_steps or stopped_early(trainer.state)
+    if stop.requested and not ended:
+        raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {run.root}")
+    return finish(recipe, run, setup, trainer.state, tokenizer, (trainable, total))
+
+
+def _make_trainer(
+    recipe: Recipe,
+    run: Run,
+    setup: Setup,
+    model: PreTrainedModel | PeftModel,
+    data: Prepared,
+    packed: bool,
+    display: Display,
+) -> tuple[LuthierTrainer, StopRequest]:
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_path)
+    stop = StopRequest()
+    callbacks: list[TrainerCallback] = [Recorder(run, display, stop)]
+    if recipe.train.early_stopping_patience is not None and data.validation:
+        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
+    trainer = LuthierTrainer(
+        model,
+        training_arguments(recipe, run, setup, validates=bool(data.validation)),
+        RowDataset(data.train, recipe.data.max_length, recipe.data.packing),
+        sample(data.validation, recipe.train.eval_rows or len(data.validation), recipe.train.seed),
+        run,
+        packed=packed,
+        save_total_limit=recipe.train.save_total_limit,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, stop
+
+
+def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path], recipe: Recipe) -> None:
+    last = list(checkpoints.values())[-1] if checkpoints else None
+    if last is not None:
+        state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+        if state.global_step >= state.max_steps or stopped_early(state):
+            trainer.state = state  # training was done; only the end of the run was cut off
+            return
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU ran out of memory; lower train.per_device_train_batch_size "
+            f"(now {recipe.train.per_device_train_batch_size}) or data.max_length, or set "
+            "train.gradient_checkpointing=true; raise train.gradient_accumulation_steps to keep "
+            f"the effective batch. {error}"
+        ) from error
+
+
+def _describe_data(data: Prepared, template: str, display: Display) -> None:
+    report = data.report
+    for source in report["sources"]:
+        display.note(f"{source['file']}: {source['rows']:,} rows, format {source['format']}")
+    rows, tokens = report["rows"], report["tokens"]
+    display.note(
+        f"{rows['train']:,} rows to train on, {rows['validation']:,} held out; "
+        f"{tokens['train']['supervised']:,} of {tokens['train']['total']:,} training tokens are "
+        f"supervised; longest row {tokens['train']['longest']}; template {template}"
+    )
+    names = {
+        "bad": "cannot be used",
+        "too_long": "are over data.max_length",
+        "also_in_validation": "are in the validation file too, so not trained on",
+    }
+    for key, meaning in names.items():
+        if report["left_out"][key]:
+            display.note(
+                f"{len(report['left_out'][key])} rows {meaning}: see data/data-report.json"
+            )

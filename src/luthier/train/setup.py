@@ -1,0 +1,118 @@
+"""What the recipe asks for, on the device that is there: dtype, optimiser, the model to train."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from luthier.data.template import choose_template
+from luthier.errors import UserError
+from luthier.models.adapters import attach_adapter
+from luthier.models.dtype import pick_device, pick_dtype
+from luthier.models.load import load_config, load_model, load_tokenizer, quantization
+from luthier.models.source import ResolvedModel, resolve
+from luthier.recipe import Recipe
+
+# Paging moves optimiser state between GPU and host memory; without a GPU there is nothing to page.
+_UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch_fused"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where and in what a run computes.
+
+    Attributes:
+        device: where the model lies.
+        dtype: of frozen weights and of the arithmetic.
+        optim: the optimiser's name for TrainingArguments.
+        substitutes: sentences that say where this differs from what was asked, and why.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    optim: str
+    substitutes: list[str]
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name, or ``cpu`` with its number of threads."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{self.device.type}, {torch.get_num_threads()} threads"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_setup(recipe: Recipe) -> Setup:
+    """Fit the recipe to the machine.
+
+    Raises:
+        UserError: the recipe asks for what the machine cannot do and nothing stands in for.
+    """
+    device = pick_device()
+    asked = recipe.model.dtype
+    dtype = pick_dtype(device) if asked == "auto" else getattr(torch, asked)
+    if dtype == torch.float16 and device.type != "cuda":
+        raise UserError(
+            "model.dtype float16 trains on a CUDA GPU only; use auto, bfloat16 or float32 here"
+        )
+    assert recipe.train.optim is not None  # the recipe filled in the method's
+    optim: str = recipe.train.optim
+    substitutes = []
+    if optim in _UNPAGED and device.type != "cuda":
+        substitutes.append(
+            f"optim {_UNPAGED[optim]} instead of {optim}: paging needs a CUDA GPU, "
+            "the update rule is the same"
+        )
+        optim = _UNPAGED[optim]
+    return Setup(device, dtype, optim, substitutes)
+
+
+def load_prepared_tokenizer(
+    recipe: Recipe, resolved: ResolvedModel
+) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer with the run's chat template on it, and the name of that template."""
+    tokenizer = load_tokenizer(resolved.folder, recipe.model.trust_remote_code)
+    return tokenizer, choose_template(tokenizer, recipe.data.template)
+
+
+def resolve_model(recipe: Recipe) -> ResolvedModel:
+    """Find the recipe's model and check that rows of ``max_length`` fit it.
+
+    Raises:
+        UserError: no such model, or it has fewer positions than ``data.max_length``.
+    """
+    resolved = resolve(recipe.model.source, recipe.model.revision)
+    config = load_config(resolved.folder, recipe.model.trust_remote_code)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and recipe.data.max_length > positions:
+        raise UserError(
+            f"data.max_length {recipe.data.max_length} is more than the {positions} positions of "
+            f"{recipe.model.source}; set data.max_length={positions} or less"
+        )
+    return resolved
+
+
+def build_model(
+    recipe: Recipe, resolved: ResolvedModel, setup: Setup
+) -> PreTrainedModel | PeftModel:
+    """The model ready to train by the recipe's method.
+
+    Weights that train are float32 in every method, so that updates far smaller than the weights
+    are not rounded away; frozen ones are in ``setup.dtype``, or in 4 bits for QLoRA.
+    """
+    trained_whole = recipe.method.name == "full"
+    model = load_model(
+        resolved.folder,
+        torch.float32 if trained_whole else setup.dtype,
+        quantization=quantization(recipe.method, setup.dtype),
+        device=setup.device,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    model.config.use_cache = False
+    if trained_whole:
+        return model
+    return attach_adapter(model, recipe.method)

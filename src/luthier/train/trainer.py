@@ -1,0 +1,127 @@
+"""The training step, the same for full, LoRA and QLoRA, on Transformers' Trainer."""
+
+import math
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from luthier.data.batches import RowDataset, collate
+from luthier.data.tokens import TokenRow
+from luthier.errors import UserError
+from luthier.files import remove_folder, staged_folder
+from luthier.kernels.loss import loss_sum, mean_loss
+from luthier.run import Run
+
+
+class LuthierTrainer(Trainer):
+    """Trainer with padding-free batches, a token-exact loss and checkpoints that are never partial."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        arguments: TrainingArguments,
+        train: RowDataset,
+        validation: list[TokenRow],
+        run: Run,
+        *,
+        packed: bool,
+        save_total_limit: int,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model,
+            arguments,
+            data_collator=collate,
+            train_dataset=train,
+            # The loop only asks whether there is one; `evaluate` below reads the rows themselves.
+            eval_dataset=RowDataset(validation, 0, packing=False) if validation else None,
+            callbacks=callbacks,
+        )
+        self.loss_is_scaled_for_ga = True  # `compute_loss` divides by all tokens of the step
+        self.model_accepts_loss_kwargs = True  # makes the loop count supervised tokens
+        self.validation = validation
+        self.run_folder = run
+        self.packed = packed
+        self.save_total_limit = save_total_limit
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Cross-entropy of this micro-batch over the supervised tokens of the whole step.
+
+        loss = sum_t -log p(x_t | x_<t) / N, with N the supervised tokens of all micro-batches and
+        processes of the step. Summed over micro-batches it is the mean over the effective batch,
+        which a mean of means is not when rows differ in length.
+        """
+        assert num_items_in_batch is not None and not return_outputs
+        loss = loss_sum(model, inputs, packed=self.packed) / num_items_in_batch
+        # Gradients are averaged over processes, while N was summed over them.
+        return loss * self.accelerator.num_processes
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean loss and perplexity over every supervised token of the validation rows."""
+        with self.compute_loss_context_manager():
+            assert self.model is not None
+            loss, _tokens = mean_loss(
+                self.model,
+                self.validation,
+                self.args.per_device_eval_batch_size,
+                packed=self.packed,
+            )
+        metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        best = super()._determine_best_metric(metrics, trial)
+        # The best weights are kept whether or not a checkpoint was due.
+        self.control.should_save |= best
+        return best
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside and rename it, so that it is complete or absent."""
+        target = self.run_folder.checkpoint_path(self.state.global_step)
+        self.store_flos()
+        # TrainerControl is left out: that this process was asked to stop is not the run's state.
+        self.state.stateful_callbacks = {  # type: ignore[assignment]
+            type(callback).__name__: callback.state()
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, ExportableState)
+        }
+        try:
+            with staged_folder(target) as folder:
+                self.save_model(str(folder), _internal_call=True)
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
+                self._save_rng_state(str(folder))
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
+            raise UserError(
+                f"cannot write the checkpoint {target}: {error}\n"
+                "the checkpoints before it are whole: free some space and run the same command again"
+            ) from error
+        self._rotate()
+
+    def _rotate(self) -> None:
+        """Keep the newest ``save_total_limit`` checkpoints, and the best one."""
+        found = self.run_folder.checkpoints()
+        spare = list(found)[: -self.save_total_limit]
+        for step in spare:
+            if step != self.state.best_global_step:
+                remove_folder(found[step])
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf
