@@ -1,1 +1,51 @@
 """`luthier demo`."""
+
+import shlex
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.evaluate import evaluation_progress, show_comparison, show_samples
+from luthier.cli.train import show_measured
+
+_QUESTION = """Write the SQLite query.
+
+boats(id, name, length, harbour)
+Question: How many boats have the harbour Kiel?"""
+
+
+@app.command()
+def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of its recipe."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the small real model on text-to-SQL and show before and after.
+
+    Some 400 questions over generated SQLite databases; the answers to 84 questions over databases
+    that training never saw are executed, and count if they return what the reference returns.
+    """
+    from luthier.demo.play import demo_recipe, play
+    from luthier.train.progress import make_display
+
+    recipe = demo_recipe(overrides or [])
+    with evaluation_progress() as on_progress:
+        root, measured, evaluation = play(recipe, make_display(err), on_progress)
+    if as_json:
+        print_json({"run": str(root), "measured": asdict(measured), "evaluation": evaluation})
+        return
+    show_samples(evaluation, 3)
+    show_comparison(evaluation)
+    show_measured(root, measured)
+    out.print(
+        f"next: luthier generate {root} --compare -p {shlex.quote(_QUESTION)}\n"
+        f"      luthier chat {root} --compare\n"
+        "      luthier train recipes/lora.yaml --set data.train=YOUR.jsonl",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -45,8 +45,7 @@ def evaluate(
         print_json(evaluation)
         return
     show_comparison(evaluation)
-    for sample in evaluation["samples"][:samples]:
-        out.print(_sample_table(sample))
+    show_samples(evaluation, samples)
     out.print(f"all of it: {run.evaluation_path}", highlight=False, soft_wrap=True)
 
 
@@ -95,6 +94,12 @@ def show_comparison(evaluation: dict[str, Any]) -> None:
             table.add_row(label, *cells)
     out.print(title, highlight=False)
     out.print(table)
+
+
+def show_samples(evaluation: dict[str, Any], count: int) -> None:
+    """The first answers, base and tuned side by side."""
+    for sample in evaluation["samples"][:count]:
+        out.print(_sample_table(sample))
 
 
 def _sample_table(sample: dict[str, Any]) -> Table:

@@ -55,7 +55,8 @@ def train(
         return
     if was_finished:
         out.print(f"{run.root} has finished before; choose another run.name to train anew")
-    _show(run, measured)
+    show_measured(run.root, measured)
+    out.print(f"next: luthier evaluate {run.root}", highlight=False)
 
 
 def _find(path: Path, overrides: list[str]) -> tuple[Recipe, Run]:
@@ -69,7 +70,8 @@ def _find(path: Path, overrides: list[str]) -> tuple[Recipe, Run]:
     return recipe, claim_run(recipe, path.stem)
 
 
-def _show(run: Run, measured: "Measured") -> None:
+def show_measured(root: Path, measured: "Measured") -> None:
+    """What a finished run took, and where its weights are."""
     table = Table(show_header=False)
     if measured.best_eval_loss is not None:
         table.add_row(
@@ -83,6 +85,5 @@ def _show(run: Run, measured: "Measured") -> None:
         "time", f"{measured.seconds:.0f} s, {measured.tokens_per_second:,.0f} tokens/s in training"
     )
     table.add_row("peak memory", f"{measured.peak_memory_bytes / 2**30:.2f} GiB")
-    table.add_row("weights", str(run.root / measured.weights))
+    table.add_row("weights", str(root / measured.weights))
     out.print(table)
-    out.print(f"next: luthier evaluate {run.root}", highlight=False)

@@ -1,0 +1,33 @@
+"""The whole path on a real small model: pull, train, evaluate on databases it never saw."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from luthier.evaluate.before_after import OnProgress, evaluate_run
+from luthier.recipe import Recipe, load_recipe
+from luthier.run import claim_run
+from luthier.train.callbacks import Display
+from luthier.train.finish import Measured
+from luthier.train.fit import fit
+
+TASK = Path(str(files("luthier.demo"))) / "task"
+
+
+def demo_recipe(overrides: list[str]) -> Recipe:
+    """The recipe of the demo, its data found in the installed package."""
+    paths = [f"data.train={TASK / 'train.jsonl'}", f"evaluate.sql_databases={TASK / 'databases'}"]
+    return load_recipe(TASK.parent / "recipe.yaml", [*paths, *overrides])
+
+
+def play(
+    recipe: Recipe, display: Display, on_progress: OnProgress
+) -> tuple[Path, Measured, dict[str, Any]]:
+    """Train (or go on, or find it done) and evaluate: the run folder and both results.
+
+    Raises:
+        UserError, Interrupted: as ``fit`` and ``evaluate_run``.
+    """
+    run = claim_run(recipe, "demo")
+    measured = fit(recipe, run, display)
+    return run.root, measured, evaluate_run(run, str(TASK / "test.jsonl"), on_progress)
