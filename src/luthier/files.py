@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(staging, path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

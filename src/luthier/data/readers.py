@@ -73,8 +73,7 @@ def _json(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | Bad
     if not isinstance(value, list):
         raise UserError(f"{name}: a .json data file holds a list of objects")
     for number, row in enumerate(value, start=1):
-        origin = Origin(name, number)
-        yield (origin, row) if isinstance(row, dict) else BadRow(origin, "not a JSON object")
+        yield _checked(row, Origin(name, number))
 
 
 def _parse(raw: bytes, origin: Origin) -> tuple[Origin, dict[str, Any]] | BadRow:
@@ -86,7 +85,17 @@ def _parse(raw: bytes, origin: Origin) -> tuple[Origin, dict[str, Any]] | BadRow
         return BadRow(origin, f"not valid JSON: {error.msg} at column {error.colno}")
     except RecursionError:
         return BadRow(origin, "nested too deeply to read")
-    return (origin, row) if isinstance(row, dict) else BadRow(origin, "not a JSON object")
+    return _checked(row, origin)
+
+
+def _checked(row: Any, origin: Origin) -> tuple[Origin, dict[str, Any]] | BadRow:
+    if not isinstance(row, dict):
+        return BadRow(origin, "not a JSON object")
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return BadRow(origin, "holds half of a surrogate pair (\\ud800 …), which is no character")
+    return origin, row
 
 
 def _csv(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | BadRow]:

@@ -27,7 +27,8 @@ def split(
     """Split into (train, validation), ``fraction`` of the rows in the latter, order kept.
 
     Each group of rows with one ``split_key`` goes to one side. Which one depends on the key and
-    the seed alone, so that adding rows moves few of the others.
+    the seed alone, so that adding rows moves few of the others. Where a fraction is asked for and
+    there are two groups at least, neither side is empty.
     """
     groups: dict[str, int] = {}
     for row in rows:
@@ -40,6 +41,8 @@ def split(
         if count + groups[key] <= wanted:
             held_out.add(key)
             count += groups[key]
+    if fraction > 0 and not held_out and len(groups) > 1:
+        held_out.add(min(ranked, key=lambda key: groups[key]))
     train = [row for row in rows if split_key(row) not in held_out]
     validation = [row for row in rows if split_key(row) in held_out]
     return train, validation

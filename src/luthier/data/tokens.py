@@ -67,7 +67,7 @@ class Tokenizer:
             rendering.text, add_special_tokens=False, return_offsets_mapping=True
         )
         input_ids, offsets = list(encoding.input_ids), list(encoding.offset_mapping)
-        if any(_straddles(offsets, start) for start, _ in rendering.spans):
+        if not all(self._begins(input_ids, rendering.text[:start]) for start, _ in rendering.spans):
             pieces = self._encode_pieces(rendering)
             if pieces is not None:
                 return pieces
@@ -79,12 +79,19 @@ class Tokenizer:
                     supervised[index] = True
         return input_ids, supervised
 
-    def _encode_pieces(self, rendering: Rendering) -> tuple[list[int], list[bool]] | None:
-        """Tokenise prompt and answers apart, as inference does, where that changes no text.
+    def _begins(self, input_ids: list[int], prompt: str) -> bool:
+        """Whether ``prompt``, tokenised alone as at inference, is what ``input_ids`` begin with.
 
-        A token that joins the end of a prompt with the start of its answer never occurs at
-        inference, where the prompt is tokenised alone. None where the tokenizer does not allow it
-        (one that puts a space before every text).
+        What follows can change the tokens of a prompt: GPT-2's rules split two line breaks in two
+        before a letter and join them at the end of a text.
+        """
+        ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        return bool(input_ids[: len(ids)] == ids)
+
+    def _encode_pieces(self, rendering: Rendering) -> tuple[list[int], list[bool]] | None:
+        """Tokenise prompts and answers apart, as inference does, where that changes no text.
+
+        None where the tokenizer does not allow it (one that puts a space before every text).
         """
         borders = [0, *(b for span in rendering.spans for b in span), len(rendering.text)]
         input_ids: list[int] = []
@@ -97,10 +104,6 @@ class Tokenizer:
         if self.tokenizer.decode(input_ids) != self.tokenizer.decode(whole):
             return None
         return input_ids, supervised
-
-
-def _straddles(offsets: list[tuple[int, int]], border: int) -> bool:
-    return any(first < border < last for first, last in offsets)
 
 
 def cut(row: TokenRow, max_length: int) -> list[TokenRow]:

@@ -17,7 +17,8 @@ def attach_adapter(model: PreTrainedModel, method: MethodGroup) -> PeftModel:
     in float32 whatever the dtype of W, so that small updates are not rounded away.
 
     Raises:
-        UserError: ``target_modules`` names no layer of this model.
+        UserError: ``target_modules`` names no layer of this model, or it has experts, whose
+            adapters have no dropout, and ``lora_dropout`` is not 0.
     """
     config = LoraConfig(
         r=method.lora_r,
@@ -28,16 +29,21 @@ def attach_adapter(model: PreTrainedModel, method: MethodGroup) -> PeftModel:
         use_dora=method.use_dora,
         task_type="CAUSAL_LM",
     )
+    leaves = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+    )
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
-        leaves = sorted(
-            {
-                name.rpartition(".")[2]
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear)
-            }
-        )
+        if "lora_dropout" in str(error):  # PEFT adapts a stack of experts as one parameter
+            raise UserError(
+                "the experts of this model allow no dropout in their adapters: set "
+                "method.lora_dropout=0"
+            ) from error
         raise UserError(
             f"method.target_modules {method.target_modules!r} does not fit this model: {error}; "
             f"its linear layers are {', '.join(leaves)}"

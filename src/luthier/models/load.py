@@ -47,7 +47,8 @@ def load_model(
     Only safetensors files are read: a pickled checkpoint can run code when it is opened.
 
     Raises:
-        UserError: the folder holds no weights that can be read this way.
+        UserError: the folder holds no weights that can be read this way, or they do not suit the
+            quantisation on this device.
     """
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -61,7 +62,31 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(_load_failure(folder, error)) from error
+    if quantization is not None:
+        _guard_4bit_layers(model)
     return model
+
+
+def _guard_4bit_layers(model: PreTrainedModel) -> None:
+    """Keep clear of two faults of bitsandbytes (0.50) on CPUs, both silent.
+
+    It expands weights wrongly where a row is not made of whole blocks. And at the first evaluation
+    it repacks weights: their scales are rounded for good, and products with them carry no gradient,
+    so that training goes on without the base's part of it.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in model.named_modules():
+        if not isinstance(module, Linear4bit) or module.weight.device.type != "cpu":
+            continue
+        blocksize = module.weight.quant_state.blocksize
+        if module.in_features % blocksize:
+            raise UserError(
+                f"qlora cannot run this model on a CPU: the {module.in_features} inputs of {name} "
+                f"are not a multiple of {blocksize}, which its 4-bit library needs there; "
+                "use method.name lora, or a GPU"
+            )
+        module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -1,0 +1,116 @@
+"""What the tests share. Tiny random models for logic; the real one only where it proves something."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import save_tiny
+from helpers import Notes, write_rows
+
+from luthier.recipe import Recipe, parse_recipe
+from luthier.run import Run, claim_run
+
+# The same arithmetic in every process of the suite, and no fight over two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a two-layer Llama with a ChatML tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """Folder of the real 135M model, pulled into the user's cache on first use."""
+    from luthier.models.pull import pull
+
+    return pull("smollm2-135m").folder
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict[str, str]]:
+    """Alpaca rows of unequal length."""
+    return [
+        {
+            "instruction": f"Repeat the number {n}, please" + " and then count" * (n % 4),
+            "output": " ".join(str(n + i) for i in range(1 + n % 7)),
+        }
+        for n in range(60)
+    ]
+
+
+@pytest.fixture
+def data_file(tmp_path: Path, rows: list[dict[str, str]]) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", rows)
+
+
+@pytest.fixture
+def make_recipe(tiny_model: Path, data_file: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe for the tiny model: ``make_recipe("train.max_steps=3", …)``."""
+
+    def make(*overrides: str) -> Recipe:
+        defaults = [
+            f"model.source={tiny_model}",
+            "model.dtype=float32",
+            f"data.train={data_file}",
+            "data.max_length=128",
+            "train.per_device_train_batch_size=2",
+            "train.gradient_accumulation_steps=2",
+            "train.max_steps=6",
+            "train.eval_steps=3",
+            "train.save_steps=3",
+            "train.learning_rate=1e-2",
+            f"run.dir={tmp_path / 'runs'}",
+            "run.name=run",
+        ]
+        return parse_recipe("", [*defaults, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def recipe_file(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(make_recipe().to_yaml(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run `luthier ARGS…` as a person would; returns the finished process with its text."""
+
+    def run(*args: str | Path, stdin: str = "", cwd: Path | None = None, **env: str) -> Any:
+        return subprocess.run(
+            [sys.executable, "-m", "luthier.cli.main", *map(str, args)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "100", **env},
+        )
+
+    return run
+
+
+@pytest.fixture
+def train() -> Callable[..., Run]:
+    """``train(recipe)``: the finished run; ``notes`` collects what was said."""
+
+    def go(recipe: Recipe, notes: Notes | None = None) -> Run:
+        from luthier.train.fit import fit
+
+        run = claim_run(recipe, "test")
+        fit(recipe, run, notes or Notes())
+        return run
+
+    return go

@@ -1,0 +1,200 @@
+"""The loss mask, token by token: what is supervised is the answers and what ends them, no more."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import CHAT_FAMILIES, QWEN3, Family, make_tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from luthier.data.conversation import Origin
+from luthier.data.formats import detect_format, to_conversation
+from luthier.data.template import TemplateRejects, choose_template, render
+from luthier.data.tokens import Tokenizer, TokenRow, cut
+
+ANSWERS = ["Paris.", "  It is 3 < 4;\nyes  ", "naïve 🎻 café"]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> TokenRow:
+    fmt = detect_format(row)
+    assert fmt is not None
+    return Tokenizer(tokenizer, "completions").encode(
+        to_conversation(row, fmt, Origin("rows.jsonl", 1))
+    )
+
+
+def supervised_texts(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> list[str]:
+    """Each run of supervised tokens, decoded."""
+    runs: list[list[int]] = []
+    before = False
+    for token, counts in zip(row.input_ids, row.supervised, strict=True):
+        if counts:
+            if not before:
+                runs.append([])
+            runs[-1].append(token)
+        before = counts
+    return [tokenizer.decode(run, skip_special_tokens=False) for run in runs]
+
+
+def single(answer: str) -> list[dict[str, Any]]:
+    """The same conversation in every format."""
+    return [
+        {"instruction": "Capital of France?", "input": "", "output": answer},
+        {"messages": turns(["Capital of France?"], [answer])},
+        {
+            "conversations": [
+                {"from": "human", "value": "Capital of France?"},
+                {"from": "gpt", "value": answer},
+            ]
+        },
+        {"prompt": "Capital of France?", "completion": answer},
+    ]
+
+
+def turns(questions: list[str], answers: list[str]) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": text}
+        for pair in zip(questions, answers, strict=True)
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def learned(name: str, family: Family, answer: str) -> str:
+    """What the model has to write after the prompt of this family's template."""
+    if name in ("llama3", "gemma"):  # these templates trim
+        answer = answer.strip()
+    text = family.answer_start + answer + family.answer_end
+    # SentencePiece's decoder drops the space that it puts before every text.
+    return text.removeprefix(" ") if family.metaspace else text
+
+
+@pytest.mark.parametrize("name", CHAT_FAMILIES)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_single_turn_in_every_format(name: str, answer: str) -> None:
+    family = CHAT_FAMILIES[name]
+    tokenizer = make_tokenizer(family)
+    encoded = [encode(tokenizer, row) for row in single(answer)]
+    for row in encoded:
+        assert supervised_texts(tokenizer, row) == [learned(name, family, answer)]
+        assert row.input_ids == encoded[0].input_ids
+
+
+@pytest.mark.parametrize("name", CHAT_FAMILIES)
+def test_every_answer_of_a_conversation_counts_and_no_question(name: str) -> None:
+    family = CHAT_FAMILIES[name]
+    tokenizer = make_tokenizer(family)
+    # The same words in question and answer: a search for the answer's text would go wrong.
+    questions, answers = ["yes", "ok", "yes ok"], ["ok", "yes", "yes"]
+    messages = turns(questions, answers)
+    if family.system:
+        messages = [{"role": "system", "content": "ok yes"}, *messages]
+    row = encode(tokenizer, {"messages": messages})
+    assert supervised_texts(tokenizer, row) == [learned(name, family, a) for a in answers]
+
+
+@pytest.mark.parametrize("name", CHAT_FAMILIES)
+def test_the_prompt_of_training_is_the_prompt_of_inference(name: str) -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES[name])
+    for answer in ANSWERS:
+        row = encode(tokenizer, single(answer)[0])
+        prompt = render(
+            tokenizer,
+            ({"role": "user", "content": "Capital of France?"},),
+            add_generation_prompt=True,
+        )
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        assert row.input_ids[: len(ids)] == ids
+        assert not any(row.supervised[: len(ids)])
+        assert all(row.supervised[len(ids) : len(ids) + 1])
+
+
+def test_alpaca_template_for_a_base_model() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["mistral-bytes"])
+    tokenizer.chat_template = None
+    assert choose_template(tokenizer, "auto") == "alpaca"
+    plain = encode(tokenizer, {"instruction": "Sort.", "output": "1 2"})
+    given = encode(tokenizer, {"instruction": "Sort.", "input": "2 1", "output": "1 2"})
+    for row in (plain, given):
+        assert supervised_texts(tokenizer, row) == ["1 2</s>"]
+    assert tokenizer.decode(given.input_ids) == (
+        "Below is an instruction that describes a task, paired with an input that provides "
+        "further context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSort.\n\n### Input:\n2 1\n\n### Response:\n1 2</s>"
+    )
+    assert "paired with an input" not in tokenizer.decode(plain.input_ids)
+    two = encode(tokenizer, {"messages": turns(["a", "b"], ["c", "d"])})
+    assert supervised_texts(tokenizer, two) == ["c</s>", "d</s>"]
+
+
+def test_a_template_that_writes_past_turns_otherwise() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.chat_template = QWEN3
+    row = encode(tokenizer, {"messages": turns(["a", "b"], ["c", "d"])})
+    # The model begins each answer with a thought, and is asked to where the template shows one.
+    assert supervised_texts(tokenizer, row) == ["c<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+
+
+def test_the_real_model(real_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    for answer in ANSWERS:
+        for row in single(answer):
+            assert supervised_texts(tokenizer, encode(tokenizer, row)) == [answer + "<|im_end|>"]
+    row = encode(tokenizer, {"messages": turns(["a", "b"], ["c", "d"])})
+    assert supervised_texts(tokenizer, row) == ["c<|im_end|>", "d<|im_end|>"]
+
+
+def test_a_role_that_the_template_refuses_is_told() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["gemma"])
+    messages = [{"role": "system", "content": "s"}, *turns(["a"], ["b"])]
+    with pytest.raises(TemplateRejects, match="System role not supported"):
+        encode(tokenizer, {"messages": messages})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+    ],
+)
+def test_a_template_that_hides_the_answer_is_told(template: str) -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.chat_template = template
+    with pytest.raises(TemplateRejects, match="the chat template"):
+        encode(tokenizer, {"prompt": "a", "completion": "b"})
+
+
+def test_train_on_all_counts_all_but_the_first() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    conversation = to_conversation(single("Paris.")[0], "alpaca", Origin("f", 1))
+    row = Tokenizer(tokenizer, "all").encode(conversation)
+    assert row.supervised == [False] + [True] * (len(row) - 1)
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
+def test_plain_text_is_learned_whole_and_ended(name: str) -> None:
+    family = CHAT_FAMILIES[name]
+    tokenizer = make_tokenizer(family)
+    row = encode(tokenizer, {"text": "Once upon a time."})
+    assert row.supervised == [False] + [True] * (len(row) - 1)
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert row.input_ids.count(int(tokenizer.eos_token_id)) == 1
+
+
+def test_cutting_a_conversation_keeps_its_start() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    row = encode(tokenizer, single("one two three four")[0])
+    first = row.supervised.index(True)
+    assert cut(row, len(row)) == [row]
+    assert cut(row, first) == []  # nothing left to learn
+    (head,) = cut(row, first + 2)
+    assert head.input_ids == row.input_ids[: first + 2]
+    assert sum(head.supervised) == 2
+
+
+def test_cutting_a_text_loses_nothing() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    row = encode(tokenizer, {"text": "word " * 50})
+    pieces = cut(row, 16)
+    assert [token for piece in pieces for token in piece.input_ids] == row.input_ids
+    assert all(len(piece) <= 16 and not piece.supervised[0] for piece in pieces)

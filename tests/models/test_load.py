@@ -1,0 +1,103 @@
+"""4-bit weights: what trains through them is what their dequantised weights would give."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes import functional as bnb
+from bitsandbytes.nn import Linear4bit
+from families import save_tiny
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from luthier.data.batches import collate
+from luthier.data.conversation import Conversation, Origin
+from luthier.data.tokens import TokenRow
+from luthier.errors import UserError
+from luthier.kernels.loss import loss_sum, rows_stay_apart
+from luthier.models.adapters import attach_adapter
+from luthier.models.load import load_model, quantization
+from luthier.recipe import MethodGroup
+
+_NARROW = {
+    "hidden_size": 96,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+METHOD = MethodGroup(name="qlora", lora_dropout=0.0)
+
+
+def dequantised(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: bnb.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit)
+    }
+
+
+def adapter_gradients(model: nn.Module, rows: list[TokenRow]) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss_sum(model, collate([rows])).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_gradients_through_nf4_are_exact_also_after_an_evaluation(
+    double: bool, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "m")
+    method = METHOD.model_copy(update={"bnb_4bit_use_double_quant": double})
+    config = quantization(method, torch.float32)
+    device = torch.device("cpu")
+    quantised = load_model(folder, torch.float32, quantization=config, device=device)
+    plain = load_model(folder, torch.float32)
+    for name, weight in dequantised(quantised).items():
+        plain.get_submodule(name).weight.data = weight
+    torch.manual_seed(0)
+    first = attach_adapter(quantised, method)
+    torch.manual_seed(0)
+    second = attach_adapter(plain, method)
+    for (_, p), (_, q) in zip(
+        ((n, p) for n, p in first.named_parameters() if "lora_" in n),
+        ((n, p) for n, p in second.named_parameters() if "lora_" in n),
+        strict=True,
+    ):
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1
+        q.data = p.data.clone()
+    rows = [TokenRow(list(range(3, 20)), [False] + [True] * 16, Conversation(Origin("f", 1)))]
+    assert rows_stay_apart(first)  # an evaluation without gradients
+    ours = adapter_gradients(first.train(), rows)
+    reference = adapter_gradients(second.train(), rows)
+    assert ours.keys() == reference.keys() != set()
+    for name in ours:
+        torch.testing.assert_close(ours[name], reference[name], rtol=1e-3, atol=1e-5)
+
+
+def test_nf4_is_within_the_error_of_its_code(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "m")
+    config = quantization(METHOD, torch.float32)
+    model = load_model(folder, torch.float32, quantization=config, device=torch.device("cpu"))
+    original = load_model(folder, torch.float32).state_dict()
+    assert not isinstance(model.get_output_embeddings(), Linear4bit)
+    weights = dequantised(model)
+    assert len(weights) == 14  # seven linear layers in each of two blocks
+    for name, weight in weights.items():
+        # Half the widest gap of the code (0.152 of a block's largest value; Dettmers et al. 2023,
+        # appendix E), and what quantising the constants adds.
+        largest = original[f"{name}.weight"].abs().max()
+        assert (weight - original[f"{name}.weight"]).abs().max() <= 0.16 * largest
+
+
+def test_a_width_that_the_4_bit_kernel_gets_wrong_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "m")
+    model = LlamaForCausalLM(LlamaConfig(**{**_NARROW, "vocab_size": 64}))
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"96 inputs of model\.layers\.0"):
+        load_model(
+            folder,
+            torch.float32,
+            quantization=quantization(METHOD, torch.float32),
+            device=torch.device("cpu"),
+        )
