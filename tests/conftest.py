@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from families import save_tiny
-from helpers import Notes, write_rows
+from helpers import Cli, Notes, write_rows
 
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, claim_run
@@ -18,8 +18,6 @@ from luthier.run import Run, claim_run
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """Plain functions that several tests use."""
 
 import json
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.run import Run
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

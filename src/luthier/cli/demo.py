@@ -44,7 +44,7 @@ def demo(
     out.print(
         f"next: luthier generate {root} --compare -p {shlex.quote(_QUESTION)}\n"
         f"      luthier chat {root} --compare\n"
-        "      luthier train recipes/lora.yaml --set data.train=YOUR.jsonl",
+        "      luthier train recipes/lora.yaml --set data.train=my.jsonl",
         highlight=False,
         markup=False,
         soft_wrap=True,

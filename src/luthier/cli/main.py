@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
-import click
 import typer
 from rich.logging import RichHandler
 
@@ -14,15 +14,27 @@ from luthier.cli import demo, evaluate, generate, models, train  # noqa: F401  #
 from luthier.cli.app import app, err
 from luthier.errors import Interrupted, UserError
 
+# Wrong options and commands; Typer carries its own copy of Click and names only some of its errors.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"luthier {__version__}")
+        raise typer.Exit
+
 
 @app.callback()
 def options(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    _version: bool = typer.Option(
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,  # before a command is asked for
+        help="Print the version and exit.",
+    ),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on stderr."),
 ) -> None:
-    if version:
-        print(f"luthier {__version__}")
-        raise typer.Exit
     handler = RichHandler(console=err, show_path=False, show_time=False, show_level=verbose)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("luthier").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -50,10 +62,10 @@ def main() -> None:
     except Interrupted as stop:
         err.print(str(stop), style="yellow", highlight=False, markup=False, soft_wrap=True)
         sys.exit(130)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted", style="yellow")
         sys.exit(130)
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show()
         sys.exit(2)
     except BrokenPipeError:

@@ -1,0 +1,78 @@
+"""What the documents tell people to type works as it stands there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from helpers import Cli
+
+from luthier.run import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(document: str) -> list[list[str]]:
+    """The `luthier …` lines of its sh blocks."""
+    text = (ROOT / document).read_text("utf-8")
+    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("luthier ")]
+
+
+@pytest.mark.real
+def test_the_readmes_path_on_the_real_model(cli: Cli, real_model: Path, tmp_path: Path) -> None:
+    """Pull, train, evaluate, generate and chat, word for word, on a few rows."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    # Real rows: of the demo's own task.
+    task = (ROOT / "src/luthier/demo/task/train.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "my.jsonl").write_text("\n".join(task[::8]) + "\n", "utf-8")
+    typed = commands("README.md")
+    assert [line[0] for line in typed] == ["models", "train", "evaluate", "generate", "chat"]
+    for line in typed:
+        done = cli(*line, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
+    run = Run(tmp_path / "runs" / "first")
+    check_improved(run)
+    check_loads_without_us(run, real_model)
+
+
+def check_improved(run: Run) -> None:
+    import json
+
+    evaluation = json.loads(run.evaluation_path.read_text())
+    assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"] - 0.2
+
+
+def check_loads_without_us(run: Run, base_folder: Path) -> None:
+    """The snippet of docs/run-folder.md, run as it stands."""
+    text = (ROOT / "docs/run-folder.md").read_text("utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    names = {"base_folder": base_folder}
+    exec(snippet.replace("runs/first", str(run.root)), names)
+    model = names["model"]
+    lora = [p for n, p in model.named_parameters() if "lora_B" in n]  # type: ignore[attr-defined]
+    assert len(lora) == 210  # seven linear layers in each of thirty blocks
+    assert all(p.abs().sum() > 0 for p in lora)
+
+
+def test_the_named_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"make (\w+)", (ROOT / document).read_text("utf-8")):
+            assert re.search(rf"^{target}:", makefile, re.M), (document, target)
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text("utf-8")):
+            assert (document.parent / link).exists(), (document.name, link)
+
+
+def test_shipped_recipes_name_keys_in_their_examples() -> None:
+    from luthier.recipe import known_keys
+
+    known = set(known_keys())
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        comments = [line for line in recipe.read_text("utf-8").splitlines() if "#" in line]
+        for key in re.findall(r"\b((?:model|method|data|train|run)\.[a-z_]+)", "\n".join(comments)):
+            assert key in known, (recipe.name, key)

@@ -1,0 +1,142 @@
+"""From a recipe's data group to token rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from families import CHAT_FAMILIES, make_tokenizer
+from helpers import write_rows
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.prepare import Prepared, load_stored, prepare, store
+from luthier.data.split import split_key
+from luthier.errors import UserError
+from luthier.recipe import Recipe
+from luthier.run import Run
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return make_tokenizer(CHAT_FAMILIES["chatml"])
+
+
+def keys(rows: list) -> set[str]:  # type: ignore[type-arg]
+    return {split_key(row.conversation) for row in rows}
+
+
+def test_files_of_several_formats_make_one_training_set(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    first = write_rows(
+        tmp_path / "a.jsonl", [{"prompt": f"p{i}", "completion": "x"} for i in range(5)]
+    )
+    second = write_rows(
+        tmp_path / "b.jsonl", [{"instruction": f"i{i}", "output": "x"} for i in range(7)]
+    )
+    recipe = make_recipe(f"data.train=[{first}, {second}]", "data.validation_fraction=0.25")
+    prepared = prepare(recipe, tokenizer)
+    assert (len(prepared.train), len(prepared.validation)) == (9, 3)
+    formats = [(s["format"], s["rows"]) for s in prepared.report["sources"]]
+    assert formats == [("prompt_completion", 5), ("alpaca", 7)]
+
+
+def test_a_validation_file_takes_its_rows_out_of_training(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    train = write_rows(
+        tmp_path / "t.jsonl", [{"prompt": f"p{i}", "completion": "x"} for i in range(9)]
+    )
+    held = write_rows(tmp_path / "v.jsonl", [{"prompt": "P3 ", "completion": "y"}])
+    prepared = prepare(make_recipe(f"data.train={train}", f"data.validation={held}"), tokenizer)
+    assert (len(prepared.train), len(prepared.validation)) == (8, 1)
+    assert prepared.report["left_out"]["also_in_validation"] == [f"{train}:4"]
+    assert not keys(prepared.train) & keys(prepared.validation)
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"), [("skip", 5), ("truncate", 6)], ids=["skip", "truncate"]
+)
+def test_rows_that_are_too_long(
+    choice: str,
+    kept: int,
+    make_recipe: MakeRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:
+    rows = [{"prompt": f"p{i}", "completion": "x"} for i in range(5)]
+    file = write_rows(tmp_path / "a.jsonl", [*rows, {"prompt": "long", "completion": "x " * 300}])
+    recipe = make_recipe(
+        f"data.train={file}", "data.validation_fraction=0", f"data.on_too_long={choice}"
+    )
+    prepared = prepare(recipe, tokenizer)
+    assert len(prepared.train) == kept
+    assert max(len(row) for row in prepared.train) <= recipe.data.max_length
+    assert prepared.report["left_out"]["too_long"][0]["row"] == f"{file}:6"
+    with pytest.raises(UserError, match="1 rows are longer than"):
+        prepare(
+            recipe.model_copy(
+                update={"data": recipe.data.model_copy(update={"on_too_long": "error"})}
+            ),
+            tokenizer,
+        )
+
+
+def test_nothing_left_says_why(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "x " * 300}])
+    with pytest.raises(UserError, match="no rows are left to train on: 1 are longer"):
+        prepare(make_recipe(f"data.train={file}"), tokenizer)
+
+
+def test_bad_rows_stop_the_run_unless_the_recipe_skips_them(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"p{i}", "completion": "x" if i % 2 else ""} for i in range(20)]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        prepare(make_recipe(f"data.train={file}"), tokenizer)
+    text = str(error.value)
+    assert "10 rows cannot be used" in text
+    assert f"{file}:1: an answer is empty" in text
+    assert "and 5 more" in text
+    prepared = prepare(make_recipe(f"data.train={file}", "data.on_bad_row=skip"), tokenizer)
+    assert len(prepared.train) + len(prepared.validation) == 10
+
+
+def test_a_sample_of_the_rows(make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    recipe = make_recipe("data.max_rows=20", "data.validation_fraction=0.1")
+    prepared = prepare(recipe, tokenizer)
+    assert (len(prepared.train), len(prepared.validation)) == (18, 2)
+    assert prepared.report["rows"]["read"] == 60
+
+
+def ids(prepared: Prepared) -> list[list[int]]:
+    return [row.input_ids for row in [*prepared.train, *prepared.validation]]
+
+
+def test_the_stored_split_gives_the_same_tokens(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    recipe, run = make_recipe(), Run(tmp_path / "run")
+    prepared = prepare(recipe, tokenizer)
+    store(prepared, run)
+    assert ids(load_stored(recipe.data, tokenizer, run)) == ids(prepared)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "q", "answer": "a"}, "fields question, answer fit no known format"),
+        ({}, "none"),
+    ],
+)
+def test_unknown_fields_are_named(
+    row: dict[str, str], said: str, make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    file = write_rows(tmp_path / "a.jsonl", [row])
+    with pytest.raises(UserError, match=said):
+        prepare(make_recipe(f"data.train={file}"), tokenizer)
