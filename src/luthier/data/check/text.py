@@ -44,7 +44,9 @@ class Secret:
 
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")
-_PHONE = re.compile(r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}(?![\w-]|\.\d)")
+_PHONE = re.compile(
+    r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])\d{3,4}[ .-]\d{3,4}(?![\w-]|\.\d)"
+)
 _CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.]\d|\d)")
 _KEYS = re.compile(
     r"\b(?:sk-(?:proj-|ant-)?[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}"
@@ -52,10 +54,13 @@ _KEYS = re.compile(
     r"|glpat-[A-Za-z0-9_-]{20,})(?![A-Za-z0-9_-])"
 )
 _PRIVATE_KEY = re.compile(
-    r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----.*?(?:-----END (?:[A-Z]+ )*PRIVATE KEY-----|\Z)", re.DOTALL
+    r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----.*?(?:-----END (?:[A-Z]+ )*PRIVATE KEY-----|\Z)",
+    re.DOTALL,
 )
 # Addresses that documents use as examples (RFC 2606) belong to nobody.
-_NOBODY = re.compile(r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|[\w-]+\.(?:example|test|invalid))$", re.I)
+_NOBODY = re.compile(
+    r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|[\w-]+\.(?:example|test|invalid))$", re.I
+)
 
 
 def find_secrets(text: str) -> list[Secret]:
@@ -101,7 +106,9 @@ def control_characters(text: str) -> list[str]:
 
 
 # UTF-8 that was read as Latin-1 or Windows-1252: a lead byte's letter, then a continuation byte's.
-_MOJIBAKE = re.compile(r"[ÃÂ][\u0080-\u00bf]|â€[\u0080-\u024f\u2013-\u2122]|ð[\u009fŸ][\u0080-\u024f\u2013-\u2122]")
+_MOJIBAKE = re.compile(
+    r"[ÃÂ][\u0080-\u00bf]|â€[\u0080-\u024f\u2013-\u2122]|ð[\u009fŸ][\u0080-\u024f\u2013-\u2122]"
+)
 
 
 def is_mojibake(text: str) -> bool:
