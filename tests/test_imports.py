@@ -17,7 +17,7 @@ ALLOWED = {
     "recipe": set(),
     "run": {"recipe"},
     "models": {"recipe", "run"},
-    "data": {"recipe", "run"},
+    "data": {"recipe", "run", "models"},
     "kernels": {"data"},
     "train": {"recipe", "run", "models", "data", "kernels"},
     "generate": {"recipe", "run", "models", "data"},

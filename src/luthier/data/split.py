@@ -35,10 +35,11 @@ def split(
         key = split_key(row)
         groups[key] = groups.get(key, 0) + 1
     ranked = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    wanted, held_out, count = round(len(rows) * fraction), set(), 0
+    wanted, count = round(len(rows) * fraction), 0
+    held_out: set[str] = set()
     for key in ranked:
-        # A group too large for what is still wanted stays in training.
-        if count + groups[key] <= wanted:
+        # A group too large for what is still wanted stays in training, and one group at least.
+        if count + groups[key] <= wanted and len(held_out) + 1 < max(2, len(groups)):
             held_out.add(key)
             count += groups[key]
     if fraction > 0 and not held_out and len(groups) > 1:

@@ -1,0 +1,168 @@
+"""`luthier data check | show`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from luthier.cli.app import Json, err, out, print_json
+from luthier.cli.data import data
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+ModelSource = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model whose tokenizer and chat template to use."),
+]
+Template = Annotated[str, typer.Option(help="As data.template in a recipe.")]
+
+
+@data.command()
+def check(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files to train on.")],
+    model: ModelSource = None,
+    max_length: Annotated[int, typer.Option(min=8, help="Longest row, in tokens.")] = 1024,
+    template: Template = "auto",
+    validation: Annotated[
+        list[str] | None, typer.Option(help="Validation file: leaks from training are found.")
+    ] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option(help="Evaluation file that training must not hold.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a web page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with training data before it costs a run.
+
+    Finds rows that cannot be read or learned, duplicates and near duplicates, one prompt with
+    several answers, leaks into validation, keys and personal data, template text, broken
+    characters, refusals, odd ones out, and more; each with its rows by file and line, and the
+    remedy. With --model lengths are in tokens, and rows are held against its chat template.
+
+    Exits with 1 if there are errors. Example:
+    `luthier data check my.jsonl --model smollm2-135m --html report.html`
+    """
+    from luthier.data.check.page import render_page
+    from luthier.data.check.report import check_data
+    from luthier.data.check.scan import TokenizerChoice
+    from luthier.files import write_text
+    from luthier.models.source import resolve
+
+    tokenizer = None
+    if model is not None:
+        tokenizer = TokenizerChoice(resolve(model).folder, template, max_length)
+    with err.status("reading") as status:
+        report = check_data(
+            paths,
+            validation or [],
+            evaluation or [],
+            tokenizer,
+            lambda rows: status.update(f"{rows:,} rows"),
+        )
+    if html is not None:
+        write_text(html, render_page(report))
+    if as_json:
+        print_json(report)
+    else:
+        _show_report(report)
+        if html is not None:
+            out.print(f"as a page: {html}", highlight=False, soft_wrap=True)
+    if report["verdict"] == "error":
+        raise typer.Exit(1)
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    for file in report["files"]:
+        formats = ", ".join(file["formats"]) or "no known format"
+        out.print(
+            f"{file['file']}: {file['rows']:,} rows, {formats} ({file['role']})",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    lengths = report["lengths"]
+    if lengths["total"]:
+        parts = [
+            f"{name} {lengths[name]['p50']:,} (95% ≤ {lengths[name]['p95']:,}, "
+            f"longest {lengths[name]['max']:,})"
+            for name in ("prompt", "answer")
+        ]
+        out.print(f"median {lengths['unit']}: {'; '.join(parts)}", highlight=False)
+    if report["packing"]:
+        packing = report["packing"]
+        out.print(
+            f"padding every row to {lengths['max_length']:,} tokens would waste "
+            f"{1 - packing['padded_to_max']:.0%} of the work, padding within batches of four "
+            f"{1 - packing['padded_in_batch']:.0%}; luthier pads nothing "
+            f"(packed: bins {packing['packed']:.0%} full)",
+            highlight=False,
+        )
+    if not report["findings"]:
+        out.print("nothing found", style="green")
+        return
+    files = [file["file"] for file in report["files"]]
+    table = Table("", "rows", "that", "where", "what to do", show_lines=True)
+    table.columns[1].justify = "right"
+    for finding in report["findings"]:
+        severity = Text(finding["severity"], style=_COLOURS[finding["severity"]])
+        table.add_row(
+            severity,
+            f"{finding['count']:,}",
+            finding["title"],
+            Text(_places(finding, files)),
+            Text(finding["remedy"]),
+        )
+    out.print(table)
+
+
+def _places(finding: dict[str, Any], files: list[str]) -> str:
+    """The first two examples; a file's folder is left out, and its name where it is the only one."""
+    shown = []
+    for example in finding["examples"][:2]:
+        text = ": ".join(filter(None, [example["row"], example["detail"]]))
+        for file in files:
+            text = text.replace(f"{file}:", "line " if len(files) == 1 else f"{Path(file).name}:")
+        shown.append(text)
+    return "\n".join(shown)
+
+
+@data.command()
+def show(
+    path: Annotated[str, typer.Argument(help="A data file.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model whose tokenizer and chat template to use.")
+    ],
+    row: Annotated[int, typer.Option(min=1, help="Which row, from 1.")] = 1,
+    template: Template = "auto",
+    train_on: Annotated[str, typer.Option(help="completions or all")] = "completions",
+    as_json: Json = False,
+) -> None:
+    """Show a row exactly as the model sees it: which tokens are learned, special tokens and all.
+
+    Example: `luthier data show my.jsonl --model smollm2-135m --row 3`
+    """
+    from luthier.data.show import encode_row
+    from luthier.models.source import resolve
+
+    shown = encode_row(path, row, resolve(model).folder, template, train_on)
+    if as_json:
+        print_json(shown)
+        return
+    text = Text()
+    for piece in shown["tokens"]:
+        # White on green is learned; the rest is only read. Brackets mark special tokens.
+        style = "bold white on dark_green" if piece["supervised"] else "dim"
+        visible = piece["text"].replace("\n", "⏎\n").replace("\t", "→")
+        text.append(f"⟦{visible}⟧" if piece["special"] else visible, style=style)
+        text.append("·" if piece["supervised"] else "", style="green")
+    out.print(text, soft_wrap=False)
+    learned = sum(piece["supervised"] for piece in shown["tokens"])
+    out.print(
+        f"{shown['row']}, format {shown['format']}, template {shown['template']}: "
+        f"{len(shown['tokens'])} tokens, {learned} of them learned (marked), ⟦special⟧",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

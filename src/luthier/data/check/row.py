@@ -1,0 +1,244 @@
+"""What one row tells: its findings, its keys, its size. Runs in worker processes."""
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from luthier.data.check.text import (
+    control_characters,
+    find_secrets,
+    is_mojibake,
+    refusal_in,
+    special_token_in,
+    template_text_in,
+)
+from luthier.data.conversation import Conversation, Origin
+from luthier.data.formats import detect_format, to_conversation
+from luthier.data.readers import BadRow
+from luthier.data.split import split_key
+from luthier.data.template import TemplateRejects
+from luthier.data.tokens import Tokenizer
+
+LABEL_LENGTH = 60  # characters; a longer answer is no label
+_SHINGLE = 3  # words
+_LEAST_WORDS = 8  # shorter texts are near duplicates of too much
+_DETAIL = 160  # characters of text shown with an example
+
+IS_JSON, IS_SQL = 1, 2  # bits of RowFacts.form
+
+
+@dataclass(slots=True)
+class RowFacts:
+    """What the check keeps of a row, whatever its size.
+
+    Attributes:
+        hits: what was found, kind -> detail of the first place.
+        prompt_key, answer_key: 64-bit hashes, 0 where there is none; rows with one ``prompt_key``
+            have the same prompt, spacing and case aside.
+        prompt_length, answer_length: in tokens where a tokenizer is given, else in characters.
+        form: bits ``IS_JSON`` and ``IS_SQL`` of the last answer.
+        label: the last answer if it is short, for finding label sets.
+        system: the system prompt's hash, 0 without one.
+        shingles: three-word pieces of the row, lower case, for near duplicates.
+        sample: the start of the last answer, for telling its language.
+    """
+
+    origin: Origin
+    format: str | None
+    hits: dict[str, str] = field(default_factory=dict)
+    usable: bool = False
+    prompt_key: int = 0
+    answer_key: int = 0
+    prompt_length: int = 0
+    answer_length: int = 0
+    form: int = 0
+    label: str | None = None
+    system: int = 0
+    shingles: list[str] = field(default_factory=list)
+    sample: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model's tokenizer adds to the check: lengths in tokens, what its template refuses."""
+
+    encoder: Tokenizer
+    max_length: int
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """Texts that the tokenizer reads as control tokens: the special ones, and the template's."""
+        tokenizer = self.encoder.tokenizer
+        template = str(tokenizer.chat_template)
+        added = {str(token) for token in tokenizer.get_added_vocab()}
+        return sorted(
+            {t for t in added if t in template and t.strip()} | set(tokenizer.all_special_tokens)
+        )
+
+
+def examine(origin: Origin, row: dict[str, Any] | str, model: Model | None) -> RowFacts:
+    """Everything that one row alone can tell.
+
+    Args:
+        row: the row, or in words why it could not be read.
+        model: None measures lengths in characters.
+    """
+    if isinstance(row, str):
+        kind = "encoding" if "not UTF-8" in row or "surrogate" in row else "unreadable"
+        return RowFacts(origin, None, {kind: row})
+    fmt = detect_format(row)
+    facts = RowFacts(origin, fmt)
+    if fmt is None:
+        fields = ", ".join(map(str, row)) or "(none)"
+        facts.hits.setdefault("unknown_format", f"fields {shortened(fields)}")
+        return facts
+    try:
+        conversation = to_conversation(row, fmt, origin)
+    except BadRow as bad:
+        facts.hits[_kind_of(bad.reason)] = bad.reason
+        return facts
+    facts.usable = True
+    _keys(conversation, facts)
+    _lengths(conversation, facts, model)
+    special = model.special_tokens if model is not None else []
+    for role, text in _texts(conversation):
+        _look_into(role, text, special, facts)
+    if conversation.text is None:
+        _answer(conversation.reference, facts)
+    return facts
+
+
+def shortened(text: str, limit: int = _DETAIL) -> str:
+    """One line of at most ``limit`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _kind_of(reason: str) -> str:
+    if reason == "an answer is empty":
+        return "empty_answer"
+    if reason in ("a question is empty", "'text' is empty"):
+        return "empty_prompt"
+    if (
+        "no answer" in reason
+        or "no assistant turn" in reason
+        or reason.startswith(("'output' is missing", "'completion' is missing"))
+    ):
+        return "no_answer"
+    return "bad_turns"
+
+
+def _texts(conversation: Conversation) -> list[tuple[str, str]]:
+    if conversation.text is not None:
+        return [("text", conversation.text)]
+    pairs = []
+    for message in conversation.messages:
+        pairs.append((message["role"], message["content"]))
+        if message.get("input"):
+            pairs.append((message["role"], message["input"]))
+    return pairs
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
+
+
+def answer_hash(answer: str) -> int:
+    """The ``answer_key`` of an answer: spacing makes no difference."""
+    return _hash(" ".join(answer.split()))
+
+
+def _keys(conversation: Conversation, facts: RowFacts) -> None:
+    facts.prompt_key = int(split_key(conversation)[:16], 16)
+    if conversation.text is None:
+        facts.answer_key = answer_hash(conversation.reference)
+        first = conversation.messages[0]
+        if first["role"] == "system":
+            facts.system = _hash(first["content"])
+    words = " ".join(text for _, text in _texts(conversation)).casefold().split()
+    if len(words) >= _LEAST_WORDS:
+        facts.shingles = [
+            " ".join(words[i : i + _SHINGLE]) for i in range(len(words) - _SHINGLE + 1)
+        ]
+
+
+def _lengths(conversation: Conversation, facts: RowFacts, model: Model | None) -> None:
+    if model is None:
+        answer = sum(len(m["content"]) for m in conversation.messages if m["role"] == "assistant")
+        total = sum(len(text) for _, text in _texts(conversation))
+        facts.answer_length = total if conversation.text is not None else answer
+        facts.prompt_length = total - facts.answer_length
+        return
+    try:
+        tokens = model.encoder.encode(conversation)
+    except TemplateRejects as error:
+        facts.hits.setdefault("template_refuses", str(error))
+        facts.usable = False
+        return
+    facts.answer_length = sum(tokens.supervised)
+    facts.prompt_length = len(tokens) - facts.answer_length
+    if len(tokens) > model.max_length and conversation.text is None:
+        lost = sum(tokens.supervised[model.max_length :])
+        detail = f"{len(tokens)} tokens, {lost} of {facts.answer_length} answer tokens past the end"
+        facts.hits.setdefault("over_length", detail)
+
+
+def _look_into(role: str, text: str, special: list[str], facts: RowFacts) -> None:
+    token = special_token_in(text, special)
+    if token is not None:
+        facts.hits.setdefault("special_tokens", f"{token} in the {role} turn")
+    template = template_text_in(text) if role != "text" else None
+    if template is not None:
+        facts.hits.setdefault("template_text", f"{template} in the {role} turn")
+    controls = control_characters(text)
+    if controls:
+        facts.hits.setdefault("control_characters", f"{', '.join(controls[:4])} in the {role} turn")
+    if is_mojibake(text):
+        facts.hits.setdefault("mojibake", shortened(text))
+    secrets = find_secrets(text)
+    for kind, wanted in (("secrets", True), ("personal_data", False)):
+        names = sorted({s.kind.replace("_", " ") for s in secrets if s.is_key == wanted})
+        if names:
+            facts.hits.setdefault(kind, f"{', '.join(names)} in the {role} turn")
+
+
+def _answer(answer: str, facts: RowFacts) -> None:
+    refusal = refusal_in(answer)
+    if refusal is not None:
+        facts.hits.setdefault("refusals", shortened(refusal))
+    if answer != answer.strip():
+        facts.hits.setdefault("edge_whitespace", repr(answer[:20] + " … " + answer[-20:]))
+    stripped = answer.strip()
+    if stripped[:1] in "{[" and _is_json(stripped):
+        facts.form |= IS_JSON
+    if _is_sql(stripped):
+        facts.form |= IS_SQL
+    if len(stripped) <= LABEL_LENGTH and "\n" not in stripped:
+        facts.label = stripped
+    facts.sample = answer[:500]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+_SQL_STARTS = ("select", "with", "insert", "update", "delete", "create", "alter", "drop")
+_sqlite = sqlite3.connect(":memory:", check_same_thread=False)
+
+
+def _is_sql(text: str) -> bool:
+    """Whether SQLite's parser takes it; tables that are not there do not matter."""
+    if not text[:10].lower().startswith(_SQL_STARTS):
+        return False
+    try:
+        _sqlite.execute(f"EXPLAIN {text}")
+    except sqlite3.Error as error:
+        return str(error).startswith(("no such", "ambiguous column"))
+    return True

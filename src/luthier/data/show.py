@@ -1,0 +1,59 @@
+"""One row as the model sees it, token by token."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from luthier.data.formats import detect_format, to_conversation
+from luthier.data.readers import BadRow, read_rows
+from luthier.data.template import TemplateRejects, choose_template
+from luthier.data.tokens import Tokenizer
+from luthier.errors import UserError
+from luthier.models.load import load_tokenizer
+
+
+def encode_row(file: str, number: int, model: Path, template: str, train_on: str) -> dict[str, Any]:
+    """Row ``number`` (from 1) of ``file`` by the tokenizer of the folder ``model``.
+
+    Returns:
+        ``row`` (file and line), ``format``, ``template``, and ``tokens``: each with ``id``,
+        ``text``, whether it is ``supervised`` and whether it is ``special``.
+
+    Raises:
+        UserError: there is no such row, or it cannot be trained on; the message says why.
+    """
+    if train_on not in ("completions", "all"):
+        raise UserError(f"--train-on is completions or all, not '{train_on}'")
+    item = next(islice(read_rows(file), number - 1, None), None)
+    if item is None:
+        count = sum(1 for _ in read_rows(file))
+        raise UserError(f"{file} has no row {number}: it has {count}")
+    tokenizer = load_tokenizer(model)
+    chosen = choose_template(tokenizer, template)
+    try:
+        if isinstance(item, BadRow):
+            raise item
+        origin, row = item
+        fmt = detect_format(row)
+        if fmt is None:
+            raise BadRow(origin, f"fields {', '.join(map(str, row))} fit no known format")
+        conversation = to_conversation(row, fmt, origin)
+        mode = cast("Literal['completions', 'all']", train_on)
+        tokens = Tokenizer(tokenizer, mode).encode(conversation)
+    except (BadRow, TemplateRejects) as error:
+        raise UserError(f"this row cannot be trained on: {error}") from None
+    special = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
+    return {
+        "row": str(conversation.origin),
+        "format": fmt,
+        "template": chosen if conversation.text is None else "none",
+        "tokens": [
+            {
+                "id": token,
+                "text": tokenizer.decode([token]),
+                "supervised": supervised,
+                "special": token in special,
+            }
+            for token, supervised in zip(tokens.input_ids, tokens.supervised, strict=True)
+        ],
+    }
