@@ -55,6 +55,32 @@ QWEN3 = """\
 loop.last else '' %}{{ '<|im_start|>' + m.role + '\\n' + thought + m.content + '<|im_end|>' + '\\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# Qwen 2.5's and Hermes' form of tool calls, in short: tools in the system turn, each call as JSON
+# between tags, the tools' answers in a user turn.
+HERMES = """\
+{% if tools %}{{ '<|im_start|>system\\n' }}{% if messages[0].role == 'system' %}\
+{{ messages[0].content + '\\n\\n' }}{% endif %}{{ '<tools>' }}{% for tool in tools %}\
+{{ '\\n' + tool | tojson }}{% endfor %}{{ '\\n</tools><|im_end|>\\n' }}{% endif %}\
+{% for m in messages %}{% if m.role == 'system' and tools %}{% elif m.role == 'tool' %}\
+{% if loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}\
+{{ '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}\
+{% if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}\
+{% elif m.tool_calls %}{{ '<|im_start|>assistant' }}{% if m.content %}{{ '\\n' + m.content }}{% endif %}\
+{% for call in m.tool_calls %}{{ '\\n<tool_call>\\n{"name": "' + call.function.name \
++ '", "arguments": ' + call.function.arguments | tojson + '}\\n</tool_call>' }}{% endfor %}\
+{{ '<|im_end|>\\n' }}{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}\
+{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+# Mistral's: no line of its own, and a tool's answer only after a call.
+MISTRAL_TOOLS = """\
+{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}\
+{{ ('[TOOLS] ' + tools | tojson if tools and loop.last else '') + '[INST] ' + m.content + ' [/INST]' }}\
+{% elif m.tool_calls %}{{ '[TOOL_CALLS] [' }}{% for c in m.tool_calls %}\
+{{ c.function | tojson + (']' if loop.last else ', ') }}{% endfor %}{{ eos_token }}\
+{% elif m.role == 'tool' %}{% if not (loop.previtem.tool_calls or loop.previtem.role == 'tool') %}\
+{{ raise_exception('an answer to no call') }}{% endif %}{{ '[TOOL_RESULTS] ' + m.content }}\
+{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -177,13 +203,15 @@ def _configs(vocabulary: int) -> dict[str, PreTrainedConfig]:
 MODEL_FAMILIES = tuple(_configs(8))
 
 
-def make_model(name: str, vocabulary: int = 640) -> PreTrainedModel:
+def make_model(name: str, vocabulary: int = 640, attention: str | None = None) -> PreTrainedModel:
     """A random float32 model of the architecture ``name``, always the same."""
     set_seed(7)
     config = _configs(vocabulary)[name]
     if config.bos_token_id is not None and config.bos_token_id >= vocabulary:
         config.bos_token_id = config.eos_token_id = 0
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=attention
+    )
     return model.eval()
 
 

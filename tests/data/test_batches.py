@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.batches import IGNORED, RowDataset, best_fit_decreasing, by_length, collate
+from luthier.data.batches import IGNORED, RowDataset, by_length, collate
 from luthier.data.conversation import Conversation, Origin
+from luthier.data.packing import best_fit_decreasing
 from luthier.data.tokens import TokenRow
 
 

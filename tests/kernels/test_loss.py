@@ -41,9 +41,10 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("attention", [None, "eager"])  # the family's own (mostly SDPA); eager
 @pytest.mark.parametrize("family", MODEL_FAMILIES)
-def test_packed_loss_and_gradients_equal_the_rows_alone(family: str) -> None:
-    model = make_model(family, 96)
+def test_packed_loss_and_gradients_equal_the_rows_alone(family: str, attention: str | None) -> None:
+    model = make_model(family, 96, attention)
     rows = random_rows(5)
     batch = collate([[row] for row in rows])
     packed = rows_stay_apart(model)

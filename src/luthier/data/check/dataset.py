@@ -30,7 +30,9 @@ def judge(scan: Scan) -> list[Ints]:
     same_prompt = groups_of_equal(keys)
     _conflicts(scan, same_prompt)
     _across(scan, same_prompt, "leak", "contamination", "the same prompt as")
-    clusters = [c for c in near_clusters(scan.signature) if len(np.unique(whole[c])) > 1]
+    # An exact duplicate is no news here: of equal rows the first stands for all.
+    clusters = [_firsts(cluster, whole) for cluster in near_clusters(scan.signature)]
+    clusters = [cluster for cluster in clusters if len(cluster) > 1]
     _near(scan, clusters)
     exact = {key for group in same_prompt for key in keys[group[:1]].tolist()}
     _across(
@@ -48,6 +50,10 @@ def judge(scan: Scan) -> list[Ints]:
     _outliers(scan)
     _size(scan)
     return clusters
+
+
+def _firsts(cluster: Ints, whole: NDArray[np.uint64]) -> Ints:
+    return cluster[np.sort(np.unique(whole[cluster], return_index=True)[1])]
 
 
 def _show(scan: Scan, kind: str, position: int, detail: str) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.batches import best_fit_decreasing
 from luthier.data.check.dataset import FEW, GOOD, TOO_FEW, judge
 from luthier.data.check.duplicates import Ints
 from luthier.data.check.findings import KINDS
 from luthier.data.check.languages import judge_languages
 from luthier.data.check.row import shortened
 from luthier.data.check.scan import ROLES, Scan, TokenizerChoice, scan
+from luthier.data.packing import best_fit_decreasing
 from luthier.data.readers import BadRow, read_rows
 
 _CLUSTERS = 10  # near-duplicate clusters shown

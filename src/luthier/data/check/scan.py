@@ -19,7 +19,6 @@ from luthier.data.conversation import Origin
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.template import choose_template
 from luthier.data.tokens import Tokenizer
-from luthier.models.load import load_tokenizer
 
 ROLES = ("train", "validation", "evaluation")
 _CHUNK = 1000  # rows handed to a worker at once
@@ -55,6 +54,8 @@ class TokenizerChoice:
     trust_remote_code: bool = False
 
     def load(self) -> Model:
+        from luthier.models.load import load_tokenizer  # brings torch: for those who need it
+
         tokenizer = load_tokenizer(self.folder, self.trust_remote_code)
         choose_template(tokenizer, self.template)
         return Model(Tokenizer(tokenizer, "completions"), self.max_length)
