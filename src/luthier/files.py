@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from luthier.errors import UserError
 
@@ -18,8 +18,9 @@ def _staging_name(path: Path) -> Path:
     return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as UTF-8: the old content or the new, never a part.
+@contextmanager
+def staged_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary file beside ``path`` that becomes ``path`` only if the block succeeds.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -27,8 +28,8 @@ def write_text(path: Path, text: str) -> None:
     staging = _staging_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staging.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with staging.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)
@@ -39,14 +40,26 @@ def write_text(path: Path, text: str) -> None:
             staging.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8: the old content or the new, never a part.
+
+    Raises:
+        UserError: as ``staged_file``.
+    """
+    with staged_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically (see ``write_text``)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically (see ``write_text``)."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write one JSON object a line, atomically and as the rows come (see ``staged_file``)."""
+    with staged_file(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
 
 
 @contextmanager

@@ -1,0 +1,45 @@
+"""`luthier data fix`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.app import Json, out, print_json
+from luthier.cli.data import data
+
+
+@data.command()
+def fix(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files to mend a copy of.")],
+    out_path: Annotated[Path, typer.Option("--out", help="Where the mended rows go (.jsonl).")],
+    apply: Annotated[str, typer.Option(help="Remedies, by comma; see above.")],
+    as_json: Json = False,
+) -> None:
+    """Apply remedies to a copy of data, and log every change beside it.
+
+    Texts: `fix-mojibake` (cafÃ© → café), `normalise-unicode` (NFC), `strip-control-characters`,
+    `strip-whitespace`, `redact` (keys, cards, e-mail, phone → `[EMAIL]` …).
+
+    Rows: `drop-unreadable`, `drop-empty`, `drop-exact-duplicates`, `keep-first-of-conflicts`.
+
+    The source is never changed; `OUT.changes.jsonl` says what was done to which row. Example:
+    `luthier data fix my.jsonl --out mended.jsonl --apply drop-exact-duplicates,redact`
+    """
+    from luthier.data.fix import fix_data
+
+    remedies = [name.strip() for name in apply.split(",") if name.strip()]
+    fixed = fix_data(paths, out_path, remedies)
+    if as_json:
+        counts = {"read": fixed.read, "written": fixed.written, "changes": dict(fixed.changes)}
+        print_json({"out": str(out_path), **counts})
+        return
+    for remedy in remedies:
+        out.print(f"{remedy}: {fixed.changes[remedy]:,} rows", highlight=False)
+    out.print(
+        f"{fixed.written:,} of {fixed.read:,} rows written to {out_path}\n"
+        f"every change: {out_path}.changes.jsonl",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,185 @@
+"""`luthier data fix`: chosen remedies applied to a copy, with a log of every change."""
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.data.check.row import answer_hash
+from luthier.data.check.text import find_secrets
+from luthier.data.conversation import Origin
+from luthier.data.formats import detect_format, to_conversation
+from luthier.data.readers import BadRow, read_rows
+from luthier.data.split import split_key
+from luthier.errors import UserError
+from luthier.files import staged_file, write_jsonl
+
+_SHOWN = 200  # characters of a changed text in the log
+
+
+def _fix_mojibake(text: str) -> str:
+    from ftfy import fix_encoding
+
+    return fix_encoding(text)
+
+
+def _strip_controls(text: str) -> str:
+    return "".join(
+        c for c in text if c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cs", "Co")
+    )
+
+
+def redact(text: str) -> str:
+    """``text`` with each key and piece of personal data replaced by its kind: ``[EMAIL]``."""
+    pieces, end = [], 0
+    for secret in find_secrets(text):
+        pieces += [text[end : secret.start], f"[{secret.kind.upper()}]"]
+        end = secret.end
+    return "".join([*pieces, text[end:]])
+
+
+# Each changes one text; applied in this order, so that what is redacted was decoded before.
+TEXT_REMEDIES: dict[str, Callable[[str], str]] = {
+    "fix-mojibake": _fix_mojibake,
+    "normalise-unicode": lambda text: unicodedata.normalize("NFC", text),
+    "strip-control-characters": _strip_controls,
+    "strip-whitespace": str.strip,
+    "redact": redact,
+}
+# Each drops rows; judged after the texts were changed.
+ROW_REMEDIES = {
+    "drop-unreadable": "rows that cannot be read, or are in no known format",
+    "drop-empty": "rows without an answer or a question",
+    "drop-exact-duplicates": "rows that repeat an earlier one, spacing and case of the prompt aside",
+    "keep-first-of-conflicts": "rows whose prompt an earlier row answers otherwise",
+}
+REMEDIES = (*TEXT_REMEDIES, *ROW_REMEDIES)
+
+
+@dataclass
+class Fixed:
+    """What became of the rows; ``changes`` counts rows by remedy."""
+
+    read: int = 0
+    written: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
+
+
+def fix_data(sources: Sequence[str], out: Path, remedies: Sequence[str]) -> Fixed:
+    """Write the rows of ``sources`` to ``out`` (JSONL, their own fields) with ``remedies`` applied.
+
+    Beside it ``<out>.changes.jsonl`` has a line for each change: row, remedy, field, before, after
+    (for ``redact`` only what kind was there). Only conversation fields are told empty or equal;
+    texts are changed wherever they stand in a row.
+
+    Raises:
+        UserError: an unknown remedy, ``out`` exists or is no .jsonl, or rows cannot be read and
+            ``drop-unreadable`` was not asked for.
+    """
+    for remedy in remedies:
+        if remedy not in REMEDIES:
+            raise UserError(f"unknown remedy '{remedy}'; known: {', '.join(REMEDIES)}")
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out}: the mended rows are written as .jsonl")
+    log = out.with_name(f"{out.name}.changes.jsonl")
+    for path in (out, log):
+        if path.exists():
+            raise UserError(f"{path} exists; choose another --out (the source is never changed)")
+    fixed = Fixed()
+    fixer = _Fixer(set(remedies), fixed)
+    with staged_file(log) as changes:
+        fixer.log = changes.write
+        write_jsonl(out, fixer.rows(sources))
+    return fixed
+
+
+class _Fixer:
+    def __init__(self, chosen: set[str], fixed: Fixed) -> None:
+        self.chosen = chosen
+        self.texts = {name: fix for name, fix in TEXT_REMEDIES.items() if name in chosen}
+        self.fixed = fixed
+        self.log: Callable[[bytes], Any] = lambda _line: None
+        self.answers: dict[int, int] = {}  # prompt -> its first answer
+        self.seen: set[int] = set()
+
+    def rows(self, sources: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for source in sources:
+            for item in read_rows(source):
+                self.fixed.read += 1
+                row = self._kept(item)
+                if row is not None:
+                    self.fixed.written += 1
+                    yield row
+
+    def _kept(self, item: tuple[Origin, dict[str, Any]] | BadRow) -> dict[str, Any] | None:
+        if isinstance(item, BadRow):
+            self._unreadable(item.origin, item.reason)
+            return None
+        origin, row = item
+        changed: set[str] = set()
+        row = self._mended(origin, row, "", changed)
+        self.fixed.changes.update(changed)
+        fmt = detect_format(row)
+        if fmt is None:
+            self._unreadable(origin, f"fields {', '.join(row)} fit no known format")
+            return None
+        try:
+            conversation = to_conversation(row, fmt, origin)
+        except BadRow as bad:
+            if "is empty" in bad.reason and "drop-empty" in self.chosen:
+                self._drop(origin, "drop-empty", bad.reason)
+                return None
+            return row  # not ours to judge: the check tells it
+        prompt, answer = int(split_key(conversation)[:16], 16), answer_hash(conversation.reference)
+        if prompt ^ (answer << 64) in self.seen and "drop-exact-duplicates" in self.chosen:
+            self._drop(origin, "drop-exact-duplicates", "an earlier row is the same")
+            return None
+        first = self.answers.setdefault(prompt, answer)
+        if first != answer and "keep-first-of-conflicts" in self.chosen:
+            self._drop(origin, "keep-first-of-conflicts", "an earlier row answers otherwise")
+            return None
+        self.seen.add(prompt ^ (answer << 64))
+        return row
+
+    def _unreadable(self, origin: Origin, reason: str) -> None:
+        if "drop-unreadable" not in self.chosen:
+            raise UserError(f"{origin}: {reason}; mend it, or add the remedy drop-unreadable")
+        self._drop(origin, "drop-unreadable", reason)
+
+    def _drop(self, origin: Origin, remedy: str, why: str) -> None:
+        self.fixed.changes[remedy] += 1
+        self._note({"row": str(origin), "remedy": remedy, "why": why})
+
+    def _mended(self, origin: Origin, value: Any, place: str, changed: set[str]) -> Any:
+        """``value`` with the text remedies applied to every string in it."""
+        if isinstance(value, dict):
+            return {
+                key: self._mended(origin, inner, f"{place}.{key}".lstrip("."), changed)
+                for key, inner in value.items()
+            }
+        if isinstance(value, list):
+            return [
+                self._mended(origin, inner, f"{place}[{index}]", changed)
+                for index, inner in enumerate(value)
+            ]
+        if not isinstance(value, str):
+            return value
+        for name, fix in self.texts.items():
+            after = fix(value)
+            if after == value:
+                continue
+            changed.add(name)
+            line = {"row": str(origin), "remedy": name, "field": place}
+            if name == "redact":  # the log must not keep what is taken out
+                line["kinds"] = ", ".join(s.kind for s in find_secrets(value))
+            else:
+                line |= {"before": value[:_SHOWN], "after": after[:_SHOWN]}
+            self._note(line)
+            value = after
+        return value
+
+    def _note(self, line: dict[str, str]) -> None:
+        self.log(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
