@@ -19,6 +19,7 @@ ALLOWED = {
     "models": {"recipe", "run"},
     "data": {"recipe", "run", "models"},
     "kernels": {"data"},
+    "plan": {"recipe", "models", "kernels"},
     "train": {"recipe", "run", "models", "data", "kernels"},
     "generate": {"recipe", "run", "models", "data"},
     "evaluate": {"recipe", "run", "models", "data", "kernels", "generate"},

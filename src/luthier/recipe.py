@@ -7,6 +7,7 @@ Every default of the project lives here, once. Names are those of Transformers'
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -60,11 +61,21 @@ class MethodGroup(_Group):
     )
 
 
+class ReplayGroup(_Group):
+    """General examples among the training rows, against forgetting."""
+
+    source: str = Field(description="like data.train; never a part of the validation set")
+    share: float = Field(0.1, gt=0, lt=1, description="share of the training rows they make up")
+
+
 class DataGroup(_Group):
     """What is learned from, and which part of each row counts."""
 
-    train: str | list[str] = Field(description="file or files: .jsonl .json .csv .parquet")
-    validation: str | None = Field(None, description="file; else a share of train is held out")
+    train: str | list[str] = Field(
+        description="sources: files (.jsonl .json .csv .parquet), folders, patterns like data/*.csv, "
+        "or owner/name[:split] on the hub"
+    )
+    validation: str | None = Field(None, description="source; else a share of train is held out")
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="share held out of train")
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = Field(
         "auto", description="row format; auto detects and says which"
@@ -83,6 +94,9 @@ class DataGroup(_Group):
     )
     on_too_long: Literal["skip", "error", "truncate"] = Field(
         "skip", description="rows over max_length; what happens is always reported"
+    )
+    replay: ReplayGroup | None = Field(
+        None, description="general examples against forgetting: {source: FILE, share: 0.1}"
     )
 
 
@@ -194,9 +208,11 @@ class Recipe(_Group):
         full = self.model_copy(deep=True)
         if Path(self.model.source).expanduser().exists():
             full.model.source = _absolute(self.model.source)
-        full.data.train = [_absolute(file) for file in self.train_files]
+        full.data.train = [_absolute_data(source) for source in self.train_files]
         if self.data.validation is not None:
-            full.data.validation = _absolute(self.data.validation)
+            full.data.validation = _absolute_data(self.data.validation)
+        if full.data.replay is not None:
+            full.data.replay.source = _absolute_data(full.data.replay.source)
         if self.evaluate.sql_databases is not None:
             full.evaluate.sql_databases = _absolute(self.evaluate.sql_databases)
         return full
@@ -208,7 +224,12 @@ class Recipe(_Group):
     def differences(self, other: "Recipe") -> list[str]:
         """Keys whose values differ from ``other``, as ``key: mine -> theirs`` lines."""
         mine, theirs = dict(_flatten(self.settings())), dict(_flatten(other.settings()))
-        return [f"{key}: {mine[key]} -> {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        # A group that one of them leaves out (data.replay) has keys on one side only.
+        return [
+            f"{key}: {mine.get(key)} -> {theirs.get(key)}"
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key)
+        ]
 
     def default_name(self, stem: str) -> str:
         """A run name that the same recipe always gets again, so that it resumes."""
@@ -224,6 +245,22 @@ class Recipe(_Group):
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
+
+
+def _absolute_data(source: str) -> str:
+    return source if hub_dataset(source) is not None else _absolute(source)
+
+
+_HUB_DATASET = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?::(?P<split>[\w./-]+))?")
+_DATA_FILE = re.compile(r"\.(jsonl|json|csv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
+
+
+def hub_dataset(source: str) -> tuple[str, str | None] | None:
+    """(id, split) where a data source names a dataset on the hub, None where it is a path here."""
+    match = _HUB_DATASET.fullmatch(source)
+    if match is None or _DATA_FILE.search(source) or Path(source).exists():
+        return None
+    return match["id"], match["split"]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

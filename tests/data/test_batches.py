@@ -37,7 +37,8 @@ def test_a_batch_is_its_rows_end_to_end() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
     assert batch["labels"].tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
-    assert batch["labels"].dtype == torch.int64
+    assert batch["labels"].dtype == batch["predicts"].dtype == torch.int64
+    assert batch["predicts"].tolist() == [0, 1, 3]
 
 
 def test_dataset_with_and_without_packing() -> None:

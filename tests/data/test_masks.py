@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import CHAT_FAMILIES, QWEN3, Family, make_tokenizer
+from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3, Family, make_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from luthier.data.conversation import Origin
@@ -132,6 +132,103 @@ def test_a_template_that_writes_past_turns_otherwise() -> None:
     row = encode(tokenizer, {"messages": turns(["a", "b"], ["c", "d"])})
     # The model begins each answer with a thought, and is asked to where the template shows one.
     assert supervised_texts(tokenizer, row) == ["c<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def tool_row(*calls: dict[str, Any], content: str | None = None) -> dict[str, Any]:
+    return {
+        "tools": [{"type": "function", "function": {"name": "add", "parameters": {}}}],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "1 + 2?"},
+            {"role": "assistant", "content": content, "tool_calls": list(calls)},
+            *({"role": "tool", "content": "add gives 3"} for _ in calls),
+            {"role": "assistant", "content": "3"},
+            {"role": "user", "content": "2 + 2?"},
+            {"role": "assistant", "content": "", "tool_calls": [call("add", x=2, y="2")]},
+        ],
+    }
+
+
+def hermes_call(arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "add", "arguments": {arguments}}}\n</tool_call>'
+
+
+LAST_CALL = hermes_call('{"x": 2, "y": "2"}') + "<|im_end|>"
+
+
+def test_a_tool_call_is_learned_and_the_tools_answer_is_not() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.chat_template = HERMES
+    row = encode(tokenizer, tool_row(call("add", x=1, y=2)))
+    first = hermes_call('{"x": 1, "y": 2}')
+    assert supervised_texts(tokenizer, row) == [f"{first}<|im_end|>", "3<|im_end|>", LAST_CALL]
+    text = tokenizer.decode(row.input_ids)
+    assert text.startswith("<|im_start|>system\nBe brief.\n\n<tools>\n")
+    assert "<tool_response>\nadd gives 3\n</tool_response>" in text
+
+
+def test_several_calls_and_words_beside_them() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.chat_template = HERMES
+    row = encode(tokenizer, tool_row(call("add", x=1), call("add", x=2), content="Let me see."))
+    calls = "\n".join(["Let me see.", hermes_call('{"x": 1}'), hermes_call('{"x": 2}')])
+    assert supervised_texts(tokenizer, row) == [f"{calls}<|im_end|>", "3<|im_end|>", LAST_CALL]
+
+
+def test_the_tags_of_a_call_may_be_tokens_of_their_own() -> None:
+    """Qwen's tags are added tokens: the span must not end at the first of them."""
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    tokenizer.chat_template = HERMES
+    row = encode(tokenizer, tool_row(call("add", x=1, y=2)))
+    first = hermes_call('{"x": 1, "y": 2}')
+    assert supervised_texts(tokenizer, row) == [f"{first}<|im_end|>", "3<|im_end|>", LAST_CALL]
+
+
+def test_a_template_that_takes_no_answer_without_a_call() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["mistral-bytes"])
+    tokenizer.chat_template = MISTRAL_TOOLS
+    asked = tool_row(call("add", x=1, y=2))
+    asked["messages"] = asked["messages"][
+        1:5
+    ]  # one question: this template lists tools at the last
+    row = encode(tokenizer, {**asked, "tools": None})
+    assert supervised_texts(tokenizer, row) == [
+        '[TOOL_CALLS] [{"name": "add", "arguments": {"x": 1, "y": 2}}]</s>',
+        " 3</s>",
+    ]
+
+
+def test_the_prompt_of_a_call_is_the_prompt_of_inference() -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.chat_template = HERMES
+    row = encode(tokenizer, tool_row(call("add", x=1, y=2)))
+    prompt = render(tokenizer, row.conversation.prompt, add_generation_prompt=True)
+    assert "<tools>" in prompt
+    ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    assert row.input_ids[: len(ids)] == ids
+    assert all(row.supervised[len(ids) : -1])
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (CHAT_FAMILIES["chatml"].template, "leaves out the tools that may be called"),
+        (HERMES.replace("call.function.name", "'x'"), "leaves out the tool call of turn 3"),
+        (HERMES.replace("| tojson + '}", "| length | string + '}"), "the tool call of turn 3"),
+        (HERMES.replace("m.content + '\\n</tool_r", "'\\n</tool_r"), "tool's answer of turn 4"),
+        (HERMES.replace("{% if m.content %}", "{% if 0 %}"), "leaves out the words beside"),
+    ],
+)
+def test_a_template_that_leaves_out_what_tools_say_is_told(template: str, said: str) -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.chat_template = template
+    with pytest.raises(TemplateRejects, match=said):
+        encode(tokenizer, tool_row(call("add", x=1), content="Let me see."))
 
 
 def test_the_real_model(real_model: Path) -> None:

@@ -1,13 +1,21 @@
+import contextlib
+import gzip
 import json
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from luthier.data.readers import BadRow, read_rows
 from luthier.errors import UserError
 
+# More than a pipe or a buffer holds, and not to be squeezed into a few bytes.
+LONG = "".join(f'{{"text": "{n * 7919}"}}\n' for n in range(20_000)).encode()
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": 'c,\n"d"', "completion": "é"}]
 
 
@@ -92,6 +100,15 @@ def test_csv_rows_of_the_wrong_width_are_bad(tmp_path: Path) -> None:
         ("a.csv", b"a,b\n\xff,x\n", "not UTF-8"),
         ("a.parquet", b"PAR1 but not really", "not a readable Parquet file"),
         ("a.xlsx", b"", "data files end in .jsonl, .json"),
+        ("a.parquet.gz", b"", "data files end in .jsonl, .json"),
+        ("a.jsonl.gz", b'{"text": "x"}', "is a damaged .gz archive"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9)[:-10], "is a damaged .gz archive"),
+        ("a.jsonl.zst", b'{"text": "x"}', "is a damaged .zst archive"),
+        ("a.jsonl.zst", zstandard.compress(LONG)[:-10], "is a damaged .zst archive"),
+        ("a.json.zst", zstandard.compress(b"[]")[:-1], "is a damaged .zst archive"),
+        ("a.csv.gz", gzip.compress(b"prompt\n" * 9)[:-10], "is a damaged .gz archive"),
+        ("a.jsonl.zst", b"", "is empty"),
+        ("a.jsonl.gz", b"", "is empty"),
     ],
 )
 def test_an_unreadable_file_says_why(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -101,8 +118,52 @@ def test_an_unreadable_file_says_why(tmp_path: Path, name: str, content: bytes, 
     assert said in str(error.value)
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no data file at"):
         list(read_rows(str(tmp_path / "none.jsonl")))
-    with pytest.raises(UserError, match="is a folder"):
-        list(read_rows(str(tmp_path)))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_the_same_rows_compressed(
+    tmp_path: Path, kind: str, pack: Callable[[bytes], bytes]
+) -> None:
+    texts = {
+        "jsonl": "\n".join(map(json.dumps, ROWS)),
+        "json": json.dumps(ROWS),
+        "csv": 'prompt,completion\na,b\n"c,\n""d""",é\n',
+    }
+    path = tmp_path / f"a.{kind}.{'gz' if pack is gzip.compress else 'zst'}"
+    path.write_bytes(pack(texts[kind].encode()))
+    assert read(path) == ROWS
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_archives_of_several_parts_are_read_whole(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"a.jsonl.{'gz' if pack is gzip.compress else 'zst'}"
+    path.write_bytes(pack(LONG) + pack(b'{"text": "y"}\n'))
+    rows = read(path)
+    assert len(rows) == 20_001
+    assert rows[-1] == {"text": "y"}
+
+
+def test_reading_holds_one_row_at_a_time(tmp_path: Path) -> None:
+    """A pipe that never ends gives its first rows: nothing waits for the end of the file."""
+    path = tmp_path / "endless.jsonl"
+    os.mkfifo(path)
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError):
+            path.write_bytes(LONG)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    rows = read_rows(str(path))
+    for number in range(1, 4):
+        item = next(rows)
+        assert not isinstance(item, BadRow)
+        assert item[0].line == number
+    assert writer.is_alive()  # it waits for us to read on
+    rows.close()  # type: ignore[attr-defined]

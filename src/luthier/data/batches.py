@@ -43,8 +43,9 @@ class RowDataset(Dataset[Item]):
 def collate(items: Sequence[Item]) -> dict[str, Tensor]:
     """One padding-free batch: ``input_ids``, ``position_ids`` and ``labels``, each (1, T).
 
-    ``labels`` repeat the supervised tokens in place (the model's shift is the loss's business) and
-    are ``IGNORED`` elsewhere; a row's first token is never supervised, so no row predicts the next.
+    ``labels`` repeat the supervised tokens in place and are ``IGNORED`` elsewhere; a row's first
+    token is never supervised, so no row predicts the next. ``predicts`` (S,) are the positions
+    whose logits predict a supervised token: those before one.
     """
     rows = [row for item in items for row in item]
     input_ids = [token for row in rows for token in row.input_ids]
@@ -58,6 +59,9 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
         "input_ids": torch.tensor([input_ids]),
         "position_ids": torch.tensor([positions]),
         "labels": torch.tensor([labels]),
+        "predicts": torch.tensor(
+            [i - 1 for i, label in enumerate(labels) if label != IGNORED], dtype=torch.long
+        ),
     }
 
 

@@ -1,9 +1,12 @@
 """The one form that every data format becomes."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,29 +24,46 @@ class Origin:
 class Conversation:
     """One row of training data: ``messages``, or plain ``text``; never both.
 
-    A message is ``{"role": system|user|assistant, "content": str}``; a user message may carry an
-    ``input`` besides (Alpaca's third field), which templates without a place for it see as part
-    of the content. ``extra`` keeps the row's other fields, for metrics that want them.
+    A message is ``{"role": …, "content": str}`` with a role of ``ROLES``, and may hold besides:
+
+    - ``input`` (user): Alpaca's third field, which templates without a place for it see as part of
+      the content;
+    - ``tool_calls`` (assistant): ``{"type": "function", "function": {"name", "arguments"}}`` each,
+      the arguments an object; the content may be empty then;
+    - ``name`` and ``tool_call_id`` (tool): whose answer it is;
+    - ``tools`` (first message): what the model is told it may call, as JSON schemas. They stand in
+      a message so that they go wherever the prompt goes: to training and to inference alike.
+
+    ``rejected`` is the worse answer of a preference pair, in place of the last message. ``extra``
+    keeps the row's other fields, for metrics that want them.
     """
 
     origin: Origin
-    messages: tuple[dict[str, str], ...] = ()
+    messages: tuple[Message, ...] = ()
     text: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    rejected: Message | None = None
 
     @property
     def reference(self) -> str:
-        """The last assistant answer, which an evaluation compares with; empty for plain text."""
-        return self.messages[-1]["content"] if self.messages else ""
+        """The last answer, which an evaluation compares with, any tool calls in it as JSON.
+
+        Empty for plain text.
+        """
+        return spoken(self.messages[-1]) if self.messages else ""
 
     @property
-    def prompt(self) -> tuple[dict[str, str], ...]:
+    def prompt(self) -> tuple[Message, ...]:
         """The messages before the last answer."""
         return self.messages[:-1]
 
     def to_row(self) -> dict[str, Any]:
         """A JSON object that ``from_row`` turns back into an equal conversation."""
-        body = {"text": self.text} if self.text is not None else {"messages": list(self.messages)}
+        body: dict[str, Any] = {"messages": list(self.messages)}
+        if self.text is not None:
+            body = {"text": self.text}
+        if self.rejected is not None:
+            body["rejected"] = self.rejected
         return {**body, "origin": [self.origin.file, self.origin.line], "extra": self.extra}
 
     @classmethod
@@ -53,14 +73,24 @@ class Conversation:
             messages=tuple(row.get("messages", ())),
             text=row.get("text"),
             extra=row["extra"],
+            rejected=row.get("rejected"),
         )
 
 
-def flatten(messages: tuple[dict[str, str], ...]) -> list[dict[str, str]]:
-    """Messages with each ``input`` joined to its content, for templates without a place for it."""
-    return [
-        {"role": m["role"], "content": f"{m['content']}\n\n{m['input']}"}
-        if m.get("input")
-        else {"role": m["role"], "content": m["content"]}
-        for m in messages
+def spoken(message: Message) -> str:
+    """What a message says: its content, and one line of JSON for each tool call in it."""
+    calls = [
+        json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())
     ]
+    return "\n".join(filter(None, [message["content"], *calls]))
+
+
+def flatten(messages: tuple[Message, ...]) -> list[Message]:
+    """Messages with each ``input`` joined to its content, for templates without a place for it."""
+    flat = []
+    for message in messages:
+        copy = {key: value for key, value in message.items() if key not in ("input", "tools")}
+        if message.get("input"):
+            copy["content"] = f"{message['content']}\n\n{message['input']}"
+        flat.append(copy)
+    return flat

@@ -1,27 +1,29 @@
 """Row formats: detect which one a row is in, and turn it into a conversation."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
-from luthier.data.conversation import Conversation, Origin
+from luthier.data.conversation import Conversation, Message, Origin
 from luthier.data.readers import BadRow
+from luthier.data.turns import WrongTurn, as_turns, fault, read_tools, read_turns
 
-# ShareGPT files name the speakers in several ways; Transformers' templates know one.
-_ROLE_NAMES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "system": "system",
+# What a row of each format holds, for messages.
+FORMATS = {
+    "alpaca": "instruction+output",
+    "messages": "messages",
+    "sharegpt": "conversations",
+    "prompt_completion": "prompt+completion",
+    "preference": "chosen+rejected",
+    "text": "text",
 }
+
+_PROMPT_FIELDS = ("prompt", "question", "instruction")  # of preference rows, in this order
 
 
 def detect_format(row: dict[str, Any]) -> str | None:
     """The name of the format whose fields ``row`` has, or None."""
+    if "chosen" in row and "rejected" in row:
+        return "preference"
     if "messages" in row:
         return "messages"
     if "conversations" in row:
@@ -35,6 +37,12 @@ def detect_format(row: dict[str, Any]) -> str | None:
     return None
 
 
+def unknown_format(row: dict[str, Any]) -> str:
+    """What to say of a row that ``detect_format`` does not know."""
+    known = ", ".join(f"{fields} ({name})" for name, fields in FORMATS.items())
+    return f"fields {', '.join(map(str, row)) or '(none)'} fit no known format: {known}"
+
+
 def to_conversation(row: dict[str, Any], fmt: str, origin: Origin) -> Conversation:
     """Read ``row`` as format ``fmt`` (a name that ``detect_format`` gives).
 
@@ -43,17 +51,16 @@ def to_conversation(row: dict[str, Any], fmt: str, origin: Origin) -> Conversati
     """
     try:
         conversation = _CONVERTERS[fmt](row, origin)
-    except _Wrong as error:
+    except WrongTurn as error:
         raise BadRow(origin, str(error)) from None
     if conversation.text is None:
-        reason = _fault(conversation.messages)
+        reason = fault(conversation.messages)
+        if reason is None and conversation.rejected is not None:
+            reason = fault((*conversation.prompt, conversation.rejected))
+            reason = reason and f"with the rejected answer: {reason}"
         if reason is not None:
             raise BadRow(origin, reason)
     return conversation
-
-
-class _Wrong(Exception):
-    """What is wrong with a row, without its place."""
 
 
 def _text_field(row: dict[str, Any], key: str, default: str | None = None) -> str:
@@ -62,7 +69,7 @@ def _text_field(row: dict[str, Any], key: str, default: str | None = None) -> st
         value = default
     if not isinstance(value, str):
         kind = "missing" if value is None else f"{type(value).__name__}, not text"
-        raise _Wrong(f"'{key}' is {kind}")
+        raise WrongTurn(f"'{key}' is {kind}")
     return value
 
 
@@ -70,96 +77,84 @@ def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in used}
 
 
+def _with_system(messages: tuple[Message, ...], row: dict[str, Any]) -> tuple[Message, ...]:
+    system = _text_field(row, "system", "")
+    return ({"role": "system", "content": system}, *messages) if system.strip() else messages
+
+
+def _with_tools(messages: tuple[Message, ...], row: dict[str, Any]) -> tuple[Message, ...]:
+    tools = read_tools(row.get("tools"))
+    return ({**messages[0], "tools": tools}, *messages[1:]) if tools else messages
+
+
 def _alpaca(row: dict[str, Any], origin: Origin) -> Conversation:
-    user = {"role": "user", "content": _text_field(row, "instruction")}
+    user = _question(row, "instruction")
+    answer = {"role": "assistant", "content": _text_field(row, "output")}
+    extra = _rest(row, "instruction", "input", "output", "system")
+    return Conversation(origin, _with_system((user, answer), row), extra=extra)
+
+
+def _question(row: dict[str, Any], key: str) -> Message:
+    user = {"role": "user", "content": _text_field(row, key)}
     more = _text_field(row, "input", "")
     if more.strip():
         user["input"] = more
-    answer = {"role": "assistant", "content": _text_field(row, "output")}
-    system = _text_field(row, "system", "")
-    opening = [{"role": "system", "content": system}] if system.strip() else []
-    extra = _rest(row, "instruction", "input", "output", "system")
-    return Conversation(origin, (*opening, user, answer), extra=extra)
+    return user
 
 
 def _prompt_completion(row: dict[str, Any], origin: Origin) -> Conversation:
-    prompt, completion = row.get("prompt"), row.get("completion")
-    extra = _rest(row, "prompt", "completion")
-    if isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
-        return Conversation(
-            origin, _messages([*prompt, *completion], "role", "content"), extra=extra
-        )
+    prompt, completion = as_turns(row.get("prompt")), as_turns(row.get("completion"))
+    if prompt is not None and completion is not None:  # TRL's conversational form
+        messages = _with_tools(read_turns([*prompt, *completion]), row)
+        return Conversation(origin, messages, extra=_rest(row, "prompt", "completion", "tools"))
     messages = (
         {"role": "user", "content": _text_field(row, "prompt")},
         {"role": "assistant", "content": _text_field(row, "completion")},
     )
-    return Conversation(origin, messages, extra=extra)
+    return Conversation(origin, messages, extra=_rest(row, "prompt", "completion"))
 
 
 def _chat(row: dict[str, Any], origin: Origin) -> Conversation:
-    return Conversation(
-        origin, _messages(row["messages"], "role", "content"), extra=_rest(row, "messages")
-    )
+    messages = _with_tools(read_turns(row["messages"]), row)
+    return Conversation(origin, messages, extra=_rest(row, "messages", "tools"))
 
 
 def _sharegpt(row: dict[str, Any], origin: Origin) -> Conversation:
-    turns = row["conversations"]
-    first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
-    keys = ("role", "content") if "role" in first else ("from", "value")
-    messages = _messages(turns, *keys)
-    system = _text_field(row, "system", "")
-    if system.strip():
-        messages = ({"role": "system", "content": system}, *messages)
-    return Conversation(origin, messages, extra=_rest(row, "conversations", "system"))
+    messages = _with_tools(_with_system(read_turns(row["conversations"]), row), row)
+    return Conversation(origin, messages, extra=_rest(row, "conversations", "system", "tools"))
+
+
+def _preference(row: dict[str, Any], origin: Origin) -> Conversation:
+    """Both answers as texts after a prompt, or as turns, with the prompt in them or apart."""
+    chosen, rejected = as_turns(row["chosen"]), as_turns(row["rejected"])
+    key = next((key for key in _PROMPT_FIELDS if row.get(key) is not None), None)
+    used = ["chosen", "rejected", "system", "tools"]
+    if chosen is not None and rejected is not None:
+        before = as_turns(row[key]) if key else None
+        better, worse = (read_turns([*(before or []), *turns]) for turns in (chosen, rejected))
+        if key and before is None and better[0]["role"] == "assistant":
+            question = _question(row, key)
+            better, worse = (question, *better), (question, *worse)
+        if better[:-1] != worse[:-1]:
+            raise WrongTurn("'chosen' and 'rejected' differ before their last turn")
+        # A prompt that the turns repeat (UltraFeedback's) is told by them already.
+        used += [key] if key else []
+    else:
+        if key is None:
+            raise WrongTurn("there is no 'prompt' (or 'question') that 'chosen' answers")
+        question = _question(row, key)
+        better = (question, {"role": "assistant", "content": _text_field(row, "chosen")})
+        worse = (question, {"role": "assistant", "content": _text_field(row, "rejected")})
+        used += [key, "input"]
+    messages = _with_tools(_with_system(better, row), row)
+    return Conversation(origin, messages, extra=_rest(row, *used), rejected=worse[-1])
 
 
 def _plain(row: dict[str, Any], origin: Origin) -> Conversation:
     text = _text_field(row, "text")
     if not text.strip():
-        raise _Wrong("'text' is empty")
+        raise WrongTurn("'text' is empty")
     return Conversation(origin, text=text, extra=_rest(row, "text"))
-
-
-def _messages(turns: Any, role_key: str, content_key: str) -> tuple[dict[str, str], ...]:
-    if not isinstance(turns, list) or not turns:
-        raise _Wrong("the conversation is not a list of turns")
-    messages = []
-    for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, dict):
-            raise _Wrong(f"turn {number} is not an object")
-        role, content = turn.get(role_key), turn.get(content_key)
-        if not isinstance(role, str) or role.lower() not in _ROLE_NAMES:
-            known = ", ".join(sorted(_ROLE_NAMES))
-            raise _Wrong(f"turn {number} has '{role_key}' {role!r}; known are {known}")
-        if not isinstance(content, str):
-            raise _Wrong(f"turn {number} has no text in '{content_key}'")
-        if turn.get("tool_calls"):
-            raise _Wrong(f"turn {number} calls tools, which this version cannot train on")
-        messages.append({"role": _ROLE_NAMES[role.lower()], "content": content})
-    return tuple(messages)
-
-
-def _fault(messages: tuple[dict[str, str], ...]) -> str | None:
-    """Why these messages cannot be trained on, or None."""
-    spoken = [m["role"] for m in messages if m["role"] != "system"]
-    if any(m["role"] == "system" for m in messages[1:]):
-        return "a system message stands after the first turn"
-    if "assistant" not in spoken:
-        return "there is no assistant turn to learn"
-    if spoken[-1] != "assistant":
-        return "the last turn is the user's: there is no answer to it"
-    if spoken[0] != "user":
-        return "the first turn is the assistant's: there is nothing it answers"
-    for number, (before, after) in enumerate(itertools.pairwise(spoken), start=2):
-        if before == after:
-            return f"turns {number - 1} and {number} are both of role {after}"
-    if any(not m["content"].strip() for m in messages if m["role"] == "assistant"):
-        return "an answer is empty"
-    if any(
-        not (m["content"] + m.get("input", "")).strip() for m in messages if m["role"] == "user"
-    ):
-        return "a question is empty"
-    return None
 
 
 _CONVERTERS: dict[str, Callable[[dict[str, Any], Origin], Conversation]] = {
@@ -167,5 +162,6 @@ _CONVERTERS: dict[str, Callable[[dict[str, Any], Origin], Conversation]] = {
     "messages": _chat,
     "sharegpt": _sharegpt,
     "prompt_completion": _prompt_completion,
+    "preference": _preference,
     "text": _plain,
 }

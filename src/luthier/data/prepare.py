@@ -9,8 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Conversation
-from luthier.data.formats import detect_format, to_conversation
+from luthier.data.formats import detect_format, to_conversation, unknown_format
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.sources import find_files
 from luthier.data.split import sample, split, without_overlap
 from luthier.data.template import TemplateRejects
 from luthier.data.tokens import Tokenizer, TokenRow, cut
@@ -151,11 +152,11 @@ def tokenise(rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer) 
 
 
 def _read(
-    files: Sequence[str], data: DataGroup, left_out: _LeftOut
+    sources: Sequence[str], data: DataGroup, left_out: _LeftOut
 ) -> tuple[list[Conversation], list[Source]]:
     rows: list[Conversation] = []
-    sources = []
-    for file in files:
+    read = []
+    for file in (file for source in sources for file in find_files(source)):
         before = len(rows)
         fmt: str | None = None if data.format == "auto" else data.format
         for item in read_rows(file):
@@ -166,21 +167,25 @@ def _read(
             if fmt is None:  # the first row that can be read tells for the whole file
                 fmt = detect_format(row)
                 if fmt is None:
-                    raise UserError(_unknown_format(str(origin), row))
+                    raise UserError(f"{origin}: {unknown_format(row)}")
+                if fmt == "preference":
+                    raise UserError(_no_preferences(file))
             try:
                 rows.append(to_conversation(row, fmt, origin))
             except BadRow as bad:
                 left_out.bad.append(bad)
-        sources.append(Source(file, fmt or "unknown", sha256(Path(file)), len(rows) - before))
+        digest = sha256(Path(file).expanduser())
+        read.append(Source(file, fmt or "unknown", digest, len(rows) - before))
     if left_out.bad and (data.on_bad_row == "error" or not rows):
         raise UserError(_bad_rows_message(left_out.bad))
-    return rows, sources
+    return rows, read
 
 
-def _unknown_format(place: str, row: dict[str, Any]) -> str:
+def _no_preferences(file: str) -> str:
     return (
-        f"{place}: fields {', '.join(map(str, row)) or '(none)'} fit no known format: "
-        "instruction+output (alpaca), messages, conversations (sharegpt), prompt+completion, text"
+        f"{file} holds preference pairs (chosen and rejected), which this version cannot train on; "
+        f"to train on the chosen answers: luthier data convert {file} --to prompt_completion "
+        "--out chosen.jsonl (or --to messages, if there are several turns)"
     )
 
 

@@ -1,15 +1,16 @@
 """Files to rows: JSONL, JSON, CSV and Parquet, each row with its place."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from luthier.data.conversation import Origin
+from luthier.data.kinds import ARCHIVE_ERRORS, endings, kind_of, open_bytes
+from luthier.data.sources import find_files
 from luthier.errors import UserError
-
-READABLE = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class BadRow(Exception):
@@ -21,36 +22,44 @@ class BadRow(Exception):
         self.reason = reason
 
 
-def read_rows(file: str) -> Iterator[tuple[Origin, dict[str, Any]] | BadRow]:
-    """Stream the rows of ``file``, its kind told by its ending.
+Item = tuple[Origin, dict[str, Any]] | BadRow
+
+
+def read_rows(source: str) -> Iterator[Item]:
+    """Stream the rows of a source, which ``find_files`` explains, file by file.
 
     A row that is not valid comes as a ``BadRow`` value, so that one broken line hides no other.
 
     Raises:
-        UserError: the file is missing, empty, unreadable, or of an unknown kind.
+        UserError: a file is missing, empty, unreadable, or of an unknown kind.
     """
+    for file in find_files(source):
+        yield from _read_file(file)
+
+
+def _read_file(file: str) -> Iterator[Item]:
     path = Path(file).expanduser()
-    kind = path.suffix.lower()
-    if path.is_dir():
-        raise UserError(f"{file} is a folder; name the files in it")
-    if not path.exists():
-        raise UserError(f"no data file at {file}")
-    if kind not in READABLE:
-        raise UserError(f"{file}: data files end in {', '.join(READABLE)}")
-    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kind]
+    kinds = kind_of(path.name)
+    if kinds is None:
+        raise UserError(f"{file}: data files end in {endings()}")
+    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kinds[0]]
     empty = True
     try:
         for row in reader(path, file):
             empty = False
             yield row
+    except ARCHIVE_ERRORS as error:
+        raise UserError(
+            f"{file} is a damaged {kinds[1]} archive ({error}); fetch or pack it again"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error}") from error
     if empty:
         raise UserError(f"{file} is empty: it holds no rows")
 
 
-def _jsonl(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | BadRow]:
-    with path.open("rb") as file:
+def _jsonl(path: Path, name: str) -> Iterator[Item]:
+    with open_bytes(path) as file:
         for number, raw in enumerate(file, start=1):
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as Windows writes it
@@ -58,9 +67,10 @@ def _jsonl(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | Ba
                 yield _parse(raw, Origin(name, number))
 
 
-def _json(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | BadRow]:
+def _json(path: Path, name: str) -> Iterator[Item]:
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        with open_bytes(path) as file:
+            value = json.loads(file.read().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise UserError(
@@ -76,7 +86,7 @@ def _json(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | Bad
         yield _checked(row, Origin(name, number))
 
 
-def _parse(raw: bytes, origin: Origin) -> tuple[Origin, dict[str, Any]] | BadRow:
+def _parse(raw: bytes, origin: Origin) -> Item:
     try:
         row = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -88,7 +98,7 @@ def _parse(raw: bytes, origin: Origin) -> tuple[Origin, dict[str, Any]] | BadRow
     return _checked(row, origin)
 
 
-def _checked(row: Any, origin: Origin) -> tuple[Origin, dict[str, Any]] | BadRow:
+def _checked(row: Any, origin: Origin) -> Item:
     if not isinstance(row, dict):
         return BadRow(origin, "not a JSON object")
     try:
@@ -98,9 +108,9 @@ def _checked(row: Any, origin: Origin) -> tuple[Origin, dict[str, Any]] | BadRow
     return origin, row
 
 
-def _csv(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | BadRow]:
+def _csv(path: Path, name: str) -> Iterator[Item]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB a field refuses long documents
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:
@@ -118,7 +128,7 @@ def _csv(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | BadR
             raise UserError(f"{name}: not UTF-8 at byte {error.start}; convert the file") from None
 
 
-def _parquet(path: Path, name: str) -> Iterator[tuple[Origin, dict[str, Any]] | BadRow]:
+def _parquet(path: Path, name: str) -> Iterator[Item]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

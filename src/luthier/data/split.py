@@ -1,7 +1,9 @@
 """Hold rows out for validation so that nothing crosses the split."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from luthier.data.conversation import Conversation
@@ -17,25 +19,21 @@ def split_key(row: Conversation) -> str:
     parts = [row.text] if row.text is not None else []
     for message in row.prompt:
         parts += [message["role"], message["content"], message.get("input", "")]
+        parts += [json.dumps(message[key]) for key in ("tool_calls", "tools") if key in message]
     text = "\0".join(" ".join(part.casefold().split()) for part in parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def split(
-    rows: Sequence[Conversation], fraction: float, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
-    """Split into (train, validation), ``fraction`` of the rows in the latter, order kept.
+def choose_held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """Which of the rows' ``split_key``s to hold out, so that ``fraction`` of the rows are.
 
-    Each group of rows with one ``split_key`` goes to one side. Which one depends on the key and
-    the seed alone, so that adding rows moves few of the others. Where a fraction is asked for and
-    there are two groups at least, neither side is empty.
+    Each key goes to one side whole. Which one depends on the key and the seed alone, so that adding
+    rows moves few of the others. Where a fraction is asked for and there are two keys at least,
+    neither side is empty.
     """
-    groups: dict[str, int] = {}
-    for row in rows:
-        key = split_key(row)
-        groups[key] = groups.get(key, 0) + 1
+    groups = Counter(keys)
     ranked = sorted(groups, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    wanted, count = round(len(rows) * fraction), 0
+    wanted, count = round(groups.total() * fraction), 0
     held_out: set[str] = set()
     for key in ranked:
         # A group too large for what is still wanted stays in training, and one group at least.
@@ -44,8 +42,17 @@ def split(
             count += groups[key]
     if fraction > 0 and not held_out and len(groups) > 1:
         held_out.add(min(ranked, key=lambda key: groups[key]))
-    train = [row for row in rows if split_key(row) not in held_out]
-    validation = [row for row in rows if split_key(row) in held_out]
+    return held_out
+
+
+def split(
+    rows: Sequence[Conversation], fraction: float, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Split into (train, validation) by ``choose_held_out``, order kept."""
+    keys = [split_key(row) for row in rows]
+    held_out = choose_held_out(keys, fraction, seed)
+    train = [row for row, key in zip(rows, keys, strict=True) if key not in held_out]
+    validation = [row for row, key in zip(rows, keys, strict=True) if key in held_out]
     return train, validation
 
 

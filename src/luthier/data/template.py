@@ -10,7 +10,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.conversation import flatten
+from luthier.data.conversation import Message, flatten
 from luthier.errors import UserError
 
 # The prompt of Stanford Alpaca (Taori et al. 2023), multi-turn by repetition.
@@ -39,7 +39,7 @@ the request.\\n\\n' }}
 # Stands in for an answer to find where the template puts it; a string no data holds.
 _SENTINEL = "\u2063luthier\u2063answer\u2063"
 
-Messages = tuple[dict[str, str], ...]
+Messages = tuple[Message, ...]
 
 
 class TemplateRejects(Exception):
@@ -102,10 +102,11 @@ def render(
     """
     # Only a template that knows of Alpaca's input gets it apart from the content.
     own_input = "message.input" in (tokenizer.chat_template or "")
-    turns: list[dict[str, Any]] = [dict(m) for m in messages] if own_input else flatten(messages)
+    turns = [dict(m) for m in messages] if own_input else flatten(messages)
+    tools = messages[0].get("tools") if messages else None
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise TemplateRejects(f"the chat template refuses it: {error}") from None
@@ -117,19 +118,26 @@ def render_with_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) ->
     """Render a conversation and find, in that rendering, what the model has to write itself.
 
     For each assistant turn: from where the prompt for it ends (the rendering of the turns before,
-    with the generation prompt) to the end-of-turn token, that token included. The end is found by
-    rendering once more with a stand-in answer: what follows it is the same text in both.
+    with the generation prompt) to the end-of-turn token, that token included; tool calls are part
+    of the turn, the tools' answers are not. The end is found by rendering once more with a stand-in
+    answer: what follows it is the same text in both.
 
     Raises:
-        TemplateRejects: the template refuses the messages, or does not show an answer verbatim.
+        TemplateRejects: the template refuses the messages, does not show an answer verbatim, or
+            leaves out a tool, a call or a tool's answer.
     """
     text = render(tokenizer, messages, add_generation_prompt=False)
+    if any(m["role"] == "tool" or m.get("tool_calls") or m.get("tools") for m in messages):
+        _check_tools_shown(tokenizer, messages, text)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        content_start, content_end = _content_span(tokenizer, messages, index, text)
         prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
+        if message.get("tool_calls"):
+            spans.append(_call_span(tokenizer, messages, index, text, prompt))
+            continue
+        content_start, content_end = _content_span(tokenizer, messages, index, text)
         start = content_start
         # Some templates write turns of the past otherwise than the last: then the content is all
         # that is sure. A prompt that reaches into the content belongs to another rendering.
@@ -139,12 +147,18 @@ def render_with_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) ->
     return Rendering(text, tuple(spans))
 
 
+def _changed(messages: Messages, index: int, **fields: Any) -> Messages:
+    """A copy in which one message has other fields; a field of None is taken away."""
+    changed = {**messages[index], **fields}
+    kept = {key: value for key, value in changed.items() if value is not None}
+    return (*messages[:index], kept, *messages[index + 1 :])
+
+
 def _content_span(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int, text: str
 ) -> tuple[int, int]:
-    stand_in = [dict(m) for m in messages]
-    stand_in[index]["content"] = _SENTINEL
-    probe = render(tokenizer, tuple(stand_in), add_generation_prompt=False)
+    stand_in = _changed(messages, index, content=_SENTINEL)
+    probe = render(tokenizer, stand_in, add_generation_prompt=False)
     start = probe.find(_SENTINEL)
     if start < 0:
         raise TemplateRejects(f"the chat template leaves out the answer of turn {index + 1}")
@@ -154,6 +168,60 @@ def _content_span(
     if end < start or not same_around:
         raise TemplateRejects(f"the chat template changes with the answer of turn {index + 1}")
     return start, end
+
+
+def _call_span(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int, text: str, prompt: str
+) -> tuple[int, int]:
+    """What to learn of a turn that calls tools, ``prompt`` being what the model answers.
+
+    The stand-in is a plain answer: the whole turn is then what stands between the prompt and what
+    follows that answer. A template that refuses it (a tool's answer without a call) is asked for
+    the turns up to the call, which must be what the whole begins with.
+    """
+    stand_in = _changed(messages, index, content=_SENTINEL, tool_calls=None)
+    end = -1
+    try:
+        probe = render(tokenizer, stand_in, add_generation_prompt=False)
+        after = probe.rpartition(_SENTINEL)[2]
+        if _SENTINEL in probe and text.endswith(after):
+            end = _turn_end(tokenizer, text, len(text) - len(after))
+    except TemplateRejects:
+        head = render(tokenizer, messages[: index + 1], add_generation_prompt=False).rstrip()
+        if text.startswith(head) and head.endswith(tuple(_special_texts(tokenizer))):
+            end = len(head)
+    if not text.startswith(prompt) or end < len(prompt):
+        raise TemplateRejects(
+            f"the chat template does not write the tool call of turn {index + 1} as an answer"
+        )
+    if messages[index]["content"].strip() not in text[len(prompt) : end]:
+        raise TemplateRejects(
+            f"the chat template leaves out the words beside the tool call of turn {index + 1}"
+        )
+    return len(prompt), end
+
+
+def _check_tools_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str) -> None:
+    """Raise unless the template shows what has to do with tools: a stand-in must be seen."""
+    if messages[0].get("tools"):
+        without = render(tokenizer, _changed(messages, 0, tools=None), add_generation_prompt=False)
+        if without == text:
+            raise TemplateRejects("the chat template leaves out the tools that may be called")
+    for index, message in enumerate(messages):
+        if message.get("tool_calls"):
+            calls = [
+                {**call, "function": {"name": _SENTINEL, "arguments": {_SENTINEL: _SENTINEL}}}
+                for call in message["tool_calls"]
+            ]
+            stand_in, wanted = _changed(messages, index, tool_calls=calls), 3 * len(calls)
+        elif message["role"] == "tool":
+            stand_in, wanted = _changed(messages, index, content=_SENTINEL), 1
+        else:
+            continue
+        probe = render(tokenizer, stand_in, add_generation_prompt=False)
+        if probe.count(_SENTINEL) < wanted:
+            what = "tool's answer" if message["role"] == "tool" else "tool call"
+            raise TemplateRejects(f"the chat template leaves out the {what} of turn {index + 1}")
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase, text: str, content_end: int) -> int:

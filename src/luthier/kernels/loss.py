@@ -35,15 +35,14 @@ def loss_sum(model: nn.Module, batch: dict[str, Tensor], *, packed: bool = True)
 
 def supervised_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (S, vocabulary) at the positions that predict a supervised token, and those tokens (S,)."""
-    labels = batch["labels"][0, 1:]
-    positions = (labels != IGNORED).nonzero().squeeze(1)
-    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k != "labels"}
+    positions = batch["predicts"]
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids")}
     inputs["use_cache"] = False
     if _keeps_logits(model):
         logits = model(**inputs, logits_to_keep=positions).logits[0]
     else:
         logits = model(**inputs).logits[0, positions]
-    return logits, labels[positions]
+    return logits, batch["labels"][0, positions + 1]
 
 
 def mean_loss(
@@ -77,10 +76,12 @@ def _rows(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The rows of a packed batch, each as a batch of its own; positions go without saying there."""
     starts = (batch["position_ids"][0] == 0).nonzero().squeeze(1).tolist()
     ends = [*starts[1:], batch["position_ids"].shape[1]]
-    return [
-        {key: batch[key][:, start:end] for key in ("input_ids", "labels")}
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    rows = []
+    for start, end in zip(starts, ends, strict=True):
+        row = {key: batch[key][:, start:end] for key in ("input_ids", "labels")}
+        row["predicts"] = (row["labels"][0, 1:] != IGNORED).nonzero().squeeze(1)
+        rows.append(row)
+    return rows
 
 
 def _keeps_logits(model: nn.Module) -> bool:

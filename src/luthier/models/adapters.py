@@ -10,8 +10,10 @@ from luthier.errors import UserError
 from luthier.recipe import MethodGroup
 
 
-def attach_adapter(model: PreTrainedModel, method: MethodGroup) -> PeftModel:
+def attach_adapter(model: PreTrainedModel, method: MethodGroup, on_meta: bool = False) -> PeftModel:
     """Add a new adapter (A random, B zero: the model's outputs do not change yet).
+
+    ``on_meta`` leaves it without memory, for planning.
 
     h = W x + (lora_alpha / lora_r) B A dropout(x), W frozen (Hu et al. 2021). The adapter is kept
     in float32 whatever the dtype of W, so that small updates are not rounded away.
@@ -37,7 +39,7 @@ def attach_adapter(model: PreTrainedModel, method: MethodGroup) -> PeftModel:
         }
     )
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        return get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=on_meta)
     except ValueError as error:
         if "lora_dropout" in str(error):  # PEFT adapts a stack of experts as one parameter
             raise UserError(

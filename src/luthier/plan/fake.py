@@ -1,0 +1,118 @@
+"""A model with sizes and no memory, as our training would build it."""
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from luthier.models.adapters import attach_adapter
+from luthier.recipe import MethodGroup
+
+_BLOCK = 64  # weights that share a quantisation constant
+_NESTED_BLOCK = 256  # constants that share one in turn, with double quantisation
+
+
+def meta_model(
+    config: PreTrainedConfig, method: MethodGroup, dtype: torch.dtype
+) -> PreTrainedModel | PeftModel:
+    """The model of ``config``, ready to train by ``method``, on the meta device.
+
+    Attached by the same code that trains, so that adapters and frozen parts are those of a real run.
+    """
+    whole = method.name == "full"
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32 if whole else dtype
+        )
+        if method.name == "qlora":
+            _quantise(model, method, dtype)
+        trained = model if whole else attach_adapter(model, method, on_meta=True)
+    return trained.train()
+
+
+def _quantise(model: PreTrainedModel, method: MethodGroup, dtype: torch.dtype) -> None:
+    """Replace every linear layer but the head by a 4-bit one, as Transformers does when loading."""
+    head = model.get_output_embeddings()
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+    for name, module in layers:
+        parent, _, leaf = name.rpartition(".")
+        quantised = Linear4bit(
+            module.in_features,
+            module.out_features,
+            bias=module.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=method.bnb_4bit_use_double_quant,
+            quant_type=method.bnb_4bit_quant_type,
+        )
+        quantised.requires_grad_(False)
+        setattr(model.get_submodule(parent), leaf, quantised)
+
+
+def give_storages(model: nn.Module) -> None:
+    """Replace meta tensors by fake ones; call inside a ``FakeTensorMode``. Tied weights stay tied."""
+    shared: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # as in models/load.py
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in shared:
+                four_bit = isinstance(module, Linear4bit) and name == "weight"
+                shared[id(parameter)] = _packed(parameter, module) if four_bit else _like(parameter)
+            module._parameters[name] = shared[id(parameter)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _like(parameter: Tensor) -> nn.Parameter:
+    # What trains is float32 in every method.
+    dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+    return nn.Parameter(torch.empty(parameter.shape, dtype=dtype), parameter.requires_grad)
+
+
+def _packed(parameter: Tensor, module: Any) -> nn.Parameter:
+    """Two weights a byte, with the constants of their blocks (Dettmers et al. 2023, section 3)."""
+    out_features, in_features = module.out_features, module.in_features
+    count = out_features * in_features
+    blocks = -(-count // _BLOCK)
+    packed = nn.Parameter(torch.empty((count + 1) // 2, 1, dtype=torch.uint8), False)
+    double = parameter.compress_statistics  # type: ignore[attr-defined]
+    nested = QuantState(
+        absmax=torch.empty(-(-blocks // _NESTED_BLOCK)),
+        code=torch.empty(256),
+        blocksize=_NESTED_BLOCK,
+        dtype=torch.float32,
+    )
+    state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8 if double else torch.float32),
+        shape=torch.Size((out_features, in_features)),
+        code=torch.empty(16),
+        blocksize=_BLOCK,
+        quant_type=parameter.quant_type,  # type: ignore[attr-defined]
+        dtype=module.compute_dtype,
+        offset=torch.empty(()) if double else None,
+        state2=nested if double else None,
+    )
+    packed.quant_state = state  # type: ignore[attr-defined]
+    module.quant_state = state
+    return packed
+
+
+def storages(model: nn.Module) -> list[Tensor]:
+    """Every tensor that a loaded model holds, quantisation constants included."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        for each in (state, getattr(state, "state2", None)):
+            tensors += [v for v in vars(each).values() if isinstance(v, Tensor)] if each else []
+    return tensors

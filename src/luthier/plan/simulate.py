@@ -1,0 +1,177 @@
+"""The memory of one training step, by taking it with tensors that have sizes and no memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig
+
+from luthier.errors import UserError
+from luthier.kernels.loss import loss_sum
+from luthier.plan.fake import give_storages, meta_model, storages
+from luthier.plan.flops import CountFlops
+from luthier.plan.live import LiveStorage
+from luthier.recipe import MethodGroup
+
+_8BIT_BLOCK = 256  # numbers that share a constant in an 8-bit state
+_8BIT_LEAST = 4096  # smaller tensors keep 32-bit state (bitsandbytes' min_8bit_size)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One micro-batch and how it is trained on.
+
+    Attributes:
+        lengths: tokens of each row; the batch is laid end to end, without padding.
+        supervised: tokens that count in the loss, of all rows together.
+        optim: the recipe's name.
+    """
+
+    lengths: Sequence[int]
+    supervised: int
+    dtype: torch.dtype
+    optim: str
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of tensors in one training step (the second, when optimiser state is there).
+
+    Attributes:
+        weights: all of the model, quantisation constants and ``adapter`` included.
+        adapter: the part of the weights that LoRA adds; 0 for full fine-tuning.
+        activations: what the layers leave for the backward pass.
+        logits: what head and loss come to on top of that, at most.
+        load_peak, forward_peak, backward_peak, step_peak: all that is alive in that phase, at most.
+        flops: floating-point operations of forward and backward (two a multiply-add), recomputation
+            included; matrix products and attention only.
+        trainable: numbers that train.
+    """
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    load_peak: int
+    forward_peak: int
+    backward_peak: int
+    step_peak: int
+    flops: int
+    trainable: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.load_peak, self.forward_peak, self.backward_peak, self.step_peak)
+
+    @property
+    def temporary(self) -> int:
+        """What of the peak is in none of the other parts: intermediate results."""
+        stays = self.weights + self.optimizer
+        passing = max(self.activations + self.logits, self.gradients)
+        return max(0, self.peak - stays - passing)
+
+
+def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> Memory:
+    """Memory of training the model of ``config``; no weights are loaded or downloaded.
+
+    The model, the loss and the step are those of ``luthier train``; ``LiveStorage`` counts. What
+    lies outside of tensors is not in it: the framework, its context on a GPU, the allocator's slack.
+
+    Raises:
+        UserError: ``method`` does not fit the model (see ``attach_adapter``), or the model has an
+            operation that cannot be simulated (experts in float32).
+    """
+    model = meta_model(config, method, work.dtype)
+    model.config.use_cache = False
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        give_storages(model)
+        if work.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if method.name != "full":
+                model.enable_input_require_grads()
+        live = LiveStorage()
+        live.add(storages(model))
+        weights = live.live
+        trained = [p for p in model.parameters() if p.requires_grad]
+        state = _optimizer_state(trained, work.optim)
+        live.add(state)
+        load_peak = live.peak
+        resident = live.live
+        before_head = 0
+
+        def at_head(*_: Any) -> None:
+            nonlocal before_head
+            before_head = live.live
+
+        model.get_output_embeddings().register_forward_pre_hook(at_head)
+        counter = CountFlops()
+        with live, counter:
+            batch = _batch(work)
+            live.restart_peak()
+            try:
+                with torch.autocast("cpu", work.dtype, enabled=work.dtype != torch.float32):
+                    loss = loss_sum(model, batch) / work.supervised
+            except RuntimeError as error:  # an operation that has no fake form
+                raise UserError(
+                    f"the step of this {config.model_type} model cannot be simulated in float32 "
+                    f"weights ({str(error).splitlines()[0]}); plan LoRA or QLoRA in bfloat16"
+                ) from error
+            forward_peak, activations = live.peak, before_head - resident
+            live.restart_peak()
+            loss.backward()
+            del loss
+            backward_peak = live.peak
+            live.restart_peak()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            gradients = sum(
+                p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None
+            )
+            step_peak = live.peak
+    return Memory(
+        weights=weights,
+        adapter=0 if method.name == "full" else sum(4 * p.numel() for p in trained),
+        gradients=gradients,
+        optimizer=resident - weights,
+        activations=activations,
+        logits=forward_peak - resident - activations,
+        load_peak=load_peak,
+        forward_peak=forward_peak,
+        backward_peak=backward_peak,
+        step_peak=step_peak,
+        flops=counter.total,
+        trainable=sum(p.numel() for p in trained),
+    )
+
+
+def _batch(work: Workload) -> dict[str, torch.Tensor]:
+    total = sum(work.lengths)
+    return {
+        "input_ids": torch.zeros(1, total, dtype=torch.long),
+        "position_ids": torch.zeros(1, total, dtype=torch.long),
+        "labels": torch.zeros(1, total, dtype=torch.long),
+        "predicts": torch.zeros(work.supervised, dtype=torch.long),
+    }
+
+
+def _optimizer_state(trained: Sequence[torch.Tensor], optim: str) -> list[Any]:
+    """What the optimiser keeps of each trained tensor (bytes a number: AdamW 8, 8-bit 2, SGD 0)."""
+    if optim == "sgd":
+        return []
+    if optim == "adafactor":  # a row's and a column's mean of squares (Shazeer and Stern 2018)
+        shapes = [p.shape for p in trained]
+        return [torch.empty(n) for s in shapes for n in (s[:-1].numel(), s[:-2].numel() * s[-1])]
+    kept: list[Any] = []
+    for parameter in trained:
+        count = parameter.numel()
+        for _ in range(2):  # the means of gradients and of their squares
+            if "8bit" in optim and count >= _8BIT_LEAST:
+                kept.append(torch.empty(count, dtype=torch.uint8))
+                kept.append(torch.empty(-(-count // _8BIT_BLOCK)))
+            else:
+                kept.append(torch.empty(count))
+    return kept
