@@ -140,3 +140,22 @@ def test_unknown_fields_are_named(
     file = write_rows(tmp_path / "a.jsonl", [row])
     with pytest.raises(UserError, match=said):
         prepare(make_recipe(f"data.train={file}"), tokenizer)
+
+
+def test_replay_adds_general_examples_to_training_alone(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    task = [{"prompt": f"p{i}", "completion": "x"} for i in range(40)]
+    general = [{"instruction": f"g{i}", "output": "y"} for i in range(30)]
+    general += [{"instruction": row["prompt"], "output": "y"} for row in task]  # some are held out
+    train = write_rows(tmp_path / "t.jsonl", task)
+    replay = write_rows(tmp_path / "g.jsonl", general)
+    recipe = make_recipe(
+        f"data.train={train}", "data.validation_fraction=0.1",
+        f"data.replay={{source: {replay}, share: 0.25}}",
+    )  # fmt: skip
+    prepared = prepare(recipe, tokenizer)
+    assert prepared.report["replay"] == {"wanted": 12, "added": 12, "available": 66}
+    assert (len(prepared.train), len(prepared.validation)) == (36 + 12, 4)
+    assert not keys(prepared.train) & keys(prepared.validation)
+    assert {row.conversation.origin.file for row in prepared.validation} == {str(train)}

@@ -14,6 +14,7 @@ from luthier.data.readers import BadRow, read_rows
 from luthier.data.sources import find_files
 from luthier.data.split import sample, split, without_overlap
 from luthier.data.template import TemplateRejects
+from luthier.data.token_cache import encode_all
 from luthier.data.tokens import Tokenizer, TokenRow, cut
 from luthier.errors import UserError
 from luthier.files import sha256, write_json, write_jsonl
@@ -70,6 +71,15 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         train, left_out.overlap = without_overlap(train, validation)
     else:
         train, validation = split(train, data.validation_fraction, recipe.train.seed)
+    replay: dict[str, Any] | None = None
+    if data.replay is not None:
+        general, more = _read([data.replay.source], data, left_out, detect=True)
+        sources += more
+        general, _ = without_overlap(general, validation)
+        wanted = round(len(train) * data.replay.share / (1 - data.replay.share))
+        added = sample(general, wanted, recipe.train.seed)
+        replay = {"wanted": wanted, "added": len(added), "available": len(general)}
+        train = [*train, *added]
     train_rows = _tokenise(train, data, encoder, left_out)
     validation_rows = _tokenise(validation, data, encoder, left_out)
     _judge(data, train_rows, left_out)
@@ -80,6 +90,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
             "train": len(_unique(train_rows)),
             "validation": len(_unique(validation_rows)),
         },
+        "replay": replay,
         "tokens": {"train": _count(train_rows), "validation": _count(validation_rows)},
         "left_out": {
             "bad": [{"row": str(bad.origin), "why": bad.reason} for bad in left_out.bad],
@@ -148,17 +159,24 @@ def read_for_evaluation(file: str, data: DataGroup) -> list[Conversation]:
 
 def tokenise(rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer) -> list[TokenRow]:
     """Token rows of conversations that were prepared before, cut as they were then."""
-    return [piece for row in rows for piece in cut(encoder.encode(row), data.max_length)]
+    encoded = encode_all(encoder, rows)
+    refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
+    if refused is not None:
+        raise UserError(str(refused))
+    return [
+        piece for row in encoded if isinstance(row, TokenRow) for piece in cut(row, data.max_length)
+    ]
 
 
 def _read(
-    sources: Sequence[str], data: DataGroup, left_out: _LeftOut
+    sources: Sequence[str], data: DataGroup, left_out: _LeftOut, *, detect: bool = False
 ) -> tuple[list[Conversation], list[Source]]:
+    """Rows and their files; ``detect`` tells the format whatever ``data.format`` says."""
     rows: list[Conversation] = []
     read = []
     for file in (file for source in sources for file in find_files(source)):
         before = len(rows)
-        fmt: str | None = None if data.format == "auto" else data.format
+        fmt: str | None = None if detect or data.format == "auto" else data.format
         for item in read_rows(file):
             if isinstance(item, BadRow):
                 left_out.bad.append(item)
@@ -204,11 +222,9 @@ def _tokenise(
 ) -> list[TokenRow]:
     kept = []
     bad_before = len(left_out.bad)
-    for row in rows:
-        try:
-            encoded = encoder.encode(row)
-        except TemplateRejects as error:
-            left_out.bad.append(BadRow(row.origin, str(error)))
+    for row, encoded in zip(rows, encode_all(encoder, rows), strict=True):
+        if isinstance(encoded, TemplateRejects):
+            left_out.bad.append(BadRow(row.origin, str(encoded)))
             continue
         if len(encoded) <= data.max_length or row.text is not None:
             kept += cut(encoded, data.max_length)

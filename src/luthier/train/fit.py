@@ -158,6 +158,10 @@ def _describe_data(data: Prepared, template: str, display: Display) -> None:
         f"{tokens['train']['supervised']:,} of {tokens['train']['total']:,} training tokens are "
         f"supervised; longest row {tokens['train']['longest']}; template {template}"
     )
+    replay = report["replay"]
+    if replay is not None:
+        short = "" if replay["added"] == replay["wanted"] else f", {replay['wanted']:,} wanted"
+        display.note(f"{replay['added']:,} of them are general examples (data.replay){short}")
     names = {
         "bad": "cannot be used",
         "too_long": "are over data.max_length",

@@ -53,17 +53,7 @@ def check_data(
     total = columns["prompt_length"][usable] + columns["answer_length"][usable]
     return {
         "verdict": findings[0]["severity"] if findings else "clean",
-        "files": [
-            {
-                "file": file,
-                "role": role,
-                "rows": int((columns["file"] == found.files.index(file)).sum()),
-                "formats": dict(found.formats[file].most_common()),
-            }
-            for role, named in files
-            for file in found.files
-            if file == named
-        ],
+        "files": [_file(found, number) for number in range(len(found.files))],
         "rows": {"read": len(usable), "usable": int(usable.sum())},
         "enough": {"least": TOO_FEW, "fair": FEW, "good": GOOD},
         "findings": findings,
@@ -79,6 +69,17 @@ def check_data(
         "labels": found.label_set,
         "languages": languages,
         "packing": packing_saves(total, tokenizer.max_length) if tokenizer is not None else {},
+    }
+
+
+def _file(found: Scan, number: int) -> dict[str, Any]:
+    rows = found.columns["file"] == number
+    name = found.files[number]
+    return {
+        "file": name,
+        "role": ROLES[found.columns["role"][rows][0]],
+        "rows": int(rows.sum()),
+        "formats": dict(found.formats[name].most_common()),
     }
 
 

@@ -1,0 +1,122 @@
+"""`luthier data convert | split | mix`: data files to data files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.app import Json, out, print_json
+from luthier.cli.data import data
+from luthier.errors import UserError
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write; the ending tells the kind.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice.")]
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@data.command()
+def convert(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Data, or LLaMA-Factory's dataset_info.json:NAME, or an Axolotl YAML file.",
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(help="alpaca, messages, sharegpt, prompt_completion, preference or text."),
+    ],
+    out_path: Out,
+    on_bad_row: Annotated[
+        str, typer.Option(help="error, or skip: rows that cannot be read or held.")
+    ] = "error",
+    as_json: Json = False,
+) -> None:
+    """Turn data of any format into another, and of any kind of file into another.
+
+    What a format has no place for (several turns in alpaca, say) is an error that names the rows,
+    never left out in silence. Example:
+    `luthier data convert chat.parquet --to messages --out chat.jsonl`
+    """
+    from luthier.data.convert import convert_data
+
+    if on_bad_row not in ("error", "skip"):
+        raise UserError(f"--on-bad-row is error or skip, not '{on_bad_row}'")
+    done = convert_data(paths, to, out_path, skip_bad=on_bad_row == "skip")
+    if as_json:
+        print_json({"out": str(out_path), **vars(done), "formats": dict(done.formats)})
+        return
+    formats = ", ".join(f"{n:,} {name}" for name, n in done.formats.items())
+    _say(f"{done.written:,} rows ({formats}) written to {out_path} as {to}")
+    if done.rejected_dropped:
+        _say(f"{done.rejected_dropped:,} rejected answers left out: {to} keeps the chosen ones")
+    if done.left_out:
+        _say(f"{len(done.left_out):,} rows left out, the first:")
+        for text in done.left_out[:5]:
+            _say(f"  {text}")
+
+
+@data.command()
+def split(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Data to split.")],
+    out_path: Annotated[Path, typer.Option("--out", help="Folder for the two files.")],
+    fraction: Annotated[
+        float, typer.Option(min=0.0001, max=0.9, help="Share of the rows held out.")
+    ] = 0.1,
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Split data into train.jsonl and validation.jsonl; no prompt stands in both.
+
+    Example: `luthier data split my.jsonl --out parts --fraction 0.05`
+    """
+    from luthier.data.mix import split_data
+
+    train, validation = split_data(paths, out_path, fraction, seed)
+    if as_json:
+        print_json({"out": str(out_path), "train": train, "validation": validation})
+        return
+    _say(
+        f"{out_path}/train.jsonl: {train:,} rows\n{out_path}/validation.jsonl: {validation:,} rows"
+    )
+
+
+@data.command()
+def mix(
+    weights: Annotated[
+        list[str], typer.Argument(metavar="PATH=WEIGHT...", help="Sources and their shares.")
+    ],
+    out_path: Out,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows in all; else as many as the shares allow.")
+    ] = None,
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Mix sources by weight into one shuffled file, without repeating a row.
+
+    Example: `luthier data mix task.jsonl=9 general.jsonl=1 --out train.jsonl`
+    (`data.replay` in a recipe does this while training.)
+    """
+    from luthier.data.mix import mix_data
+
+    pairs = []
+    for text in weights:
+        source, equals, weight = text.rpartition("=")
+        try:
+            pairs.append((source, float(weight)))
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UserError(f"'{text}' is not PATH=WEIGHT (general.jsonl=1)")
+    mixed = mix_data(pairs, rows, out_path, seed)
+    if as_json:
+        print_json({"out": str(out_path), "sources": [vars(part) for part in mixed]})
+        return
+    for part in mixed:
+        _say(f"{part.source}: {part.taken:,} of {part.available:,} rows")
+    _say(f"{sum(part.taken for part in mixed):,} rows written to {out_path}")
