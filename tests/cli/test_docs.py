@@ -36,6 +36,17 @@ def test_the_readmes_path_on_the_real_model(cli: Cli, real_model: Path, tmp_path
     check_loads_without_us(run, real_model)
 
 
+def test_the_commands_of_the_data_guide(cli: Cli, real_model: Path, tmp_path: Path) -> None:
+    task = (ROOT / "src/luthier/demo/task/train.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "my.jsonl").write_text("\n".join(task) + "\n", "utf-8")
+    typed = commands("docs/data.md")
+    assert [line[1] for line in typed] == ["check", "show", "fix", "convert", "split", "mix"]
+    for line in typed:
+        done = cli(*line, cwd=tmp_path)
+        fell_short = 1 if line[1] == "check" else 0  # the task has fewer than 500 rows
+        assert done.returncode == fell_short, (line, done.stderr)
+
+
 def check_improved(run: Run) -> None:
     import json
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.data.check.row import answer_hash
+from luthier.data.check.row import answer_hash, exact_hash
 from luthier.data.check.text import find_secrets
 from luthier.data.conversation import Origin
 from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow, read_rows
-from luthier.data.split import split_key
 from luthier.errors import UserError
 from luthier.files import staged_file, write_jsonl
 
@@ -53,7 +52,7 @@ TEXT_REMEDIES: dict[str, Callable[[str], str]] = {
 ROW_REMEDIES = {
     "drop-unreadable": "rows that cannot be read, or are in no known format",
     "drop-empty": "rows without an answer or a question",
-    "drop-exact-duplicates": "rows that repeat an earlier one, spacing and case of the prompt aside",
+    "drop-exact-duplicates": "rows that repeat an earlier one, spacing aside",
     "keep-first-of-conflicts": "rows whose prompt an earlier row answers otherwise",
 }
 REMEDIES = (*TEXT_REMEDIES, *ROW_REMEDIES)
@@ -133,7 +132,7 @@ class _Fixer:
                 self._drop(origin, "drop-empty", bad.reason)
                 return None
             return row  # not ours to judge: the check tells it
-        prompt, answer = int(split_key(conversation)[:16], 16), answer_hash(conversation.reference)
+        prompt, answer = exact_hash(conversation), answer_hash(conversation.reference)
         if prompt ^ (answer << 64) in self.seen and "drop-exact-duplicates" in self.chosen:
             self._drop(origin, "drop-exact-duplicates", "an earlier row is the same")
             return None

@@ -11,16 +11,19 @@ from luthier.data.conversation import Conversation
 _Row = TypeVar("_Row")
 
 
-def split_key(row: Conversation) -> str:
+def split_key(row: Conversation, fold_case: bool = True) -> str:
     """What two rows share that must not be on both sides: the prompt, spacing and case aside.
 
     Rows that are the same throughout share it too. Plain text has no prompt: all of it is the key.
+    Without ``fold_case`` upper and lower case are told apart.
     """
     parts = [row.text] if row.text is not None else []
     for message in row.prompt:
         parts += [message["role"], message["content"], message.get("input", "")]
         parts += [json.dumps(message[key]) for key in ("tool_calls", "tools") if key in message]
-    text = "\0".join(" ".join(part.casefold().split()) for part in parts)
+    text = "\0".join(" ".join(part.split()) for part in parts)
+    if fold_case:
+        text = text.casefold()
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -24,24 +24,25 @@ def judge(scan: Scan) -> list[Ints]:
     columns = scan.columns
     usable, role = columns["usable"], columns["role"]
     keys = np.where(usable, columns["prompt_key"], np.uint64(0))
-    whole = keys ^ (columns["answer_key"] * np.uint64(0x9E3779B97F4A7C15))
+    exact = np.where(usable, columns["exact_key"], np.uint64(0))
+    whole = exact ^ (columns["answer_key"] * np.uint64(0x9E3779B97F4A7C15))
     whole = np.where(usable, whole, np.uint64(0))
     _duplicates(scan, whole, role)
+    _conflicts(scan, groups_of_equal(exact))
     same_prompt = groups_of_equal(keys)
-    _conflicts(scan, same_prompt)
     _across(scan, same_prompt, "leak", "contamination", "the same prompt as")
     # An exact duplicate is no news here: of equal rows the first stands for all.
     clusters = [_firsts(cluster, whole) for cluster in near_clusters(scan.signature)]
     clusters = [cluster for cluster in clusters if len(cluster) > 1]
     _near(scan, clusters)
-    exact = {key for group in same_prompt for key in keys[group[:1]].tolist()}
+    told = {key for group in same_prompt for key in keys[group[:1]].tolist()}
     _across(
         scan,
         clusters,
         "near_leak",
         "near_contamination",
         "nearly the same as",
-        skip=lambda position: int(keys[position]) in exact,
+        skip=lambda position: int(keys[position]) in told,
     )
     _forms(scan)
     _labels(scan)

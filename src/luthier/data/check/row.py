@@ -36,8 +36,9 @@ class RowFacts:
 
     Attributes:
         hits: what was found, kind -> detail of the first place.
-        prompt_key, answer_key: 64-bit hashes, 0 where there is none; rows with one ``prompt_key``
-            have the same prompt, spacing and case aside.
+        prompt_key, exact_key, answer_key: 64-bit hashes, 0 where there is none. Rows with one
+            ``prompt_key`` have the same prompt, spacing and case aside; with one ``exact_key``,
+            spacing aside.
         prompt_length, answer_length: in tokens where a tokenizer is given, else in characters.
         form: bits ``IS_JSON`` and ``IS_SQL`` of the last answer.
         label: the last answer if it is short, for finding label sets.
@@ -51,6 +52,7 @@ class RowFacts:
     hits: dict[str, str] = field(default_factory=dict)
     usable: bool = False
     prompt_key: int = 0
+    exact_key: int = 0
     answer_key: int = 0
     prompt_length: int = 0
     answer_length: int = 0
@@ -146,6 +148,11 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
+def exact_hash(conversation: Conversation) -> int:
+    """The ``exact_key`` of a prompt: "press y" and "press Y" ask for different things."""
+    return int(split_key(conversation, fold_case=False)[:16], 16)
+
+
 def answer_hash(answer: str) -> int:
     """The ``answer_key`` of an answer: spacing makes no difference."""
     return _hash(" ".join(answer.split()))
@@ -153,6 +160,7 @@ def answer_hash(answer: str) -> int:
 
 def _keys(conversation: Conversation, facts: RowFacts) -> None:
     facts.prompt_key = int(split_key(conversation)[:16], 16)
+    facts.exact_key = exact_hash(conversation)
     if conversation.text is None:
         facts.answer_key = answer_hash(conversation.reference)
         first = conversation.messages[0]

@@ -35,6 +35,7 @@ _COLUMNS: dict[str, type] = {
     "line": np.uint64,
     "usable": np.bool_,
     "prompt_key": np.uint64,
+    "exact_key": np.uint64,
     "answer_key": np.uint64,
     "prompt_length": np.uint32,
     "answer_length": np.uint32,
@@ -219,7 +220,7 @@ def _take(found: Scan, role: int, facts: list[RowFacts]) -> dict[str, NDArray[An
         columns["file"].append(found.files.index(file))
         columns["line"].append(fact.origin.line)
         columns["short"].append(fact.label is not None)
-        for name in ("usable", "prompt_key", "answer_key", "prompt_length", "answer_length",
+        for name in ("usable", "prompt_key", "exact_key", "answer_key", "prompt_length", "answer_length",
                      "form", "system"):  # fmt: skip
             columns[name].append(getattr(fact, name))
     return {name: np.array(columns[name], dtype) for name, dtype in _COLUMNS.items()}
