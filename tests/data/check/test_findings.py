@@ -128,6 +128,16 @@ def test_leaks_between_files(kind: str, tmp_path: Path) -> None:
         assert wanted not in findings(files, **{role: [str(near)]})
 
 
+def test_the_arguments_of_a_call_are_looked_into(tmp_path: Path) -> None:
+    call = {"function": {"name": "mail", "arguments": {"to": "ann.lee@firma.de"}}}
+    messages = [
+        {"role": "user", "content": "write to Ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    found = findings([write_rows(tmp_path / "t.jsonl", [{"messages": messages}])])
+    assert found["personal_data"]["examples"][0]["detail"] == "email in the assistant turn"
+
+
 def test_what_the_template_refuses(tmp_path: Path) -> None:
     from families import save_tiny
 

@@ -15,7 +15,7 @@ from luthier.data.check.text import (
     special_token_in,
     template_text_in,
 )
-from luthier.data.conversation import Conversation, Origin
+from luthier.data.conversation import Conversation, Origin, spoken
 from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow
 from luthier.data.split import split_key
@@ -138,7 +138,7 @@ def _texts(conversation: Conversation) -> list[tuple[str, str]]:
         return [("text", conversation.text)]
     pairs = []
     for message in conversation.messages:
-        pairs.append((message["role"], message["content"]))
+        pairs.append((message["role"], spoken(message)))
         if message.get("input"):
             pairs.append((message["role"], message["input"]))
     return pairs
