@@ -27,6 +27,9 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+MethodName = Literal["full", "lora", "qlora"]
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -46,7 +49,7 @@ class ModelGroup(_Group):
 class MethodGroup(_Group):
     """How the weights change: all of them, or a low-rank adapter beside them."""
 
-    name: Literal["full", "lora", "qlora"] = Field("lora", description="fine-tuning method")
+    name: MethodName = Field("lora", description="fine-tuning method")
     lora_r: int = Field(16, ge=1, description="rank of the adapter")
     lora_alpha: int = Field(32, ge=1, description="adapter scale is lora_alpha / lora_r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout before the adapter")

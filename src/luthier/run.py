@@ -57,6 +57,10 @@ class Run:
         return self.root / "metrics.jsonl"
 
     @property
+    def plan_path(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
     def measured_path(self) -> Path:
         return self.root / "measured.json"
 

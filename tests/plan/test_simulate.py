@@ -12,7 +12,7 @@ from luthier.kernels.loss import loss_sum
 from luthier.models.adapters import attach_adapter
 from luthier.plan.catalogues import accelerators, find_accelerator, find_config, models
 from luthier.plan.fake import storages
-from luthier.plan.flops import CountFlops
+from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
 from luthier.plan.simulate import Workload, simulate
 from luthier.recipe import MethodGroup
@@ -31,7 +31,7 @@ def test_prediction_equals_a_real_step(family: str, method: str) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     model.config.use_cache = False
     trained = attach_adapter(model, chosen) if method == "lora" else model
-    live, counter = LiveStorage(), CountFlops()
+    live, counter = LiveStorage(), CountWork()
     live.add(storages(trained))
     with live, counter:
         positions = torch.arange(64).repeat(4)[None]
@@ -45,7 +45,7 @@ def test_prediction_equals_a_real_step(family: str, method: str) -> None:
         loss.backward()
         del loss
     assert predicted.peak == pytest.approx(live.peak, rel=0.03)
-    assert predicted.flops == pytest.approx(counter.total, rel=0.01)
+    assert predicted.flops == pytest.approx(counter.flops, rel=0.01)
 
 
 def test_experts_are_simulated_in_bfloat16_and_refused_in_float32() -> None:

@@ -10,7 +10,17 @@ import typer
 from rich.logging import RichHandler
 
 from luthier import __version__
-from luthier.cli import data_check, data_files, data_fix, demo, evaluate, generate, models, train  # noqa: F401  # they register
+from luthier.cli import (  # noqa: F401  # they register
+    data_check,
+    data_files,
+    data_fix,
+    demo,
+    evaluate,
+    generate,
+    models,
+    plan,
+    train,
+)
 from luthier.cli.app import app, err
 from luthier.errors import Interrupted, UserError
 

@@ -85,5 +85,9 @@ def show_measured(root: Path, measured: "Measured") -> None:
         "time", f"{measured.seconds:.0f} s, {measured.tokens_per_second:,.0f} tokens/s in training"
     )
     table.add_row("peak memory", f"{measured.peak_memory_bytes / 2**30:.2f} GiB")
+    names = {"peak_memory": "peak memory", "tokens_per_second": "tokens/s"}
+    if measured.plan_errors:
+        off = ", ".join(f"{names[k]} {v:+.0%}" for k, v in measured.plan_errors.items())
+        table.add_row("the plan was off by", off)
     table.add_row("weights", str(root / measured.weights))
     out.print(table)

@@ -25,12 +25,13 @@ class ResolvedModel:
     origin: str
 
 
-def resolve(source: str, revision: str | None = None) -> ResolvedModel:
+def resolve(source: str, revision: str | None = None, weights: bool = True) -> ResolvedModel:
     """Find the model, fetching or converting it if need be.
 
     Args:
         source: known name, local Transformers folder, ``.gguf`` file, or hub id ``owner/name``.
         revision: hub branch, tag or commit; only for a hub id.
+        weights: False leaves the weights on the hub: config and tokenizer are enough to plan.
 
     Raises:
         UserError: there is no such model; the message names the nearest known one.
@@ -44,7 +45,7 @@ def resolve(source: str, revision: str | None = None) -> ResolvedModel:
     if path.is_file():
         return ResolvedModel(_converted(path), f"file {path}")
     if _HUB_ID.fullmatch(source) and not source.startswith("."):
-        return ResolvedModel(_hub_snapshot(source, revision), f"hub {source}")
+        return ResolvedModel(_hub_snapshot(source, revision, weights), f"hub {source}")
     near = difflib.get_close_matches(source, KNOWN_MODELS, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(
@@ -81,7 +82,7 @@ def _converted(file: Path) -> Path:
     return target
 
 
-def _hub_snapshot(hub_id: str, revision: str | None) -> Path:
+def _hub_snapshot(hub_id: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -96,7 +97,11 @@ def _hub_snapshot(hub_id: str, revision: str | None) -> Path:
     try:
         return Path(
             snapshot_download(
-                hub_id, revision=revision, allow_patterns=[*HUB_PATTERNS, "*.py"], etag_timeout=5
+                hub_id,
+                revision=revision,
+                allow_patterns=[*HUB_PATTERNS, "*.py"],
+                ignore_patterns=None if weights else ["*.safetensors"],
+                etag_timeout=5,
             )
         )
     except GatedRepoError:

@@ -1,9 +1,11 @@
 """Models and accelerators that can be planned for without having them."""
 
+import copy
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,20 +18,28 @@ from luthier.models.source import resolve
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One entry of ``hardware.yaml``: GB, GB/s, dense TFLOP/s, watts, US dollars an hour."""
+    """One entry of ``hardware.yaml``: GB, GB/s, dense TFLOP/s, watts, US dollars an hour.
+
+    What is unknown (of ``--memory GB``, of this machine) is None.
+    """
 
     name: str
     memory: float
-    bandwidth: float
-    bfloat16: float
-    float32: float
-    watts: float
-    price_per_hour: float
+    bandwidth: float | None = None
+    bfloat16: float | None = None
+    float32: float | None = None
+    watts: float | None = None
+    price_per_hour: float | None = None
+    is_cpu: bool = False
 
     @property
     def bytes(self) -> int:
         """Memory as a program sees it: cards are sold by GiB, and a part is the driver's."""
-        return int(self.memory * 2**30 * 0.985)
+        return int(self.memory * 2**30 * (1 if self.is_cpu else 0.985))
+
+    def tflops(self, dtype: str) -> float | None:
+        """Dense TFLOP/s of matrix products in ``dtype``."""
+        return self.float32 if dtype == "float32" else self.bfloat16
 
 
 @cache
@@ -39,25 +49,66 @@ def _read(name: str) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def accelerators() -> dict[str, Accelerator]:
-    """All of the catalogue, by short name."""
-    return {key: Accelerator(**entry) for key, entry in _read("hardware").items()}
+def accelerators(overrides: Path | None = None) -> dict[str, Accelerator]:
+    """All of the catalogue, by short name, with the entries of a YAML file laid over it.
+
+    An entry of the file changes the keys it gives of the one of that name, or is a new one.
+
+    Raises:
+        UserError: the file cannot be read, or an entry is wrong.
+    """
+    entries = {key: dict(entry) for key, entry in _read("hardware").items()}
+    for key, entry in _read_overrides(overrides).items() if overrides else ():
+        entries[key] = {"name": key, **entries.get(key, {}), **entry}
+    return {key: _accelerator(key, entry) for key, entry in entries.items()}
 
 
-def find_accelerator(name: str) -> Accelerator:
+def _read_overrides(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        entries = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the hardware file {path}: {error}") from None
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        raise UserError(
+            f"{path}: hardware is a mapping such as "
+            "'my-card: {memory: 24, bfloat16: 120, price_per_hour: 0.5}'"
+        )
+    return entries
+
+
+def _accelerator(key: str, entry: dict[str, Any]) -> Accelerator:
+    known = {field.name: field for field in fields(Accelerator)}
+    for name, value in entry.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; keys: {', '.join(known)}"
+            raise UserError(f"hardware '{key}': unknown key '{name}'{hint}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in ("name", "is_cpu") and not (number and value >= 0):
+            raise UserError(f"hardware '{key}': {name} is {value!r}, not a number")
+    if not entry.get("memory"):
+        raise UserError(f"hardware '{key}' needs 'memory', in GB")
+    return Accelerator(**entry)
+
+
+def find_accelerator(name: str, overrides: Path | None = None) -> Accelerator:
     """The accelerator of a short name, however spelled (``RTX 4090``, ``rtx4090``).
 
     Raises:
         UserError: there is none; the message has the nearest.
     """
-    known = accelerators()
-    plain = {key.replace("-", ""): key for key in known}
-    wanted = "".join(c for c in name.lower() if c.isalnum())
+    known = accelerators(overrides)
+    plain = {_plain(key): key for key in known}
+    wanted = _plain(name)
     if wanted in plain:
         return known[plain[wanted]]
     near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.4)
     hint = f"; did you mean '{plain[near[0]]}'?" if near else ""
     raise UserError(f"unknown GPU '{name}'{hint}; known: {', '.join(known)}, or give --memory GB")
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def models() -> dict[str, int]:
@@ -81,8 +132,21 @@ def find_config(source: str, trust_remote_code: bool = False) -> PreTrainedConfi
         config: PreTrainedConfig = AutoConfig.for_model(entry.pop("model_type"), **entry)
         return config
     try:
-        return load_config(resolve(source).folder, trust_remote_code)
+        return load_config(resolve(source, weights=False).folder, trust_remote_code)
     except UserError as error:
         near = difflib.get_close_matches(name, entries, n=1, cutoff=0.5)
         hint = f"; did you mean '{near[0]}'?" if near else f"; catalogue: {', '.join(entries)}"
         raise UserError(f"{error}{hint}") from None
+
+
+def as_on_gpu(config: PreTrainedConfig) -> PreTrainedConfig:
+    """``config`` as it holds memory on a GPU.
+
+    Fused attention draws its dropout from a seed there and keeps neither scores nor mask; on a CPU
+    dropout in attention (GPT-2's) makes PyTorch keep both.
+    """
+    changed = copy.deepcopy(config)
+    for name in ("attn_pdrop", "attention_dropout"):
+        if hasattr(changed, name):
+            setattr(changed, name, 0.0)
+    return changed

@@ -1,21 +1,38 @@
-"""Counting the floating-point operations of whatever runs."""
+"""Counting the work of whatever runs: floating-point operations, bytes moved, operations."""
 
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+# Reserve or rename memory and touch none of it.
+_FREE = {"prim::device", "aten::_unsafe_view", "aten::empty_like", "aten::empty.memory_format"}
+# PyTorch's table lacks the processor's attention. Products of (T, D) and (S, D): two forward, five
+# backward, since the scores are computed again (Dao et al. 2022, section 3.1).
+_CPU_ATTENTION = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": (2, 0),
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (5, 1),
+}
 
-class CountFlops(TorchDispatchMode):
-    """Adds up two operations a multiply-add for each matrix product and attention in its scope.
 
-    PyTorch's own table says how many each operation takes. (Its counter follows modules besides,
-    which keeps recomputed activations alive and so would spoil a count of memory.)
+class CountWork(TorchDispatchMode):
+    """Adds up the work of every operation in its scope, on real tensors or fake ones.
+
+    PyTorch's own table says how many floating-point operations each takes. (Its counter follows
+    modules besides, which keeps recomputed activations alive and so would spoil a count of memory.)
+
+    Attributes:
+        flops: two a multiply-add, matrix products and attention.
+        attention_flops: the part of them that is attention.
+        moved: bytes that all operations read and write (views none).
+        operations: how many operations ran (views not counted).
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.flops = self.attention_flops = self.moved = self.operations = 0
 
     def __torch_dispatch__(
         self,
@@ -26,9 +43,27 @@ class CountFlops(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        name = func.name()
+        if func.is_view or name in _FREE:
+            return result
+        self.operations += 1
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, torch.Tensor):
+                self.moved += leaf.numel() * leaf.element_size()
         if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
-        elif func.name() == "bitsandbytes::gemm_4bit":
+            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
+            self.flops += flops
+            if "attention" in name:
+                self.attention_flops += flops
+        elif name in _CPU_ATTENTION:
+            products, query = _CPU_ATTENTION[name]
+            batch, heads, targets, width = args[query].shape
+            flops = 2 * products * batch * heads * targets * args[query + 1].shape[2] * width
+            self.flops += flops
+            self.attention_flops += flops
+        elif name == "bitsandbytes::gemm_4bit":
             inputs, shape = args[0], args[2]
-            self.total += 2 * inputs.numel() // shape[1] * shape[0] * shape[1]
+            self.flops += 2 * inputs.numel() // shape[1] * shape[0] * shape[1]
+            # The weight is expanded first, and read again by the product.
+            self.moved += 2 * shape[0] * shape[1] * inputs.element_size()
         return result

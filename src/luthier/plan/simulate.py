@@ -1,17 +1,20 @@
-"""The memory of one training step, by taking it with tensors that have sizes and no memory."""
+"""One training step taken with tensors that have sizes and no memory: what it holds and does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.kernels.loss import loss_sum
 from luthier.plan.fake import give_storages, meta_model, storages
-from luthier.plan.flops import CountFlops
+from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
 from luthier.recipe import MethodGroup
 
@@ -37,8 +40,8 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of tensors in one training step (the second, when optimiser state is there).
+class Step:
+    """Bytes of tensors, and the work, of one training step (the second: optimiser state is there).
 
     Attributes:
         weights: all of the model, quantisation constants and ``adapter`` included.
@@ -48,7 +51,11 @@ class Memory:
         load_peak, forward_peak, backward_peak, step_peak: all that is alive in that phase, at most.
         flops: floating-point operations of forward and backward (two a multiply-add), recomputation
             included; matrix products and attention only.
+        attention_flops, moved, operations: see ``CountWork``.
         trainable: numbers that train.
+        parameters: all numbers, 4-bit ones counted each.
+        multiplied: those of the base model that a token is multiplied with: the matrices of all
+            layers and the head, not the table of embeddings.
     """
 
     weights: int
@@ -62,7 +69,12 @@ class Memory:
     backward_peak: int
     step_peak: int
     flops: int
+    attention_flops: int
+    moved: int
+    operations: int
     trainable: int
+    parameters: int
+    multiplied: int
 
     @property
     def peak(self) -> int:
@@ -76,18 +88,20 @@ class Memory:
         return max(0, self.peak - stays - passing)
 
 
-def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> Memory:
-    """Memory of training the model of ``config``; no weights are loaded or downloaded.
+def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> Step:
+    """A step of training the model of ``config``; no weights are loaded or downloaded.
 
     The model, the loss and the step are those of ``luthier train``; ``LiveStorage`` counts. What
     lies outside of tensors is not in it: the framework, its context on a GPU, the allocator's slack.
 
     Raises:
-        UserError: ``method`` does not fit the model (see ``attach_adapter``), or the model has an
-            operation that cannot be simulated (experts in float32).
+        UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
+            a layer, or the model has an operation that cannot be simulated (experts in float32).
     """
     model = meta_model(config, method, work.dtype)
     model.config.use_cache = False
+    _check_rank(model, method)
+    total, multiplied = _sizes(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storages(model)
         if work.gradient_checkpointing:
@@ -109,7 +123,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> M
             before_head = live.live
 
         model.get_output_embeddings().register_forward_pre_hook(at_head)
-        counter = CountFlops()
+        counter = CountWork()
         with live, counter:
             batch = _batch(work)
             live.restart_peak()
@@ -132,7 +146,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> M
                 p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None
             )
             step_peak = live.peak
-    return Memory(
+    return Step(
         weights=weights,
         adapter=0 if method.name == "full" else sum(4 * p.numel() for p in trained),
         gradients=gradients,
@@ -143,9 +157,42 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> M
         forward_peak=forward_peak,
         backward_peak=backward_peak,
         step_peak=step_peak,
-        flops=counter.total,
+        flops=counter.flops,
+        attention_flops=counter.attention_flops,
+        moved=counter.moved,
+        operations=counter.operations,
         trainable=sum(p.numel() for p in trained),
+        parameters=total,
+        multiplied=multiplied,
     )
+
+
+def _check_rank(model: PreTrainedModel | PeftModel, method: MethodGroup) -> None:
+    config = model.config.get_text_config()
+    # A router has as many outputs as there are experts: fewer than any sensible rank.
+    experts = {getattr(config, key, None) for key in ("num_local_experts", "num_experts")}
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer) or module.out_features in experts:
+            continue
+        least = min(module.in_features, module.out_features)
+        if method.lora_r > least:
+            raise UserError(
+                f"method.lora_r {method.lora_r} is larger than the layer "
+                f"{name.removeprefix('base_model.model.')} ({module.in_features} x "
+                f"{module.out_features}), whose rank is {least} at most; use {least} or less"
+            )
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """All numbers of ``model``, and those of them that a token is multiplied with."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    embeddings = sum(m.weight.numel() for m in tables)
+    base = [p for name, p in model.named_parameters() if "lora_" not in name]
+    size = sum({id(p): p.numel() for p in base}.values())
+    adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    tied = any(head.weight is table.weight for table in tables)
+    return size + adapter, size - embeddings + (head.weight.numel() if tied else 0)
 
 
 def _batch(work: Workload) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from luthier.files import staged_folder, write_json
 from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.callbacks import peak_memory
+from luthier.train.forecast import plan_errors
 from luthier.train.setup import Setup
 from luthier.train.trainer import perplexity
 
@@ -26,6 +27,7 @@ class Measured:
             where there is no validation set.
         best_eval_loss: nats a supervised token; None without a validation set.
         tokens: all tokens that went through the model in training, prompts included.
+        plan_errors: planned over measured, less one, for what plan.json foretold.
     """
 
     steps: int
@@ -42,6 +44,7 @@ class Measured:
     device: str
     dtype: str
     weights: str
+    plan_errors: dict[str, float] | None = None
 
 
 def read_measured(run: Run) -> Measured:
@@ -87,6 +90,8 @@ def finish(
         count / line["tokens_per_second"] for count, line in zip(tokens, steps, strict=True)
     )
     best = state.best_metric
+    peak = max(peak_memory(), *(line["memory_bytes"] for line in lines))
+    speed = round(state.num_input_tokens_seen / training_seconds, 1)
     measured = Measured(
         steps=state.global_step,
         best_step=best_step,
@@ -95,13 +100,14 @@ def finish(
         stopped_early=state.global_step < state.max_steps,
         seconds=lines[-1]["seconds"],
         tokens=state.num_input_tokens_seen,
-        tokens_per_second=round(state.num_input_tokens_seen / training_seconds, 1),
-        peak_memory_bytes=max(peak_memory(), *(line["memory_bytes"] for line in lines)),
+        tokens_per_second=speed,
+        peak_memory_bytes=peak,
         trainable_parameters=sizes[0],
         total_parameters=sizes[1],
         device=setup.device_name,
         dtype=setup.dtype_name,
         weights=weights.name,
+        plan_errors=plan_errors(run, peak, speed),
     )
     write_json(run.measured_path, asdict(measured))
     return measured

@@ -27,6 +27,7 @@ from luthier.run import Run, save_recipe
 from luthier.train.arguments import training_arguments
 from luthier.train.callbacks import Display, Recorder, StopRequest
 from luthier.train.finish import Measured, finish, read_measured, stopped_early
+from luthier.train.forecast import forecast, write_plan
 from luthier.train.provenance import changed_versions, resolved_recipe
 from luthier.train.runlog import logging_to_run
 from luthier.train.setup import (
@@ -76,6 +77,7 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
     _describe_data(data, template, display)
     for substitute in setup.substitutes:
         display.note(substitute)
+    plan = None if checkpoints else forecast(recipe, resolved, data, setup, display)
     set_seed(recipe.train.seed)
     model = build_model(recipe, resolved, setup)
     trainable, total = trainable_parameters(model)
@@ -89,6 +91,7 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
     if not checkpoints:
         save_recipe(run, resolved_recipe(recipe, resolved, setup, tokenizer, template, data))
         store(data, run)
+        write_plan(run, plan)
     log_to(run.log_path)
     trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, display)
     with stop.listening(display):

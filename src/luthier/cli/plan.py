@@ -1,0 +1,396 @@
+"""`luthier plan`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from luthier.cli.app import Json, app, err, out, print_json
+from luthier.errors import UserError
+from luthier.recipe import MethodName, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from luthier.plan.capacity import Capacity, Change
+    from luthier.plan.catalogues import Accelerator
+    from luthier.plan.estimate import Plan, Range
+    from luthier.plan.job import Job
+
+
+@app.command()
+def plan(
+    recipe_path: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; else give --model.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override one key of the recipe."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Catalogue name, folder or hub id.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="all, full, lora or qlora.")] = None,
+    seq_len: Annotated[int, typer.Option(min=8, help="Tokens a row, without a recipe.")] = 1024,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows a micro-batch, without a recipe.")
+    ] = 4,
+    rows: Annotated[int, typer.Option(min=1, help="Training rows, without a recipe.")] = 1000,
+    lora_r: Annotated[int, typer.Option(min=1, help="Rank, without a recipe.")] = 16,
+    optim: Annotated[str | None, typer.Option(help="Optimiser; default: the method's.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Recompute activations.")
+    ] = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="A device of the catalogue; default: this machine.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="Or a GPU of so many GB.")] = None,
+    hardware: Annotated[
+        Path | None, typer.Option(help="YAML laid over the hardware catalogue: prices, devices.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="US dollars an hour.")] = None,
+    sweep: Annotated[int, typer.Option(min=1, help="Cost of so many runs, too.")] = 1,
+    api_price: Annotated[
+        float | None, typer.Option(min=0, help="API price per million tokens: when does it pay?")
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Time this machine first (half a minute), kept.")
+    ] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="The classic memory tables, computed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run will take before it: memory, hours, money, and what fits where.
+
+    One step of the real trainer is simulated on tensors that have sizes and no memory; no weights
+    are downloaded. With a RECIPE the rows of its own data are used.
+
+    Examples: `luthier plan recipes/lora.yaml`, or
+    `luthier plan --model llama-3.1-8b --method all --gpu rtx-4090`
+    """
+    if calibrate:
+        _calibrate(as_json and recipe_path is None and model is None)
+        if recipe_path is None and model is None:
+            return
+    if tables:
+        _show_tables(as_json)
+        return
+    if (recipe_path is None) == (model is None):
+        raise UserError("give either a RECIPE or --model NAME (luthier plan --help)")
+    methods = _chosen(method or "all")
+    device, here = _device(gpu, memory, hardware, price)
+    jobs: list[Job] = []
+    with err.status("reading"):
+        if recipe_path is not None:
+            recipe = load_recipe(recipe_path, overrides or [])
+            jobs.append(_job_of_recipe(recipe, device, here))
+            if method is not None:
+                jobs = [jobs[0].with_method(name) for name in methods]
+        else:
+            assert model is not None
+            for name in methods:
+                settings = [
+                    f"method.name={name}",
+                    f"method.lora_r={lora_r}",
+                    f"model.dtype={dtype}",
+                    f"data.max_length={seq_len}",
+                    f"train.per_device_train_batch_size={batch_size}",
+                    f"train.gradient_checkpointing={str(gradient_checkpointing).lower()}",
+                    *([f"train.optim={optim}"] if optim else []),
+                    *(overrides or []),
+                ]
+                jobs.append(_job_of_shape(model, settings, rows, device, here))
+    _plan_and_show(jobs, device, here, hardware, sweep, api_price, as_json)
+
+
+def _chosen(method: str) -> "tuple[MethodName, ...]":
+    methods: tuple[MethodName, ...] = ("full", "lora", "qlora")
+    if method == "all":
+        return methods
+    found = tuple(name for name in methods if name == method)
+    if not found:
+        raise UserError(f"--method is all, full, lora or qlora, not '{method}'")
+    return found
+
+
+def _calibrate(as_json: bool) -> None:
+    from luthier.plan.calibrate import calibrate
+
+    with err.status("calibrating") as status:
+        found = calibrate(status.update)
+    if as_json:
+        print_json(asdict(found))
+        return
+    err.print(
+        f"calibrated in {found.dtype}: the timed steps are explained to {found.error:.0%} (median)",
+        highlight=False,
+    )
+
+
+def _device(
+    gpu: str | None, memory: float | None, hardware: Path | None, price: float | None
+) -> "tuple[Accelerator, bool]":
+    """The device to plan for, and whether it is this machine."""
+    from dataclasses import replace
+
+    from luthier.plan.catalogues import Accelerator, find_accelerator
+    from luthier.plan.machine import this_machine
+
+    if gpu is not None and memory is not None:
+        raise UserError("give --gpu or --memory, not both")
+    if gpu is not None:
+        device = find_accelerator(gpu, hardware)
+    elif memory is not None:
+        device = Accelerator(f"a GPU of {memory:g} GB", memory)
+    else:
+        device = this_machine()
+    if price is not None:
+        device = replace(device, price_per_hour=price)
+    return device, gpu is None and memory is None
+
+
+def _job_of_recipe(recipe: Recipe, device: "Accelerator", here: bool) -> "Job":
+    from luthier.plan.from_recipe import dtype_on, job_of_recipe
+
+    job, assumed = job_of_recipe(
+        recipe, dtype_on(recipe.model.dtype, device, here), on_gpu=not device.is_cpu
+    )
+    if assumed:
+        err.print(assumed, style="yellow", highlight=False, soft_wrap=True)
+    return job
+
+
+def _job_of_shape(
+    model: str, settings: list[str], rows: int, device: "Accelerator", here: bool
+) -> "Job":
+    from luthier.plan.from_recipe import dtype_on, job_of_shape
+
+    return job_of_shape(
+        model, settings, lambda asked: dtype_on(asked, device, here), rows, not device.is_cpu
+    )
+
+
+def _plan_and_show(
+    jobs: "list[Job]",
+    device: "Accelerator",
+    here: bool,
+    hardware: Path | None,
+    sweep: int,
+    api_price: float | None,
+    as_json: bool,
+) -> None:
+    from luthier.plan.calibrate import load_calibration
+    from luthier.plan.capacity import capacities, changes_to_fit
+    from luthier.plan.catalogues import accelerators
+    from luthier.plan.estimate import make_plan
+    from luthier.plan.money import break_even
+
+    calibration = load_calibration(jobs[0].dtype) if here else None
+    devices = [device] if not here else [device, *accelerators(hardware).values()]
+    plans: list[Plan] = []
+    room: dict[str, list[Capacity]] = {}
+    changes: dict[str, list[Change]] = {}
+    with err.status("simulating") as status:
+        for job in jobs:
+            name = job.method.name
+            status.update(f"simulating a step, {name}")
+            plans.append(make_plan(job, device, calibration))
+            status.update(f"what fits, {name}")
+            room[name] = capacities(job, devices)
+            if not plans[-1].fits:
+                changes[name] = changes_to_fit(job, device)
+    pays = {
+        p.method: break_even(
+            (p.cost[0] * sweep, p.cost[1] * sweep), api_price, device, p.weight_bytes
+        )
+        for p in plans
+        if api_price is not None and p.cost is not None
+    }
+    if as_json:
+        print_json(
+            {
+                "plans": [p.to_dict() for p in plans],
+                "fits": {name: [asdict(c) for c in found] for name, found in room.items()},
+                "changes": {name: [asdict(c) for c in tried] for name, tried in changes.items()},
+                "sweep": {
+                    p.method: {"runs": sweep, "cost": p.cost and [c * sweep for c in p.cost]}
+                    for p in plans
+                },
+                "break_even": {name: even and asdict(even) for name, even in pays.items()},
+            }
+        )
+        return
+    _show_memory(plans)
+    _show_time(plans, sweep)
+    for changed, tried in changes.items():
+        _show_changes(changed, tried, device)
+    _show_room(room, jobs[0])
+    for paying, even in pays.items():
+        _say_break_even(paying, even, device)
+    if here and calibration is None:
+        out.print(
+            "hours need the speed of this machine: luthier plan --calibrate (half a minute)",
+            highlight=False,
+        )
+
+
+def _show_memory(plans: "list[Plan]") -> None:
+    first = plans[0]
+    out.print(
+        f"{first.model}, {first.dtype}, on {first.device} ({_size(first.device_bytes)}): "
+        f"micro-batches of {first.rows} rows, {first.largest_batch_tokens:,} tokens at most"
+        + (", activations recomputed" if first.gradient_checkpointing else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("memory", *(p.method for p in plans))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    names = {
+        "weights": "weights, frozen or not",
+        "adapter": "adapter",
+        "gradients": "gradients",
+        "optimizer": "optimiser state",
+        "activations": "activations",
+        "logits_and_loss": "logits and loss",
+        "temporary": "temporary",
+    }
+    for key, title in names.items():
+        table.add_row(title, *(_size(p.memory.parts[key]) for p in plans))
+    table.add_row("framework", *(_size(p.memory.framework) for p in plans), end_section=True)
+    for phase in ("load", "forward", "backward", "step"):
+        table.add_row(f"while: {phase}", *(_size(p.memory.phases[phase]) for p in plans))
+    table.add_section()
+    table.add_row("peak", *(_size(p.memory.peak) for p in plans), style="bold")
+    table.add_row("fits", *("[green]yes" if p.fits else "[red]no" for p in plans))
+    out.print(table)
+    out.print("parts are not all there at once: the peak is less than their sum", style="dim")
+
+
+def _show_time(plans: "list[Plan]", sweep: int) -> None:
+    table = Table("work and time", *(p.method for p in plans))
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def row(title: str, *cells: str) -> None:
+        table.add_row(title, *cells)
+
+    row(
+        "parameters that train",
+        *(
+            f"{p.trainable_parameters:,} ({p.trainable_parameters / p.total_parameters:.2%})"
+            for p in plans
+        ),
+    )
+    row("optimiser", *(p.optim for p in plans))
+    row("steps, tokens", *(f"{p.work.steps:,}, {p.work.tokens:,}" for p in plans))
+    row("operations a token", *(f"{p.work.flops_per_token / 1e9:,.2f} GFLOP" for p in plans))
+    row(
+        "  by the rule (6N, 4N)",
+        *(f"{p.work.by_rule / p.work.tokens / 1e9:,.2f} GFLOP" for p in plans),
+    )
+    row("  of them attention", *(f"{p.work.attention_share:.0%}" for p in plans))
+    row("operations in all", *(f"{p.work.flops / 1e15:,.3f} PFLOP" for p in plans))
+    row("tokens/s", *(_range(p.tokens_per_second, "{:,.0f}") for p in plans))
+    row("time", *(_hours(p.seconds) for p in plans))
+    row("cost", *(_range(p.cost, "${:,.2f}") for p in plans))
+    row("energy", *(_range(p.energy, "{:,.2f} kWh") for p in plans))
+    if sweep > 1:
+        row(
+            f"{sweep} runs",
+            *(_range(p.cost and (p.cost[0] * sweep, p.cost[1] * sweep), "${:,.2f}") for p in plans),
+        )
+    out.print(table)
+    out.print(f"times: {plans[0].basis}", style="dim", highlight=False)
+
+
+def _show_changes(method: str, tried: "list[Change]", device: "Accelerator") -> None:
+    table = Table(f"{method} does not fit; changed, one after the other", "peak", "", "how")
+    table.columns[1].justify = "right"
+    table.columns[3].overflow = "fold"
+    for change in tried:
+        table.add_row(
+            change.what, _size(change.peak), "[green]fits" if change.fits else "no", change.setting
+        )
+    out.print(table)
+    if any("FSDP" in change.what for change in tried):
+        out.print(
+            "sharding over GPUs is by formula (ZeRO stage 3); luthier does not run it yet",
+            style="dim",
+        )
+    if not tried[-1].fits:
+        out.print(f"nothing makes it fit on {device.name}: take a larger device", style="yellow")
+
+
+def _show_room(room: "dict[str, list[Capacity]]", job: "Job") -> None:
+    longest = max(job.largest)
+    table = Table("what fits", *(f"{name}: rows of {longest:,}, longest row" for name in room))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for found in zip(*room.values(), strict=True):
+        cells = (f"{c.rows:,}, {c.sequence:,}" if c.tokens else "–" for c in found)
+        table.add_row(found[0].device, *cells)
+    out.print(table)
+
+
+def _say_break_even(method: str, even: Any, device: "Accelerator") -> None:
+    if even is None:
+        text = f"{method}: break-even needs the price and bandwidth of {device.name}"
+    elif even.tokens is None:
+        text = (
+            f"{method}: never pays: serving on {device.name} costs ${even.own_price:,.2f} a million "
+            f"tokens, the API ${even.api_price:,.2f}"
+        )
+    else:
+        text = (
+            f"{method}: pays from {_range(even.tokens, '{:,.0f}')} tokens on (own "
+            f"${even.own_price:,.2f} a million on a busy {device.name}, API ${even.api_price:,.2f})"
+        )
+    out.print(text, highlight=False, soft_wrap=True)
+
+
+def _show_tables(as_json: bool) -> None:
+    from luthier.plan.tables import ASSUMPTIONS, classic_tables
+
+    rows = []
+    with err.status("simulating") as status:
+        for row in classic_tables():
+            rows.append(row)
+            status.update(f"simulating: {row.model} {row.method} done")
+    if as_json:
+        print_json({"assumptions": ASSUMPTIONS, "rows": [asdict(row) for row in rows]})
+        return
+    table = Table("model", "method", "least GiB", "usual GiB", "published", "verdict")
+    for row in rows:
+        table.add_row(
+            row.model,
+            row.method,
+            f"{row.least:,.1f}",
+            f"{row.usual:,.1f}",
+            f"{row.published:g} GB ({row.source})",
+            row.verdict,
+            end_section=row.method == "qlora",
+        )
+    out.print(table)
+    out.print(ASSUMPTIONS, highlight=False)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**27 else f"{count / 2**20:,.1f} MiB"
+
+
+def _range(values: "Range | None", form: str) -> str:
+    if values is None:
+        return "unknown"
+    low, high = (form.format(value) for value in values)
+    return low if low == high else f"{low} – {high}"
+
+
+def _hours(seconds: "Range | None") -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds[1] < 2 * 3600:
+        return _range((seconds[0] / 60, seconds[1] / 60), "{:,.1f} min")
+    return _range((seconds[0] / 3600, seconds[1] / 3600), "{:,.1f} h")

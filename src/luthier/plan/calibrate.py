@@ -1,0 +1,184 @@
+"""How fast this machine trains: a minute of real steps of small random models."""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.optim import AdamW8bit
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from luthier.files import write_json
+from luthier.kernels.loss import loss_sum
+from luthier.models.adapters import attach_adapter
+from luthier.models.dtype import pick_device, pick_dtype
+from luthier.models.load import load_model, quantization
+from luthier.models.pull import cache_folder
+from luthier.plan.rates import Rates, Units, fit_rates, work
+from luthier.plan.simulate import Workload, simulate
+from luthier.recipe import MethodGroup, MethodName
+
+_REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One kind of step that is timed; ``width`` is the model's hidden size."""
+
+    width: int
+    layers: int
+    vocabulary: int
+    method: MethodName
+    tokens: int
+    gradient_checkpointing: bool = False
+
+
+# Chosen to tell the kinds of work apart: wide and narrow layers, short and long batches, a large
+# and a small head, and what each method does besides the matrix products.
+_SAMPLES = (
+    Sample(576, 6, 4096, "full", 256),
+    Sample(576, 6, 32768, "full", 512, True),
+    Sample(576, 6, 4096, "lora", 128),
+    Sample(576, 6, 32768, "lora", 512),
+    Sample(576, 6, 4096, "lora", 1536),
+    Sample(1024, 4, 4096, "full", 512),
+    Sample(1024, 4, 16384, "lora", 256, True),
+    Sample(576, 6, 4096, "qlora", 512),
+    Sample(1024, 4, 16384, "qlora", 256),
+    Sample(576, 6, 4096, "qlora", 128),
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a unit of work takes on this machine; ``error``: the samples' median relative error."""
+
+    dtype: str
+    rates: Rates
+    error: float
+    measured: str
+
+
+def calibration_path(dtype: torch.dtype) -> Path:
+    """Where the figures are kept: apart for each device, thread count and version of torch."""
+    device = pick_device()
+    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    name = f"{where}-{torch.get_num_threads()}-{torch.__version__}-{dtype}".replace(" ", "_")
+    return cache_folder() / "calibration" / f"{name.replace('/', '_')}.json"
+
+
+def load_calibration(dtype: torch.dtype) -> Calibration | None:
+    """What ``calibrate`` measured on this machine earlier, if it did."""
+    path = calibration_path(dtype)
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text("utf-8"))
+    return Calibration(**{**found, "rates": Rates(**found["rates"])})
+
+
+def calibrate(tell: Callable[[str], None]) -> Calibration:
+    """Time real steps on this machine in the dtype it trains in, and keep the rates."""
+    device = pick_device()
+    dtype = pick_dtype(device)
+    rows: list[Units] = []
+    seconds: list[float] = []
+    for number, sample in enumerate(_SAMPLES, 1):
+        tell(f"calibrating, {number} of {len(_SAMPLES)}: {sample.method}, {sample.tokens} tokens")
+        units, took = _measure(sample, device, dtype)
+        rows.append(units)
+        seconds.append(took)
+    rates = fit_rates(rows, seconds)
+    errors = [abs(rates.of(u) / took - 1) for u, took in zip(rows, seconds, strict=True)]
+    name = str(dtype).removeprefix("torch.")
+    found = Calibration(name, rates, statistics.median(errors), date.today().isoformat())
+    path = calibration_path(dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(found))
+    return found
+
+
+def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[Units, float]:
+    """The work of a step as ``fit_rates`` takes it, and the seconds it took."""
+    config = LlamaConfig(
+        vocab_size=sample.vocabulary,
+        hidden_size=sample.width,
+        intermediate_size=sample.width * 8 // 3 // 64 * 64,
+        num_hidden_layers=sample.layers,
+        num_attention_heads=sample.width // 64,
+        num_key_value_heads=sample.width // 64,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    method = MethodGroup(name=sample.method)
+    optim = "adamw_8bit" if sample.method == "qlora" else "adamw_torch_fused"
+    lengths = [sample.tokens // 2] * 2
+    supervised = sample.tokens // 2
+    step = simulate(
+        config,
+        method,
+        Workload(lengths, supervised, dtype, optim, sample.gradient_checkpointing),
+    )
+    model = _build(config, method, device, dtype)
+    if sample.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if sample.method != "full":
+            model.enable_input_require_grads()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if optim == "adamw_8bit":
+        optimizer: Any = AdamW8bit(trained, lr=1e-5)
+    else:
+        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    times = []
+    for repeat in range(-1, _REPEATS):
+        # No two batches of a real run have the same shape, and a new one costs something.
+        batch = _random_batch(sample, 5 * (repeat - _REPEATS // 2), device)
+        begin = _now(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = loss_sum(model, batch) / len(batch["predicts"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(_now(device) - begin)
+    return work(step, optim), statistics.median(times[1:])  # the first pays for set-up
+
+
+def _random_batch(sample: Sample, more: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Two rows, ``more`` tokens more than the sample's together; half of them supervised."""
+    lengths = [sample.tokens // 2, sample.tokens // 2 + more]
+    tokens = torch.randint(sample.vocabulary, (1, sum(lengths)))
+    batch = {
+        "input_ids": tokens,
+        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
+        "labels": tokens,
+        "predicts": torch.arange(sum(lengths) // 2),
+    }
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def _build(
+    config: LlamaConfig, method: MethodGroup, device: torch.device, dtype: torch.dtype
+) -> Any:
+    whole = method.name == "full"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if whole else dtype)
+    if method.name == "qlora":  # 4-bit weights are made when loading
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = load_model(
+                Path(folder), dtype, quantization=quantization(method, dtype), device=device
+            )
+    model = model.to(device)
+    return model.train() if whole else attach_adapter(model, method).train()
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()

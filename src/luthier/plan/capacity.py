@@ -1,0 +1,160 @@
+"""What fits: the most tokens a device has room for, and what to change where a job does not fit."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from luthier.plan.catalogues import Accelerator
+from luthier.plan.estimate import memory_of
+from luthier.plan.job import Job
+from luthier.plan.machine import framework_bytes
+from luthier.plan.simulate import Step
+
+_FIRST = 128  # tokens of the smallest micro-batch that is simulated
+_GROWTH = 4
+_LAST = 2**19  # beyond half a million tokens a micro-batch nobody looks
+_MOST_GPUS = 64
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Room on one device.
+
+    Attributes:
+        tokens: most tokens of one micro-batch; 0 where not even the weights fit.
+        rows: rows of the job's length that come to.
+        sequence: longest single row, no longer than the model can read.
+    """
+
+    device: str
+    tokens: int
+    rows: int
+    sequence: int
+
+
+def capacities(job: Job, devices: Sequence[Accelerator]) -> list[Capacity]:
+    """Room for ``job`` on each of ``devices``.
+
+    A step is simulated at a few sizes, up to the largest device. Between two of them the peak is
+    taken from the straight line that joins them; memory grows at least linearly with tokens, so
+    that this is never too little.
+    """
+    row = max(job.largest)
+    most = max(device.bytes for device in devices)
+    sizes: list[int] = []
+    peaks: list[int] = []
+    tokens = _FIRST
+    while tokens <= _LAST:
+        sizes.append(tokens)
+        peaks.append(job.step([tokens]).peak)
+        if peaks[-1] > most:
+            break
+        tokens *= _GROWTH
+    found = []
+    for device in devices:
+        fitting = _invert(sizes, peaks, device.bytes - framework_bytes(device))
+        longest = min(fitting, job.positions or fitting)
+        found.append(Capacity(device.name, fitting, fitting // row, longest))
+    return found
+
+
+def _invert(sizes: Sequence[int], peaks: Sequence[int], room: int) -> int:
+    """Most tokens whose peak is no more than ``room``, between the simulated ones."""
+    if room < peaks[0]:
+        return 0
+    for i in range(len(sizes) - 1):
+        if room < peaks[i + 1]:
+            share = (room - peaks[i]) / (peaks[i + 1] - peaks[i])
+            return int(sizes[i] + share * (sizes[i + 1] - sizes[i]))
+    return sizes[-1]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One attempt to make a job fit, on top of those before it (methods begin anew)."""
+
+    what: str
+    setting: str
+    peak: int
+    fits: bool
+
+
+def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
+    """Changes in order of what they cost, until one fits; the last says whether it does.
+
+    Recomputation costs a third more work and nothing in quality, small micro-batches cost speed, an
+    8-bit optimiser nothing that was ever measured, an adapter perhaps quality, more GPUs money.
+    """
+    framework = framework_bytes(accelerator)
+    tried: list[Change] = []
+
+    def attempt(what: str, setting: str, peak: int) -> bool:
+        tried.append(Change(what, setting, peak, peak <= accelerator.bytes))
+        return tried[-1].fits
+
+    def simulated(what: str, setting: str, changed: Job) -> bool:
+        return attempt(what, setting, memory_of(changed.step(changed.largest), framework).peak)
+
+    steps: list[tuple[str, str, Callable[[Job], Job]]] = []
+    if not job.gradient_checkpointing:
+        steps.append(
+            (
+                "recompute activations",
+                "train.gradient_checkpointing=true",
+                lambda j: replace(j, gradient_checkpointing=True),
+            )
+        )
+    rows = len(job.largest)
+    while rows > 1:
+        rows = max(1, rows // 2)
+        accumulation = math.ceil(job.gradient_accumulation_steps * len(job.largest) / rows)
+        steps.append(
+            (
+                f"micro-batches of {rows}",
+                f"train.per_device_train_batch_size={rows} "
+                f"train.gradient_accumulation_steps={accumulation}",
+                lambda j, rows=rows: j.with_rows(rows),  # type: ignore[misc]
+            )
+        )
+    if "8bit" not in job.optim:
+        steps.append(
+            (
+                "8-bit paged optimiser",
+                "train.optim=paged_adamw_8bit",
+                lambda j: replace(j, optim="paged_adamw_8bit"),
+            )
+        )
+    for name in {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}[job.method.name]:
+        steps.append(
+            (
+                f"{name} instead of {job.method.name}",
+                f"method.name={name}",
+                lambda j, name=name: j.with_method(name),  # type: ignore[misc]
+            )
+        )
+    changed = job
+    for what, setting, change in steps:
+        changed = change(changed)
+        if simulated(what, setting, changed):
+            return tried
+    # More GPUs: the asked method, with all that costs no quality.
+    sparing = replace(job, gradient_checkpointing=True).with_rows(1)
+    step = sparing.step(sparing.largest)
+    for gpus in (2**k for k in range(1, int(math.log2(_MOST_GPUS)) + 1)):
+        peak = sharded_peak(step, gpus, job.config.get_text_config()) + framework
+        if attempt(f"{gpus} of them, sharded (FSDP)", f"{gpus} GPUs", peak):
+            break
+    return tried
+
+
+def sharded_peak(step: Step, gpus: int, config: object) -> int:
+    """Bytes on each of ``gpus`` devices when weights, gradients and states are split over them.
+
+    ZeRO stage 3, as FSDP does it (Rajbhandari et al. 2020, section 5): 1/k of what stays, all that
+    a micro-batch leaves, and the weights of two layers gathered whole, the one that computes and
+    the next.
+    """
+    layers = max(1, int(getattr(config, "num_hidden_layers", 1)))
+    stays = (step.weights + step.optimizer + step.gradients) / gpus
+    passing = step.activations + step.logits
+    return round(stays + passing + 2 * step.weights / layers)

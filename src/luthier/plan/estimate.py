@@ -1,0 +1,180 @@
+"""The plan of a job: memory, time, money and energy, as plan.json holds them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier.plan.calibrate import Calibration
+from luthier.plan.catalogues import Accelerator
+from luthier.plan.job import Job
+from luthier.plan.machine import framework_bytes
+from luthier.plan.rates import stated_seconds, work
+from luthier.plan.simulate import Step
+
+Range = tuple[float, float]  # the least and the most
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of a run.
+
+    Attributes:
+        parts: what is there, by what it is for; ``temporary`` is what of the peak is none of the
+            others. Not all of them are there at once: ``peak`` is less than their sum.
+        phases: most bytes alive in each phase of a step, ``framework`` included.
+        framework: what is there before the first tensor.
+    """
+
+    parts: dict[str, int]
+    phases: dict[str, int]
+    framework: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of a run; ``by_rule`` are those of the common rule of 6N (full) or 4N a token.
+
+    The rule leaves out attention, adapters and recomputation; N counts the weights of all matrix
+    products, the head included.
+    """
+
+    tokens: int
+    steps: int
+    flops: float
+    flops_per_token: float
+    attention_share: float
+    by_rule: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take on a device. Times and what follows from them are None where unknown.
+
+    Attributes:
+        seconds, cost, energy: least and most; equal where they come from a calibration. US dollars,
+            kilowatt-hours.
+        basis: what the times rest on.
+    """
+
+    model: str
+    method: str
+    dtype: str
+    optim: str
+    gradient_checkpointing: bool
+    rows: int
+    gradient_accumulation_steps: int
+    largest_batch_tokens: int
+    trainable_parameters: int
+    total_parameters: int
+    device: str
+    device_bytes: int
+    fits: bool
+    memory: Memory
+    work: Work
+    seconds: Range | None
+    tokens_per_second: Range | None
+    cost: Range | None
+    energy: Range | None
+    basis: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and adapter."""
+        return self.memory.parts["weights"] + self.memory.parts["adapter"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_plan(
+    job: Job,
+    accelerator: Accelerator,
+    calibration: Calibration | None = None,
+    framework: int | None = None,
+) -> Plan:
+    """Simulate ``job`` and say what it takes on ``accelerator``.
+
+    Args:
+        calibration: measured rates, where ``accelerator`` is the machine they are of.
+        framework: bytes of the process before the first tensor, where they are known.
+
+    Raises:
+        UserError: the model cannot be planned for; see ``simulate``.
+    """
+    largest = job.step(job.largest)
+    typical = largest if job.typical == job.largest else job.step(job.typical)
+    memory = memory_of(largest, framework_bytes(accelerator) if framework is None else framework)
+    done = _work(job, typical)
+    dtype = str(job.dtype).removeprefix("torch.")
+    seconds: Range | None
+    if calibration is not None and calibration.dtype == dtype:
+        micro = work(typical, job.optim, 1 / job.gradient_accumulation_steps)
+        took = calibration.rates.of(micro) * job.tokens / sum(job.typical)
+        seconds = (took, took)
+        basis = f"calibrated on this machine ({calibration.measured})"
+    else:
+        seconds = stated_seconds(done.flops, accelerator, job.method.name, dtype)
+        basis = "a range by the device's data sheet" if seconds else "unknown: not calibrated"
+    return Plan(
+        model=job.model,
+        method=job.method.name,
+        dtype=dtype,
+        optim=job.optim,
+        gradient_checkpointing=job.gradient_checkpointing,
+        rows=len(job.typical),
+        gradient_accumulation_steps=job.gradient_accumulation_steps,
+        largest_batch_tokens=sum(job.largest),
+        trainable_parameters=largest.trainable,
+        total_parameters=largest.parameters,
+        device=accelerator.name,
+        device_bytes=accelerator.bytes,
+        fits=memory.peak <= accelerator.bytes,
+        memory=memory,
+        work=done,
+        seconds=seconds,
+        tokens_per_second=(job.tokens / seconds[1], job.tokens / seconds[0]) if seconds else None,
+        cost=_times(seconds, accelerator.price_per_hour, 3600),
+        energy=_times(seconds, accelerator.watts, 3.6e6),
+        basis=basis,
+    )
+
+
+def memory_of(step: Step, framework: int) -> Memory:
+    """The memory of a step, with the framework's on top."""
+    parts = {
+        "weights": step.weights - step.adapter,
+        "adapter": step.adapter,
+        "gradients": step.gradients,
+        "optimizer": step.optimizer,
+        "activations": step.activations,
+        "logits_and_loss": step.logits,
+        "temporary": step.temporary,
+    }
+    phases = {
+        "load": step.load_peak,
+        "forward": step.forward_peak,
+        "backward": step.backward_peak,
+        "step": step.step_peak,
+    }
+    with_framework = {name: size + framework for name, size in phases.items()}
+    return Memory(parts, with_framework, framework, step.peak + framework)
+
+
+def _work(job: Job, typical: Step) -> Work:
+    tokens = sum(job.typical)
+    per_token = typical.flops / tokens
+    passes = 6 if job.method.name == "full" else 4
+    return Work(
+        tokens=job.tokens,
+        steps=job.steps,
+        flops=per_token * job.tokens,
+        flops_per_token=per_token,
+        attention_share=typical.attention_flops / typical.flops,
+        by_rule=passes * typical.multiplied * job.tokens,
+    )
+
+
+def _times(seconds: Range | None, rate: float | None, divisor: float) -> Range | None:
+    if seconds is None or rate is None:
+        return None
+    return seconds[0] * rate / divisor, seconds[1] * rate / divisor

@@ -1,0 +1,101 @@
+"""The job that a recipe means: with the rows of its data where they can be read here."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+
+from luthier.data.batches import RowDataset
+from luthier.data.prepare import Prepared, prepare
+from luthier.data.template import choose_template
+from luthier.errors import UserError
+from luthier.models.dtype import pick_device, pick_dtype
+from luthier.models.known import KNOWN_MODELS
+from luthier.models.load import load_tokenizer
+from luthier.models.pull import cached
+from luthier.models.source import resolve
+from luthier.plan.catalogues import Accelerator, as_on_gpu, find_config
+from luthier.plan.job import Job, check_length, job_from_lengths, job_from_shape
+from luthier.recipe import Recipe, parse_recipe
+
+
+def dtype_on(asked: str, accelerator: Accelerator, here: bool) -> torch.dtype:
+    """What ``model.dtype`` comes to on a device; ``here``: it is this machine, and can be asked."""
+    if asked != "auto":
+        found: torch.dtype = getattr(torch, asked)
+        return found
+    if here:
+        return pick_dtype(pick_device())
+    return torch.float16 if "float16 only" in accelerator.name else torch.bfloat16
+
+
+def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job, str | None]:
+    """The job, and what had to be assumed where the data could not be read.
+
+    Raises:
+        UserError: the recipe's model or data is wrong.
+    """
+    source, trusted = recipe.model.source, recipe.model.trust_remote_code
+    config = find_config(source, trusted)
+    if on_gpu:
+        config = as_on_gpu(config)
+    check_length(recipe.data.max_length, source, config)
+    folder = _tokenizer_folder(recipe)
+    if folder is None:
+        assumed = (
+            f"the tokenizer of {source} is not here, so the data was not read: planned for 1,000 "
+            f"rows of data.max_length ({recipe.data.max_length:,}) tokens"
+        )
+        return job_from_shape(recipe, config, dtype, rows=1000), assumed
+    tokenizer = load_tokenizer(folder, trusted)
+    choose_template(tokenizer, recipe.data.template)
+    return job_of_data(recipe, prepare(recipe, tokenizer), config, dtype), None
+
+
+def job_of_shape(
+    source: str,
+    overrides: Sequence[str],
+    dtype: Callable[[str], torch.dtype],
+    rows: int,
+    on_gpu: bool,
+) -> Job:
+    """The job of ``rows`` rows of ``data.max_length`` tokens, without a recipe file.
+
+    Args:
+        overrides: ``group.key=value`` as in a recipe.
+        dtype: what ``model.dtype`` comes to.
+
+    Raises:
+        UserError: no such model, a wrong value, or rows longer than the model can read.
+    """
+    tree = [f"model.source={source}", "data.train=none", *overrides]
+    recipe = parse_recipe("", tree, origin="plan")
+    config = find_config(source)
+    chosen = dtype(recipe.model.dtype)
+    return job_from_shape(recipe, as_on_gpu(config) if on_gpu else config, chosen, rows)
+
+
+def job_of_data(
+    recipe: Recipe,
+    data: Prepared,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    optim: str | None = None,
+) -> Job:
+    """The job of a recipe whose data was prepared; ``optim`` is what stands in for its optimiser."""
+    dataset = RowDataset(data.train, recipe.data.max_length, recipe.data.packing)
+    items = [[len(row) for row in item] for item in dataset.items]
+    supervised = data.report["tokens"]["train"]["supervised"]
+    return job_from_lengths(recipe, config, dtype, items, supervised, optim)
+
+
+def _tokenizer_folder(recipe: Recipe) -> Path | None:
+    source = recipe.model.source
+    if source in KNOWN_MODELS:
+        pulled = cached(source)
+        return pulled.folder if pulled else None
+    try:
+        return resolve(source, recipe.model.revision, weights=False).folder
+    except UserError:  # a model of the catalogue that the hub does not hand out here
+        return None

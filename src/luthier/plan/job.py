@@ -1,0 +1,149 @@
+"""What is to be planned: a model, a method and the batches that will go through them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedConfig
+
+from luthier.errors import UserError
+from luthier.plan.simulate import Step, Workload, simulate
+from luthier.recipe import METHOD_DEFAULTS, MethodGroup, MethodName, Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fine-tuning run, as far as memory and time depend on it.
+
+    Attributes:
+        largest: tokens of each row of the fullest micro-batch that can come.
+        typical: the same of an average one.
+        supervised: share of the tokens that count in the loss.
+        tokens: tokens of all micro-batches of the run together.
+        steps: optimiser steps of the run.
+    """
+
+    model: str
+    config: PreTrainedConfig
+    method: MethodGroup
+    dtype: torch.dtype
+    optim: str
+    gradient_checkpointing: bool
+    gradient_accumulation_steps: int
+    largest: tuple[int, ...]
+    typical: tuple[int, ...]
+    supervised: float
+    tokens: int
+    steps: int
+
+    def step(self, lengths: Sequence[int]) -> Step:
+        """Simulate one micro-batch of rows of ``lengths`` tokens, and the optimiser's step."""
+        supervised = max(1, round(sum(lengths) * self.supervised))
+        work = Workload(lengths, supervised, self.dtype, self.optim, self.gradient_checkpointing)
+        return simulate(self.config, self.method, work)
+
+    @property
+    def positions(self) -> int | None:
+        """Longest row that the model can read, in tokens."""
+        return positions(self.config)
+
+    def with_method(self, name: MethodName) -> "Job":
+        """The same data by another method, with that method's own optimiser."""
+        method = self.method.model_copy(update={"name": name})
+        return replace(self, method=method, optim=METHOD_DEFAULTS[name]["optim"])
+
+    def with_rows(self, rows: int) -> "Job":
+        """Micro-batches of ``rows`` rows, accumulated to the same effective batch."""
+        effective = self.gradient_accumulation_steps * len(self.largest)
+        return replace(
+            self,
+            largest=self.largest[:rows],
+            typical=spread(self.typical, rows),
+            gradient_accumulation_steps=math.ceil(effective / rows),
+        )
+
+
+def positions(config: PreTrainedConfig) -> int | None:
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+def job_from_lengths(
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    items: Sequence[Sequence[int]],
+    supervised: int,
+    optim: str | None = None,
+) -> Job:
+    """The job of a recipe whose data is known.
+
+    Args:
+        items: tokens of the rows of each training item (one row, or a packed bin of several).
+        supervised: tokens that count, of all items together.
+        optim: what stands in for the recipe's optimiser on this device, if anything does.
+    """
+    train = recipe.train
+    by_tokens = sorted(items, key=sum, reverse=True)
+    batch = min(train.per_device_train_batch_size, len(items))
+    tokens = sum(map(sum, items))
+    effective = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    per_epoch = math.ceil(len(items) / effective)
+    steps = train.max_steps
+    if steps <= 0:
+        steps = math.ceil(per_epoch * train.num_train_epochs)
+    assert train.optim is not None  # the recipe filled in the method's
+    return Job(
+        model=recipe.model.source,
+        config=config,
+        method=recipe.method,
+        dtype=dtype,
+        optim=optim or train.optim,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        largest=tuple(n for item in by_tokens[:batch] for n in item),
+        typical=spread([sum(item) for item in by_tokens], batch),
+        supervised=supervised / tokens,
+        tokens=round(tokens * steps / per_epoch),
+        steps=steps,
+    )
+
+
+def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype, rows: int) -> Job:
+    """The job of a recipe whose data is not at hand: ``rows`` rows of ``data.max_length`` tokens.
+
+    All tokens count in the loss: the most memory that any data can come to.
+
+    Raises:
+        UserError: rows are longer than the model can read.
+    """
+    check_length(recipe.data.max_length, recipe.model.source, config)
+    return job_from_lengths(
+        recipe,
+        config,
+        dtype,
+        [[recipe.data.max_length]] * rows,
+        supervised=rows * (recipe.data.max_length - 1),
+    )
+
+
+def check_length(length: int, model: str, config: PreTrainedConfig) -> None:
+    """Raise UserError where a row of ``length`` tokens is beyond the model's positions."""
+    most = positions(config)
+    if most is not None and length > most:
+        raise UserError(
+            f"a sequence of {length:,} tokens is beyond the {most:,} positions of {model}; "
+            f"use {most} or less"
+        )
+
+
+def spread(lengths: Sequence[int], count: int) -> tuple[int, ...]:
+    """``count`` lengths that stand for all: the means of equal shares, in order of length."""
+    ordered = sorted(lengths)
+    share = len(ordered) / count
+    groups = (
+        ordered[int(i * share) : max(int((i + 1) * share), int(i * share) + 1)]
+        for i in range(count)
+    )
+    return tuple(round(sum(group) / len(group)) for group in groups)
