@@ -19,12 +19,16 @@ ALLOWED = {
     "models": {"recipe", "run"},
     "data": {"recipe", "run", "models"},
     "kernels": {"data"},
+    "advise": {"recipe", "data"},
     "plan": {"recipe", "models", "data", "kernels"},
     "train": {"recipe", "run", "models", "data", "kernels", "plan"},
     "generate": {"recipe", "run", "models", "data"},
     "evaluate": {"recipe", "run", "models", "data", "kernels", "generate"},
     "demo": {"recipe", "run", "train", "evaluate"},
-    "cli": {"recipe", "run", "models", "data", "plan", "train", "generate", "evaluate", "demo"},
+    "cli": {
+        *("recipe", "run", "models", "data", "advise", "plan"),
+        *("train", "generate", "evaluate", "demo"),
+    },
 }
 FREE = {"errors", "files", "__version__"}
 

@@ -1,0 +1,1 @@
+"""Should this be fine-tuned, and which way: questions in, an answer with its reasons out."""

@@ -1,0 +1,39 @@
+"""Questions that the data answers: how many good examples, how long, in what form."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from luthier.data.check.report import check_data
+from luthier.errors import UserError
+
+_CHARACTERS_A_TOKEN = 4  # of English text, roughly
+# Rows of these kinds are no good examples until they are mended.
+_NO_GOOD = ("exact_duplicates", "conflicting_answers", "refusals", "secrets")
+
+
+def answers_from_data(
+    paths: Sequence[str], on_progress: Callable[[int], None] = lambda _rows: None
+) -> dict[str, Any]:
+    """Answers to ``examples``, ``prompt_tokens`` and ``completion_tokens``.
+
+    Rows that cannot be read or repeat another are no examples. Tokens are reckoned at four
+    characters each.
+
+    Raises:
+        UserError: a file cannot be read, or has no row to learn from.
+    """
+    report = check_data(paths, on_progress=on_progress)
+    usable = report["rows"]["usable"]
+    if not usable:
+        raise UserError(f"no row of {', '.join(paths)} can be learned from: luthier data check")
+    spoilt = sum(f["count"] for f in report["findings"] if f["id"] in _NO_GOOD)
+    lengths = report["lengths"]
+    return {
+        "examples": max(0, usable - spoilt),
+        "prompt_tokens": _tokens(lengths["prompt"]["mean"]),
+        "completion_tokens": _tokens(lengths["answer"]["mean"]),
+    }
+
+
+def _tokens(characters: float) -> int:
+    return max(1, round(characters / _CHARACTERS_A_TOKEN))

@@ -1,0 +1,80 @@
+"""What fits does, what does not does not, and changes come in order of what they cost."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from luthier.plan.capacity import capacities, changes_to_fit, sharded_peak
+from luthier.plan.catalogues import Accelerator
+from luthier.plan.from_recipe import job_of_shape
+from luthier.plan.job import Job
+from luthier.plan.machine import framework_bytes
+from luthier.plan.tables import _TABLE, classic_tables
+
+
+def job(*overrides: str) -> Job:
+    given = ["method.name=lora", "data.max_length=256", *overrides]
+    return job_of_shape("smollm2-135m", given, lambda _: torch.bfloat16, 8, on_gpu=True)
+
+
+@pytest.mark.parametrize("memory", [2.0, 4.0])
+def test_the_largest_batch_fits_and_a_larger_one_does_not(memory: float) -> None:
+    card = Accelerator("card", memory)
+    one = job()
+    (found,) = capacities(one, [card])
+    room = card.bytes - framework_bytes(card)
+    assert found.rows == found.tokens // 256
+    assert one.step([256] * found.rows).peak <= room
+    assert one.step([256] * (2 * found.rows + 1)).peak > room
+    assert found.sequence == min(found.tokens, one.positions or 0)
+
+
+def test_nothing_fits_where_weights_do_not() -> None:
+    (found,) = capacities(job(), [Accelerator("card", 1.0)])
+    assert (found.tokens, found.rows, found.sequence) == (0, 0, 0)
+
+
+def test_changes_are_tried_in_order_and_stop_where_one_fits() -> None:
+    full = job("method.name=full", "train.per_device_train_batch_size=8")
+    peak = full.step(full.largest).peak
+    framework = framework_bytes(Accelerator("card", 8))
+
+    def changes(share: float) -> list[str]:
+        room = (framework + share * peak) / 0.985 / 2**30
+        tried = changes_to_fit(full, Accelerator("card", room))
+        assert [c.fits for c in tried[:-1]] == [False] * (len(tried) - 1)
+        return [c.what for c in tried]
+
+    assert changes(0.9)[0] == "recompute activations"
+    little = changes(0.01)
+    assert little[:6] == [
+        "recompute activations",
+        "micro-batches of 4",
+        "micro-batches of 2",
+        "micro-batches of 1",
+        "8-bit paged optimiser",
+        "lora instead of full",
+    ]
+    assert little[6] == "qlora instead of full"
+    assert little[7].startswith("2 of them, sharded")
+
+
+def test_sharding_splits_what_stays() -> None:
+    full = job("method.name=full")
+    step = full.step(full.largest)
+    peaks = [sharded_peak(step, k, full.config) for k in (2, 4)]
+    stays = step.weights + step.optimizer + step.gradients
+    assert peaks[0] - peaks[1] == pytest.approx(stays / 4, rel=0.01)
+
+
+def test_the_tables_small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tuple(row for row in _TABLE if row[0] == "gpt2")
+    monkeypatch.setattr("luthier.plan.tables._TABLE", small)
+    (row,) = classic_tables()
+    # 16 bytes for each of 124 million numbers, and CUDA's 0.8 GiB.
+    assert 16 * 0.1244e9 / 2**30 + 0.8 < row.least < row.usual
+    assert row.verdict.startswith("too low by")
+    low, high = replace(small[0][2], gigabytes=1e6), replace(small[0][2], gigabytes=3.5)
+    monkeypatch.setattr("luthier.plan.tables._TABLE", ((*small[0][:2], low), (*small[0][:2], high)))
+    assert [r.verdict.split(",")[0][:8] for r in classic_tables()] == ["too high", "in the r"]
