@@ -1,11 +1,16 @@
 """Plain functions that several tests use."""
 
 import json
+import random
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
+from luthier.data.conversation import Conversation, Origin
+from luthier.data.tokens import TokenRow
 from luthier.run import Run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -35,3 +40,21 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def random_rows(count: int, seed: int = 0, vocabulary: int = 96) -> list[TokenRow]:
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        length = draw.randint(4, 24)
+        ids = [draw.randrange(vocabulary) for _ in range(length)]
+        mask = [False] + [draw.random() < 0.4 for _ in range(length - 2)] + [True]
+        rows.append(TokenRow(ids, mask, Conversation(Origin("f", 1), text="x")))
+    return rows
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """The gradients of ``loss``, of all that train."""
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

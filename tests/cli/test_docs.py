@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers import Cli
+from helpers import Cli, write_rows
 
 from luthier.run import Run
 
@@ -45,6 +45,18 @@ def test_the_commands_of_the_data_guide(cli: Cli, real_model: Path, tmp_path: Pa
         done = cli(*line, cwd=tmp_path)
         fell_short = 1 if line[1] == "check" else 0  # the task has fewer than 500 rows
         assert done.returncode == fell_short, (line, done.stderr)
+
+
+@pytest.mark.usefixtures("real_model")
+def test_the_commands_of_the_plan_guide(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Number {n}?", "completion": f"It is {n}."} for n in range(1200)]
+    write_rows(tmp_path / "my.jsonl", rows)
+    typed = commands("docs/plan.md")
+    assert [line[0] for line in typed] == ["advise", "plan", "plan", "plan"]
+    for line in typed:
+        if "--calibrate" not in line:  # has a test of its own, and would time a busy machine
+            done = cli(*line, cwd=tmp_path)
+            assert done.returncode == 0, (line, done.stderr)
 
 
 def check_improved(run: Run) -> None:

@@ -1,28 +1,17 @@
 """The loss against its slow reference: each row alone, all logits, Transformers' own loss."""
 
-import random
 from typing import Any
 
 import pytest
 import torch
 from families import MODEL_FAMILIES, make_model
+from helpers import gradients, random_rows
 from torch import Tensor, nn
 
 from luthier.data.batches import IGNORED, collate
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.tokens import TokenRow
 from luthier.kernels.loss import loss_sum, mean_loss, rows_stay_apart, supervised_logits
-
-
-def random_rows(count: int, seed: int = 0, vocabulary: int = 96) -> list[TokenRow]:
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        length = draw.randint(4, 24)
-        ids = [draw.randrange(vocabulary) for _ in range(length)]
-        mask = [False] + [draw.random() < 0.4 for _ in range(length - 2)] + [True]
-        rows.append(TokenRow(ids, mask, Conversation(Origin("f", 1), text="x")))
-    return rows
 
 
 def reference_loss_sum(model: nn.Module, rows: list[TokenRow]) -> Tensor:
@@ -33,12 +22,6 @@ def reference_loss_sum(model: nn.Module, rows: list[TokenRow]) -> Tensor:
         output = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([labels]))
         total = total + output.loss * sum(row.supervised)
     return total
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("attention", [None, "eager"])  # the family's own (mostly SDPA); eager

@@ -1,10 +1,10 @@
 """The loss over supervised tokens, with logits for those positions only.
 
 Of a row of 120 tokens perhaps 30 are supervised. The head of a model with a large vocabulary is
-its largest matrix product, so the positions that do not count are left out of it.
+its largest matrix product, so the positions that do not count are left out of it, and where the
+model's head is a plain one its logits are never there all at once (``head.py``).
 """
 
-import inspect
 from typing import Any
 
 import torch
@@ -15,38 +15,59 @@ from transformers import PreTrainedModel
 
 from luthier.data.batches import IGNORED, by_length, collate
 from luthier.data.tokens import TokenRow
+from luthier.kernels.head import HeadLoss, keeps_logits
 
 
-def loss_sum(model: nn.Module, batch: dict[str, Tensor], *, packed: bool = True) -> Tensor:
+def loss_sum(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    packed: bool = True,
+    head: HeadLoss | None = None,
+) -> Tensor:
     """Sum of the cross-entropies (nats, float32 scalar) of the supervised tokens of ``batch``.
 
     Args:
         model: causal language model, possibly wrapped (PEFT, DistributedDataParallel).
         batch: as ``luthier.data.batches.collate`` makes it, on the model's device.
         packed: False runs row by row, for models that cannot keep packed rows apart.
+        head: the model's output layer, where the loss can be had without all logits at once.
     """
-    pieces = [batch] if packed else _rows(batch)
-    losses = [
-        F.cross_entropy(logits.float(), targets, reduction="sum")
-        for logits, targets in (supervised_logits(model, piece) for piece in pieces)
-    ]
+    losses = []
+    for piece in [batch] if packed else _rows(batch):
+        if head is not None:
+            targets = piece["labels"][0, piece["predicts"] + 1]
+            with head.instead_of_logits(targets) as found:
+                model(**_inputs(piece), logits_to_keep=piece["predicts"])
+            losses += found
+        else:
+            logits, targets = supervised_logits(model, piece)
+            losses.append(F.cross_entropy(logits.float(), targets, reduction="sum"))
     return torch.stack(losses).sum()
 
 
 def supervised_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (S, vocabulary) at the positions that predict a supervised token, and those tokens (S,)."""
     positions = batch["predicts"]
-    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids")}
-    inputs["use_cache"] = False
-    if _keeps_logits(model):
-        logits = model(**inputs, logits_to_keep=positions).logits[0]
+    if keeps_logits(_inner(model)):
+        logits = model(**_inputs(batch), logits_to_keep=positions).logits[0]
     else:
-        logits = model(**inputs).logits[0, positions]
+        logits = model(**_inputs(batch)).logits[0, positions]
     return logits, batch["labels"][0, positions + 1]
 
 
+def _inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
+    tensors: dict[str, Any] = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids")}
+    return tensors | {"use_cache": False}
+
+
 def mean_loss(
-    model: nn.Module, rows: list[TokenRow], batch_size: int, *, packed: bool
+    model: nn.Module,
+    rows: list[TokenRow],
+    batch_size: int,
+    *,
+    packed: bool,
+    head: HeadLoss | None = None,
 ) -> tuple[float, int]:
     """Mean loss (nats a supervised token) of ``model`` on ``rows``, and the number of those tokens.
 
@@ -63,7 +84,7 @@ def mean_loss(
         with torch.no_grad():
             for group in by_length(rows, batch_size):
                 batch = {key: value.to(device) for key, value in collate([group]).items()}
-                total += loss_sum(model, batch, packed=packed).item()
+                total += loss_sum(model, batch, packed=packed, head=head).item()
                 count += int((batch["labels"] != IGNORED).sum())
     finally:
         model.train(training)
@@ -84,11 +105,11 @@ def _rows(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return rows
 
 
-def _keeps_logits(model: nn.Module) -> bool:
-    """Whether the model computes logits for chosen positions only."""
+def _inner(model: nn.Module) -> Any:
+    """The Transformers model inside its wrappers (DistributedDataParallel, PEFT)."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner  # unwrap DistributedDataParallel
-    return "logits_to_keep" in inspect.signature(_base(model).forward).parameters
+        model = inner
+    return _base(model)
 
 
 def _base(model: nn.Module) -> Any:

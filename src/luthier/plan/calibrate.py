@@ -16,6 +16,7 @@ from bitsandbytes.optim import AdamW8bit
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from luthier.files import write_json
+from luthier.kernels.head import find_head
 from luthier.kernels.loss import loss_sum
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
@@ -126,6 +127,7 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
         Workload(lengths, supervised, dtype, optim, sample.gradient_checkpointing),
     )
     model = _build(config, method, device, dtype)
+    head = find_head(model)
     if sample.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if sample.method != "full":
@@ -141,7 +143,7 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
         batch = _random_batch(sample, 5 * (repeat - _REPEATS // 2), device)
         begin = _now(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = loss_sum(model, batch) / len(batch["predicts"])
+            loss = loss_sum(model, batch, head=head) / len(batch["predicts"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

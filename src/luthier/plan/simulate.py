@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
+from luthier.kernels.head import find_head
 from luthier.kernels.loss import loss_sum
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
@@ -129,7 +130,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
             live.restart_peak()
             try:
                 with torch.autocast("cpu", work.dtype, enabled=work.dtype != torch.float32):
-                    loss = loss_sum(model, batch) / work.supervised
+                    loss = loss_sum(model, batch, head=find_head(model)) / work.supervised
             except RuntimeError as error:  # an operation that has no fake form
                 raise UserError(
                     f"the step of this {config.model_type} model cannot be simulated in float32 "

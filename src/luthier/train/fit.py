@@ -20,6 +20,7 @@ from luthier.data.batches import RowDataset
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import sample
 from luthier.errors import Interrupted, UserError
+from luthier.kernels.head import HeadLoss, find_head, head_agrees
 from luthier.kernels.loss import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
 from luthier.recipe import Recipe
@@ -88,12 +89,16 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
     packed = rows_stay_apart(model)
     if not packed:
         display.note("this model cannot keep packed rows apart: each row runs by itself, slower")
+    head = find_head(model)
+    if head is None or not head_agrees(model, head):
+        head = None
+        display.note("the output layer of this model is not a plain one: all its logits are kept")
     if not checkpoints:
         save_recipe(run, resolved_recipe(recipe, resolved, setup, tokenizer, template, data))
         store(data, run)
         write_plan(run, plan)
     log_to(run.log_path)
-    trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, display)
+    trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, head, display)
     with stop.listening(display):
         try:
             _train(trainer, checkpoints, recipe)
@@ -112,6 +117,7 @@ def _make_trainer(
     model: PreTrainedModel | PeftModel,
     data: Prepared,
     packed: bool,
+    head: HeadLoss | None,
     display: Display,
 ) -> tuple[LuthierTrainer, StopRequest]:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_path)
@@ -126,6 +132,7 @@ def _make_trainer(
         sample(data.validation, recipe.train.eval_rows or len(data.validation), recipe.train.seed),
         run,
         packed=packed,
+        head=head,
         save_total_limit=recipe.train.save_total_limit,
         callbacks=callbacks,
     )

@@ -13,6 +13,7 @@ from luthier.data.batches import RowDataset, collate
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.files import remove_folder, staged_folder
+from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import loss_sum, mean_loss
 from luthier.run import Run
 
@@ -29,6 +30,7 @@ class LuthierTrainer(Trainer):
         run: Run,
         *,
         packed: bool,
+        head: HeadLoss | None,
         save_total_limit: int,
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -46,6 +48,7 @@ class LuthierTrainer(Trainer):
         self.validation = validation
         self.run_folder = run
         self.packed = packed
+        self.head = head
         self.save_total_limit = save_total_limit
 
     def compute_loss(
@@ -62,7 +65,7 @@ class LuthierTrainer(Trainer):
         which a mean of means is not when rows differ in length.
         """
         assert num_items_in_batch is not None and not return_outputs
-        loss = loss_sum(model, inputs, packed=self.packed) / num_items_in_batch
+        loss = loss_sum(model, inputs, packed=self.packed, head=self.head) / num_items_in_batch
         # Gradients are averaged over processes, while N was summed over them.
         return loss * self.accelerator.num_processes
 
@@ -75,6 +78,7 @@ class LuthierTrainer(Trainer):
                 self.validation,
                 self.args.per_device_eval_batch_size,
                 packed=self.packed,
+                head=self.head,
             )
         metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
         self.log(dict(metrics))

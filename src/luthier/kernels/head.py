@@ -1,0 +1,178 @@
+"""Head and cross-entropy in one, a piece of the positions at a time.
+
+The logits of S positions over a vocabulary of V words, S × V numbers with as many for their
+gradient, are the largest tensors of a training step. Here they exist for a few positions only:
+loss and gradient are formed together, in the forward, and the piece is dropped.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+# Bytes of one piece of float32 logits: on a CPU near the size of its caches, on a GPU enough to
+# keep it busy.
+_PIECE = {"cpu": 2**25, "cuda": 2**28}
+
+
+class HeadLoss:
+    """The output layer of a model, made to hand out the loss instead of logits."""
+
+    def __init__(self, head: nn.Linear, softcap: float | None) -> None:
+        self.head = head
+        self.softcap = softcap
+
+    @contextmanager
+    def instead_of_logits(self, targets: Tensor) -> Iterator[list[Tensor]]:
+        """While it lasts, a run of the model adds the summed loss of ``targets`` to the list.
+
+        The model's own forward runs as ever, with its wrappers and hooks; only the call of its
+        output layer is replaced, which gets the hidden states (1, S, H) of the kept positions.
+        """
+        losses: list[Tensor] = []
+
+        def forward(hidden: Tensor) -> Tensor:
+            weight, bias = self.head.weight, self.head.bias
+            losses.append(head_loss(hidden[0], weight, bias, targets, self.softcap))
+            return hidden.new_zeros(1, 1, 1)  # nobody reads these logits
+
+        self.head.forward = forward  # type: ignore[method-assign, assignment]
+        try:
+            yield losses
+        finally:
+            del self.head.forward
+
+
+def find_head(model: PreTrainedModel | PeftModel) -> HeadLoss | None:
+    """The output layer of ``model`` where it is a plain one: linear, perhaps with capped logits."""
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or not keeps_logits(model):
+        return None
+    return HeadLoss(head, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
+
+
+def head_agrees(model: PreTrainedModel | PeftModel, head: HeadLoss) -> bool:
+    """Whether ``head`` is all that makes logits of hidden states in ``model``.
+
+    Some models scale or shift logits after the layer; what is not known of would be left out.
+    """
+    seen: list[Tensor] = []
+    hook = head.head.register_forward_hook(lambda _head, _inputs, output: seen.append(output))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            tokens = torch.arange(4, device=head.head.weight.device)[None]
+            logits = model(input_ids=tokens, use_cache=False).logits.float()
+    finally:
+        hook.remove()
+        model.train(training)
+    return len(seen) == 1 and torch.allclose(
+        cap(seen[0].float(), head.softcap), logits, rtol=1e-2, atol=1e-3
+    )
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether the model computes logits for chosen positions only."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def cap(logits: Tensor, softcap: float | None) -> Tensor:
+    """c tanh(logits / c) (Gemma 2, section 2); the logits themselves where c is None."""
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def head_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+) -> Tensor:
+    """Sum of the cross-entropies (nats, float32 scalar) of ``targets`` (S,) given ``hidden`` (S, H).
+
+    Equal to ``cross_entropy(cap(linear(hidden, weight, bias).float()), targets, "sum")``; the
+    product is computed in autocast's dtype where autocast is on.
+    """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    elif hidden.dtype != weight.dtype:
+        hidden = hidden.to(weight.dtype)
+    if not torch.is_grad_enabled():
+        return _pieces(hidden, weight, bias, targets, softcap, (False, False, False))[0]
+    loss: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, softcap)
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+    ) -> Tensor:
+        loss, *gradients = _pieces(hidden, weight, bias, targets, softcap, ctx.needs_input_grad[:3])
+        ctx.gradients = gradients
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        del ctx.gradients  # scaled in place, so good for one backward
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(upstream[0])
+        return (*gradients, None, None)
+
+
+def _pieces(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The summed loss, and its gradients with respect to hidden, weight and bias where wanted."""
+    compute = weight.to(hidden.dtype)
+    offset = None if bias is None else bias.to(hidden.dtype)
+    for_hidden = torch.empty_like(hidden) if wanted[0] else None
+    for_weight = torch.zeros_like(weight) if wanted[1] else None
+    for_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
+    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    budget = _PIECE.get(hidden.device.type, _PIECE["cpu"])
+    length = max(1, budget // (4 * weight.shape[0]))
+    for start in range(0, hidden.shape[0], length):
+        piece = hidden[start : start + length]
+        chosen = targets[start : start + length, None]
+        logits = nn.functional.linear(piece, compute, offset)
+        slope = None
+        if softcap is not None:
+            logits = logits.float().div_(softcap).tanh_()
+            slope = 1 - logits.square()
+            logits.mul_(softcap)
+        chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        # log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32.
+        normaliser = logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
+        loss += (normaliser - logits.gather(1, chosen).float()).sum()
+        if not any(wanted):
+            continue
+        # d loss / d logits = softmax(logits) - one at the target.
+        slopes = chances.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=chances.dtype))
+        if slope is not None:
+            slopes.mul_(slope)
+        if for_bias is not None:
+            for_bias += slopes.sum(0).to(for_bias.dtype)
+        slopes = slopes.to(hidden.dtype)
+        if for_hidden is not None:
+            torch.mm(slopes, compute, out=for_hidden[start : start + length])
+        if for_weight is not None:
+            for_weight += slopes.t() @ piece
+    return loss, for_hidden, for_weight, for_bias
