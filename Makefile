@@ -22,6 +22,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 
 bench: $(READY)  ## measure on this machine; benchmarks/RESULTS.md keeps what was found
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 setup: $(READY)

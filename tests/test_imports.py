@@ -18,7 +18,7 @@ ALLOWED = {
     "run": {"recipe"},
     "models": {"recipe", "run"},
     "data": {"recipe", "run", "models"},
-    "kernels": {"data"},
+    "kernels": {"recipe", "models", "data"},
     "advise": {"recipe", "data"},
     "plan": {"recipe", "models", "data", "kernels"},
     "train": {"recipe", "run", "models", "data", "kernels", "plan"},

@@ -149,6 +149,17 @@ class TrainGroup(_Group):
     )
 
 
+class KernelsGroup(_Group):
+    """Fast paths of training; each is exact, and false runs its reference instead."""
+
+    loss: bool = Field(True, description="head and loss in pieces, never all logits at once")
+    lora: bool = Field(True, description="frozen layer and adapter in one function")
+    attention: bool = Field(True, description="packed rows one by one, not under a common mask")
+    norm: bool = Field(True, description="RMS norm that keeps its input only")
+    gated: bool = Field(True, description="SwiGLU and GeGLU that keep their inputs only")
+    rotary: bool = Field(True, description="rotary embeddings that keep nothing")
+
+
 class EvaluateGroup(_Group):
     """How `luthier evaluate` compares base and tuned."""
 
@@ -178,6 +189,7 @@ class Recipe(_Group):
     method: MethodGroup = Field(default_factory=MethodGroup)
     data: DataGroup
     train: TrainGroup = Field(default_factory=TrainGroup)
+    kernels: KernelsGroup = Field(default_factory=KernelsGroup)
     evaluate: EvaluateGroup = Field(default_factory=EvaluateGroup)
     run: RunGroup = Field(default_factory=RunGroup)
     provenance: dict[str, Any] | None = None

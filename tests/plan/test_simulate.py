@@ -8,6 +8,7 @@ from families import MODEL_FAMILIES, make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.errors import UserError
+from luthier.kernels.fast import install
 from luthier.kernels.loss import loss_sum
 from luthier.models.adapters import attach_adapter
 from luthier.plan.catalogues import accelerators, find_accelerator, find_config, models
@@ -15,7 +16,7 @@ from luthier.plan.fake import storages
 from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
 from luthier.plan.simulate import Workload, simulate
-from luthier.recipe import MethodGroup
+from luthier.recipe import KernelsGroup, MethodGroup
 
 
 def work(optim: str = "adamw_torch_fused", checkpointing: bool = False) -> Workload:
@@ -31,6 +32,7 @@ def test_prediction_equals_a_real_step(family: str, method: str) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     model.config.use_cache = False
     trained = attach_adapter(model, chosen) if method == "lora" else model
+    head = install(trained, KernelsGroup()).head
     live, counter = LiveStorage(), CountWork()
     live.add(storages(trained))
     with live, counter:
@@ -40,8 +42,9 @@ def test_prediction_equals_a_real_step(family: str, method: str) -> None:
             "position_ids": positions,
             "labels": torch.zeros(1, 256, dtype=torch.long),
             "predicts": torch.arange(100),
+            "row_lengths": (64,) * 4,
         }
-        loss = loss_sum(trained, batch) / 100
+        loss = loss_sum(trained, batch, head=head) / 100
         loss.backward()
         del loss
     assert predicted.peak == pytest.approx(live.peak, rel=0.03)

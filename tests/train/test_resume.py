@@ -24,7 +24,7 @@ KINDS: dict[str, list[str]] = {
     "lora": ["method.name=lora"],
     # Full: only tensors of 4,096 numbers and more have 8-bit state.
     "8bit": ["method.name=full", "train.optim=adamw_8bit", "train.learning_rate=1e-3"],
-    "stops-early": ["train.early_stopping_patience=2", "train.learning_rate=0.2", "train.eval_steps=1"],
+    "stops-early": ["method.name=full", "train.early_stopping_patience=2", "train.learning_rate=0.5", "train.eval_steps=1"],
 }  # fmt: skip
 
 # Two micro-batches a step, a checkpoint every second step: call 9 is in step 5.

@@ -7,6 +7,7 @@ it would see of each row alone, and no token is spent on padding.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,12 +41,12 @@ class RowDataset(Dataset[Item]):
         return self.items[index]
 
 
-def collate(items: Sequence[Item]) -> dict[str, Tensor]:
+def collate(items: Sequence[Item]) -> dict[str, Any]:
     """One padding-free batch: ``input_ids``, ``position_ids`` and ``labels``, each (1, T).
 
     ``labels`` repeat the supervised tokens in place and are ``IGNORED`` elsewhere; a row's first
     token is never supervised, so no row predicts the next. ``predicts`` (S,) are the positions
-    whose logits predict a supervised token: those before one.
+    whose logits predict a supervised token: those before one. ``row_lengths`` is a tuple.
     """
     rows = [row for item in items for row in item]
     input_ids = [token for row in rows for token in row.input_ids]
@@ -62,7 +63,13 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
         "predicts": torch.tensor(
             [i - 1 for i, label in enumerate(labels) if label != IGNORED], dtype=torch.long
         ),
+        "row_lengths": tuple(len(row) for row in rows),
     }
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """``batch`` with its tensors on ``device``."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def by_length(rows: Sequence[TokenRow], batch_size: int) -> list[list[TokenRow]]:

@@ -15,6 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.models.adapters import inner
+
 # Bytes of one piece of float32 logits: on a CPU near the size of its caches, on a GPU enough to
 # keep it busy.
 _PIECE = {"cpu": 2**25, "cuda": 2**28}
@@ -48,14 +50,13 @@ class HeadLoss:
             del self.head.forward
 
 
-def find_head(model: PreTrainedModel | PeftModel) -> HeadLoss | None:
+def find_head(model: nn.Module) -> HeadLoss | None:
     """The output layer of ``model`` where it is a plain one: linear, perhaps with capped logits."""
-    if isinstance(model, PeftModel):
-        model = model.get_base_model()
-    head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or not keeps_logits(model):
+    base = inner(model)
+    head = base.get_output_embeddings()
+    if type(head) is not nn.Linear or not keeps_logits(base):
         return None
-    return HeadLoss(head, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
+    return HeadLoss(head, getattr(base.config.get_text_config(), "final_logit_softcapping", None))
 
 
 def head_agrees(model: PreTrainedModel | PeftModel, head: HeadLoss) -> bool:

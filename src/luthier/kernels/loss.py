@@ -13,14 +13,16 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.data.batches import IGNORED, by_length, collate
+from luthier.data.batches import IGNORED, by_length, collate, to_device
 from luthier.data.tokens import TokenRow
+from luthier.kernels.attention import row_inputs
 from luthier.kernels.head import HeadLoss, keeps_logits
+from luthier.models.adapters import inner
 
 
 def loss_sum(
     model: nn.Module,
-    batch: dict[str, Tensor],
+    batch: dict[str, Any],
     *,
     packed: bool = True,
     head: HeadLoss | None = None,
@@ -38,7 +40,7 @@ def loss_sum(
         if head is not None:
             targets = piece["labels"][0, piece["predicts"] + 1]
             with head.instead_of_logits(targets) as found:
-                model(**_inputs(piece), logits_to_keep=piece["predicts"])
+                model(**_inputs(model, piece), logits_to_keep=piece["predicts"])
             losses += found
         else:
             logits, targets = supervised_logits(model, piece)
@@ -46,19 +48,19 @@ def loss_sum(
     return torch.stack(losses).sum()
 
 
-def supervised_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def supervised_logits(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits (S, vocabulary) at the positions that predict a supervised token, and those tokens (S,)."""
     positions = batch["predicts"]
-    if keeps_logits(_inner(model)):
-        logits = model(**_inputs(batch), logits_to_keep=positions).logits[0]
+    if keeps_logits(inner(model)):
+        logits = model(**_inputs(model, batch), logits_to_keep=positions).logits[0]
     else:
-        logits = model(**_inputs(batch)).logits[0, positions]
+        logits = model(**_inputs(model, batch)).logits[0, positions]
     return logits, batch["labels"][0, positions + 1]
 
 
-def _inputs(batch: dict[str, Tensor]) -> dict[str, Any]:
-    tensors: dict[str, Any] = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids")}
-    return tensors | {"use_cache": False}
+def _inputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids")}
+    return inputs | row_inputs(inner(model), batch["row_lengths"]) | {"use_cache": False}
 
 
 def mean_loss(
@@ -83,7 +85,7 @@ def mean_loss(
     try:
         with torch.no_grad():
             for group in by_length(rows, batch_size):
-                batch = {key: value.to(device) for key, value in collate([group]).items()}
+                batch = to_device(collate([group]), device)
                 total += loss_sum(model, batch, packed=packed, head=head).item()
                 count += int((batch["labels"] != IGNORED).sum())
     finally:
@@ -93,28 +95,17 @@ def mean_loss(
     return total / count, count
 
 
-def _rows(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def _rows(batch: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a packed batch, each as a batch of its own; positions go without saying there."""
     starts = (batch["position_ids"][0] == 0).nonzero().squeeze(1).tolist()
     ends = [*starts[1:], batch["position_ids"].shape[1]]
     rows = []
     for start, end in zip(starts, ends, strict=True):
         row = {key: batch[key][:, start:end] for key in ("input_ids", "labels")}
+        row["row_lengths"] = (end - start,)
         row["predicts"] = (row["labels"][0, 1:] != IGNORED).nonzero().squeeze(1)
         rows.append(row)
     return rows
-
-
-def _inner(model: nn.Module) -> Any:
-    """The Transformers model inside its wrappers (DistributedDataParallel, PEFT)."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    return _base(model)
-
-
-def _base(model: nn.Module) -> Any:
-    """The Transformers model inside a PEFT model, which hides its signature."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @torch.no_grad()
@@ -125,7 +116,7 @@ def rows_stay_apart(model: PreTrainedModel | PeftModel) -> bool:
     row's logits may move only by rounding, measured against what a change of its own first token
     does to them. Models that ignore ``position_ids`` or carry a state from token to token fail.
     """
-    vocabulary: int = _base(model).get_input_embeddings().weight.shape[0]
+    vocabulary: int = inner(model).get_input_embeddings().weight.shape[0]
     device = next(model.parameters()).device
     first = torch.arange(1, 9, device=device) % vocabulary
     second = torch.arange(11, 19, device=device) % vocabulary
@@ -134,9 +125,12 @@ def rows_stay_apart(model: PreTrainedModel | PeftModel) -> bool:
 
     def second_logits(first: Tensor, second: Tensor) -> Tensor:
         positions = torch.arange(8, device=device).repeat(2)[None]
-        output = model(
-            input_ids=torch.cat([first, second])[None], position_ids=positions, use_cache=False
-        )
+        batch = {
+            "input_ids": torch.cat([first, second])[None],
+            "position_ids": positions,
+            "row_lengths": (8, 8),
+        }
+        output = model(**_inputs(model, batch))
         return output.logits[0, 9:].float()  # behind the token that is changed
 
     def changed(row: Tensor) -> Tensor:

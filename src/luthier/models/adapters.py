@@ -1,6 +1,7 @@
 """Attach a LoRA adapter to a model, through PEFT."""
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -64,6 +65,13 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         return PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"the adapter in {folder} does not fit the model: {error}") from error
+
+
+def inner(model: nn.Module) -> Any:
+    """The Transformers model inside its wrappers (DistributedDataParallel, PEFT)."""
+    while isinstance(wrapped := getattr(model, "module", None), nn.Module):
+        model = wrapped
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:

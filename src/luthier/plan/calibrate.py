@@ -15,16 +15,18 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from luthier.data.batches import to_device
 from luthier.files import write_json
-from luthier.kernels.head import find_head
+from luthier.kernels.fast import install
 from luthier.kernels.loss import loss_sum
+from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.load import load_model, quantization
 from luthier.models.pull import cache_folder
 from luthier.plan.rates import Rates, Units, fit_rates, work
 from luthier.plan.simulate import Workload, simulate
-from luthier.recipe import MethodGroup, MethodName
+from luthier.recipe import KernelsGroup, MethodGroup, MethodName
 
 _REPEATS = 7
 
@@ -88,6 +90,7 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
     """Time real steps on this machine in the dtype it trains in, and keep the rates."""
     device = pick_device()
     dtype = pick_dtype(device)
+    keep_freed_memory()
     rows: list[Units] = []
     seconds: list[float] = []
     for number, sample in enumerate(_SAMPLES, 1):
@@ -127,7 +130,7 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
         Workload(lengths, supervised, dtype, optim, sample.gradient_checkpointing),
     )
     model = _build(config, method, device, dtype)
-    head = find_head(model)
+    head = install(model, KernelsGroup()).head
     if sample.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if sample.method != "full":
@@ -152,7 +155,7 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
     return work(step, optim), statistics.median(times[1:])  # the first pays for set-up
 
 
-def _random_batch(sample: Sample, more: int, device: torch.device) -> dict[str, torch.Tensor]:
+def _random_batch(sample: Sample, more: int, device: torch.device) -> dict[str, Any]:
     """Two rows, ``more`` tokens more than the sample's together; half of them supervised."""
     lengths = [sample.tokens // 2, sample.tokens // 2 + more]
     tokens = torch.randint(sample.vocabulary, (1, sum(lengths)))
@@ -161,8 +164,9 @@ def _random_batch(sample: Sample, more: int, device: torch.device) -> dict[str, 
         "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
         "labels": tokens,
         "predicts": torch.arange(sum(lengths) // 2),
+        "row_lengths": tuple(lengths),
     }
-    return {name: value.to(device) for name, value in batch.items()}
+    return to_device(batch, device)
 
 
 def _build(

@@ -10,8 +10,7 @@ from luthier.plan.job import Job
 from luthier.plan.machine import framework_bytes
 from luthier.plan.simulate import Step
 
-_FIRST = 128  # tokens of the smallest micro-batch that is simulated
-_GROWTH = 4
+_SIZES = (256, 1024, 4096)  # tokens of the micro-batches that are simulated
 _LAST = 2**19  # beyond half a million tokens a micro-batch nobody looks
 _MOST_GPUS = 64
 
@@ -35,38 +34,35 @@ class Capacity:
 def capacities(job: Job, devices: Sequence[Accelerator]) -> list[Capacity]:
     """Room for ``job`` on each of ``devices``.
 
-    A step is simulated at a few sizes, up to the largest device. Between two of them the peak is
-    taken from the straight line that joins them; memory grows at least linearly with tokens, so
-    that this is never too little.
+    A step of one row is simulated at a few sizes. Between two of them the peak is taken from the
+    straight line that joins them, beyond the last from the parabola through the last three: memory
+    is linear in tokens, but for a mask over pairs where a model needs one.
     """
     row = max(job.largest)
-    most = max(device.bytes for device in devices)
-    sizes: list[int] = []
-    peaks: list[int] = []
-    tokens = _FIRST
-    while tokens <= _LAST:
-        sizes.append(tokens)
-        peaks.append(job.step([tokens]).peak)
-        if peaks[-1] > most:
-            break
-        tokens *= _GROWTH
+    peaks = [job.step([tokens]).peak for tokens in _SIZES]
     found = []
     for device in devices:
-        fitting = _invert(sizes, peaks, device.bytes - framework_bytes(device))
+        fitting = _invert(_SIZES, peaks, device.bytes - framework_bytes(device))
         longest = min(fitting, job.positions or fitting)
         found.append(Capacity(device.name, fitting, fitting // row, longest))
     return found
 
 
 def _invert(sizes: Sequence[int], peaks: Sequence[int], room: int) -> int:
-    """Most tokens whose peak is no more than ``room``, between the simulated ones."""
+    """Most tokens whose peak is no more than ``room``."""
     if room < peaks[0]:
         return 0
     for i in range(len(sizes) - 1):
         if room < peaks[i + 1]:
             share = (room - peaks[i]) / (peaks[i + 1] - peaks[i])
             return int(sizes[i] + share * (sizes[i + 1] - sizes[i]))
-    return sizes[-1]
+    (s1, s2, s3), (p1, p2, p3) = sizes[-3:], peaks[-3:]
+    before, slope = (p2 - p1) / (s2 - s1), (p3 - p2) / (s3 - s2)
+    bend = max(0.0, (slope - before) / (s3 - s1))
+    # p3 + (slope + bend (s3 - s2)) d + bend d² = room, for d tokens more than the last size.
+    first, rest = slope + bend * (s3 - s2), room - p3
+    more = 2 * rest / (first + math.sqrt(first**2 + 4 * bend * rest))
+    return min(_LAST, int(s3 + more))
 
 
 @dataclass(frozen=True)

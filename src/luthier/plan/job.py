@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from luthier.errors import UserError
 from luthier.plan.simulate import Step, Workload, simulate
-from luthier.recipe import METHOD_DEFAULTS, MethodGroup, MethodName, Recipe
+from luthier.recipe import METHOD_DEFAULTS, KernelsGroup, MethodGroup, MethodName, Recipe
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,19 @@ class Job:
     supervised: float
     tokens: int
     steps: int
+    kernels: KernelsGroup
 
     def step(self, lengths: Sequence[int]) -> Step:
         """Simulate one micro-batch of rows of ``lengths`` tokens, and the optimiser's step."""
         supervised = max(1, round(sum(lengths) * self.supervised))
-        work = Workload(lengths, supervised, self.dtype, self.optim, self.gradient_checkpointing)
+        work = Workload(
+            lengths,
+            supervised,
+            self.dtype,
+            self.optim,
+            self.gradient_checkpointing,
+            self.kernels,
+        )
         return simulate(self.config, self.method, work)
 
     @property
@@ -107,6 +115,7 @@ def job_from_lengths(
         supervised=supervised / tokens,
         tokens=round(tokens * steps / per_epoch),
         steps=steps,
+        kernels=recipe.kernels,
     )
 
 

@@ -1,7 +1,7 @@
 """One training step taken with tensors that have sizes and no memory: what it holds and does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
-from luthier.kernels.head import find_head
+from luthier.kernels.fast import install
 from luthier.kernels.loss import loss_sum
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
-from luthier.recipe import MethodGroup
+from luthier.recipe import KernelsGroup, MethodGroup
 
 _8BIT_BLOCK = 256  # numbers that share a constant in an 8-bit state
 _8BIT_LEAST = 4096  # smaller tensors keep 32-bit state (bitsandbytes' min_8bit_size)
@@ -38,6 +38,7 @@ class Workload:
     dtype: torch.dtype
     optim: str
     gradient_checkpointing: bool = False
+    kernels: KernelsGroup = field(default_factory=KernelsGroup)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
     model.config.use_cache = False
     _check_rank(model, method)
     total, multiplied = _sizes(model)
+    fast = install(model, work.kernels)
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storages(model)
         if work.gradient_checkpointing:
@@ -130,7 +132,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
             live.restart_peak()
             try:
                 with torch.autocast("cpu", work.dtype, enabled=work.dtype != torch.float32):
-                    loss = loss_sum(model, batch, head=find_head(model)) / work.supervised
+                    loss = loss_sum(model, batch, head=fast.head) / work.supervised
             except RuntimeError as error:  # an operation that has no fake form
                 raise UserError(
                     f"the step of this {config.model_type} model cannot be simulated in float32 "
@@ -196,13 +198,14 @@ def _sizes(model: nn.Module) -> tuple[int, int]:
     return size + adapter, size - embeddings + (head.weight.numel() if tied else 0)
 
 
-def _batch(work: Workload) -> dict[str, torch.Tensor]:
+def _batch(work: Workload) -> dict[str, Any]:
     total = sum(work.lengths)
     return {
         "input_ids": torch.zeros(1, total, dtype=torch.long),
         "position_ids": torch.zeros(1, total, dtype=torch.long),
         "labels": torch.zeros(1, total, dtype=torch.long),
         "predicts": torch.zeros(work.supervised, dtype=torch.long),
+        "row_lengths": tuple(work.lengths),
     }
 
 

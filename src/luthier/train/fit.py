@@ -20,8 +20,10 @@ from luthier.data.batches import RowDataset
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import sample
 from luthier.errors import Interrupted, UserError
-from luthier.kernels.head import HeadLoss, find_head, head_agrees
+from luthier.kernels.fast import install_checked
+from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import rows_stay_apart
+from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import trainable_parameters
 from luthier.recipe import Recipe
 from luthier.run import Run, save_recipe
@@ -79,6 +81,8 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
     for substitute in setup.substitutes:
         display.note(substitute)
     plan = None if checkpoints else forecast(recipe, resolved, data, setup, display)
+    if setup.device.type == "cpu":
+        keep_freed_memory()
     set_seed(recipe.train.seed)
     model = build_model(recipe, resolved, setup)
     trainable, total = trainable_parameters(model)
@@ -86,19 +90,18 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
         f"{recipe.method.name}: {trainable:,} of {total:,} parameters train "
         f"({trainable / total:.2%}), {setup.dtype_name} on {setup.device_name}"
     )
+    fast = install_checked(model, recipe.kernels)
+    for missing in fast.missing:
+        display.note(f"no fast path for {missing}")
     packed = rows_stay_apart(model)
     if not packed:
         display.note("this model cannot keep packed rows apart: each row runs by itself, slower")
-    head = find_head(model)
-    if head is None or not head_agrees(model, head):
-        head = None
-        display.note("the output layer of this model is not a plain one: all its logits are kept")
     if not checkpoints:
         save_recipe(run, resolved_recipe(recipe, resolved, setup, tokenizer, template, data))
         store(data, run)
         write_plan(run, plan)
     log_to(run.log_path)
-    trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, head, display)
+    trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, fast.head, display)
     with stop.listening(display):
         try:
             _train(trainer, checkpoints, recipe)

@@ -1,0 +1,242 @@
+"""Attention of packed rows, row by row: its cost is the sum of their squares.
+
+Transformers hides packed rows from each other by a mask over all pairs of tokens, and computes all
+of them. Here each row attends within itself, causally (with the layer's window, where it has one).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "luthier"
+
+# Architectures whose layers see the past of their row, all or a window of it, and nothing else.
+KNOWN = frozenset(
+    ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt2", "smollm3")
+)
+
+
+def attend_by_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    row_lengths: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of Transformers: (1, heads, T, d) in, (1, T, heads, d) out.
+
+    Without ``row_lengths``, as in generation, Transformers' own SDPA does the work.
+    """
+    if row_lengths is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    window = sliding_window or max(row_lengths)
+    if query.device.type == "cpu" and not dropout:
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        output: Tensor = _RowAttention.apply(query, key, value, row_lengths, scale, window)
+        return output, None
+    grouped = query.shape[1] != key.shape[1]
+    outputs = []
+    for q, k, v in zip(*(t.split(row_lengths, dim=2) for t in (query, key, value)), strict=True):
+        windowed = q.shape[2] > window
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=_window(q.shape[2], window, q.device) if windowed else None,
+                dropout_p=dropout,
+                is_causal=not windowed,
+                scale=scaling,
+                enable_gqa=grouped,
+            ).transpose(1, 2)
+        )
+    return torch.cat(outputs, dim=1), None
+
+
+class _RowAttention(torch.autograd.Function):
+    """softmax(scale · Q K^T + mask) V for each row, in products of batches of heads.
+
+    PyTorch's fused CPU attention is slow at the lengths of examples: here products of bfloat16 take
+    a third of its time. Scores are there for ``_BLOCK`` queries of one row at a time, and are
+    computed again in the backward, so that memory stays linear in tokens.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        row_lengths: tuple[int, ...],
+        scale: float,
+        window: int,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.settings = row_lengths, scale, window
+        _, heads, total, _ = query.shape
+        output = query.new_empty(1, total, heads, value.shape[-1])
+        shared = heads // key.shape[1]
+        for block in _blocks(row_lengths, window):
+            chances = _chances(query, key, block, scale, window)
+            part = torch.bmm(chances, value[0, :, block.left : block.right])
+            output[0, block.start : block.end] = _ungroup(part, shared).transpose(0, 1)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        query, key, value = ctx.saved_tensors
+        row_lengths, scale, window = ctx.settings
+        slope = upstream[0].to(query.dtype)[0].transpose(0, 1)[None]  # (1, heads, T, d)
+        shared = query.shape[1] // key.shape[1]
+        # Laid out as (T, heads, d), as the layers before take them.
+        for_query, for_key, for_value = (
+            t.new_zeros(1, t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2)
+            for t in (query, key, value)
+        )
+        for block in _blocks(row_lengths, window):
+            keys = slice(block.left, block.right)
+            chances = _chances(query, key, block, scale, window)
+            part = _group(slope, block, shared)
+            for_value[0, :, keys] += torch.bmm(chances.transpose(1, 2), part)
+            for_chances = torch.bmm(part, value[0, :, keys].transpose(1, 2))
+            scores = torch._softmax_backward_data(for_chances, chances, -1, chances.dtype)
+            scores.mul_(scale)
+            of_query = torch.bmm(scores, key[0, :, keys])
+            for_query[0, :, block.start : block.end] = _ungroup(of_query, shared)
+            asked = _group(query, block, shared)
+            for_key[0, :, keys] += torch.bmm(scores.transpose(1, 2), asked)
+        return for_query, for_key, for_value, None, None, None
+
+
+_BLOCK = 256  # queries at once
+_VECTOR = 32
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries [start, end) of a row, the first key they see, and the keys [left, right) computed.
+
+    Softmax is twice as fast over whole vectors, so keys of the neighbours are taken in, and hidden.
+    """
+
+    start: int
+    end: int
+    first: int
+    left: int
+    right: int
+
+
+def _blocks(row_lengths: tuple[int, ...], window: int) -> Iterator[_Block]:
+    """The blocks of all rows, in order."""
+    total, origin = sum(row_lengths), 0
+    for length in row_lengths:
+        for begin in range(0, length, _BLOCK):
+            start, end = origin + begin, origin + min(begin + _BLOCK, length)
+            first = max(origin, start - window + 1)
+            spare = -(end - first) % _VECTOR
+            right = min(total, end + spare)
+            left = max(0, first - (spare - (right - end)))
+            yield _Block(start, end, first, left, right)
+        origin += length
+
+
+def _chances(query: Tensor, key: Tensor, block: _Block, scale: float, window: int) -> Tensor:
+    """softmax of the scores (key heads, queries of all heads that share one, keys)."""
+    shared = query.shape[1] // key.shape[1]
+    # Small masks come again and again. Of a simulated step nothing may be kept: its tensors have no
+    # numbers.
+    small = block.right - block.left <= 2 * _BLOCK and not isinstance(query, FakeTensor)
+    hidden = _hidden if small else _hidden.__wrapped__
+    mask = hidden(
+        block.start - block.left,
+        block.end - block.start,
+        block.right - block.left,
+        block.first - block.left,
+        min(window, block.right - block.left),
+        query.dtype,
+    )
+    mask = mask.repeat(shared, 1).expand(key.shape[1], -1, -1)
+    keys = key[0, :, block.left : block.right].transpose(1, 2)
+    return torch.softmax(torch.baddbmm(mask, _group(query, block, shared), keys, alpha=scale), -1)
+
+
+def _group(heads: Tensor, block: _Block, shared: int) -> Tensor:
+    """(1, heads, T, d) → (key heads, ``shared`` × queries, d) of the queries of ``block``."""
+    part = heads[0, :, block.start : block.end]
+    return part.reshape(part.shape[0] // shared, shared * part.shape[1], part.shape[2])
+
+
+def _ungroup(part: Tensor, shared: int) -> Tensor:
+    """(key heads, ``shared`` × queries, d) → (heads, queries, d)."""
+    return part.view(part.shape[0] * shared, part.shape[1] // shared, part.shape[2])
+
+
+@lru_cache(maxsize=64)
+def _hidden(
+    offset: int, queries: int, keys: int, first: int, window: int, dtype: torch.dtype
+) -> Tensor:
+    """Added to scores: nought where a query sees a key, minus infinity elsewhere.
+
+    Query i stands at key ``offset`` + i; keys before ``first`` are another row's.
+    """
+    position = torch.arange(keys)
+    distance = offset + torch.arange(queries)[:, None] - position
+    seen = (distance >= 0) & (distance < window) & (position >= first)
+    return torch.zeros(queries, keys, dtype=dtype).masked_fill_(~seen, -torch.inf)
+
+
+def _window(length: int, window: int, device: torch.device) -> Tensor:
+    """True where a token sees another: itself and the ``window`` - 1 before it."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < window)
+
+
+def row_inputs(model: nn.Module, row_lengths: tuple[int, ...]) -> dict[str, Any]:
+    """What to call ``model`` with for attention row by row; nothing where it is not installed.
+
+    The mask is a placeholder: a ready one of four dimensions keeps Transformers from building its
+    own over all pairs of tokens.
+    """
+    if getattr(getattr(model, "config", None), "_attn_implementation", None) != NAME:
+        return {}
+    placeholder = torch.zeros(1, 1, 1, 1, device=next(model.parameters()).device)
+    return {"row_lengths": row_lengths, "attention_mask": placeholder}
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Use it in ``model``; False where the architecture or its attention is not one of those known."""
+    config = model.config
+    if config.get_text_config().model_type not in KNOWN or config._attn_implementation != "sdpa":
+        return False
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def remove(model: PreTrainedModel) -> None:
+    """Go back to the attention that ``install`` replaced."""
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
+
+
+AttentionInterface.register(NAME, attend_by_rows)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # for all calls without row lengths

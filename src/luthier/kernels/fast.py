@@ -1,0 +1,102 @@
+"""All fast paths on one model: put in, checked against the reference, and taken out again."""
+
+from dataclasses import dataclass, field
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.kernels import attention, gated, lora, norm, rotary
+from luthier.kernels.head import HeadLoss, find_head, head_agrees
+from luthier.models.adapters import inner
+from luthier.recipe import KernelsGroup
+
+
+@dataclass
+class Fast:
+    """What was put into a model.
+
+    Attributes:
+        head: for ``loss_sum``; None where the loss needs all logits.
+        missing: what runs the reference path, and why.
+    """
+
+    head: HeadLoss | None = None
+    missing: list[str] = field(default_factory=list)
+    changed: list[nn.Module] = field(default_factory=list)
+
+
+def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
+    """Put the fast paths that ``wanted`` names into ``model``, where they are known to be right.
+
+    Modules stay what they are; only the ``forward`` of some instances is replaced. Needs no real
+    weights.
+    """
+    base = inner(model)
+    kind = base.config.get_text_config().model_type
+    fast = Fast()
+    if wanted.loss:
+        fast.head = find_head(model)
+        if fast.head is None:
+            fast.missing.append("loss: the output layer is not a plain one, all logits are kept")
+    if wanted.attention and not attention.install(base):
+        fast.missing.append(f"attention: {kind} runs over all packed tokens, under a mask")
+    if wanted.lora and isinstance(model, PeftModel):
+        found = list(lora.groups(model))
+        for group in found:
+            group.install()
+            fast.changed += group.layers
+        adapted = sum(isinstance(m, LoraLayer) for m in model.modules())
+        known = sum(len(group.layers) for group in found)
+        if known < adapted:
+            fast.missing.append(f"lora: PEFT's own path for {adapted - known} of {adapted} layers")
+    if wanted.norm:
+        fast.changed += norm.install(base)
+    if wanted.gated:
+        fast.changed += gated.install(base)
+    if wanted.rotary:
+        rotary.install(base)
+    return fast
+
+
+def install_checked(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
+    """``install``, and nothing left of it if the model's outputs are not what they were."""
+    before = _outputs(model)
+    fast = install(model, wanted)
+    if fast.head is not None and not head_agrees(model, fast.head):
+        fast.head = None
+        fast.missing.append("loss: this model changes its logits, all of them are kept")
+    after = _outputs(model)
+    tolerance = 1e-4 if after.dtype == torch.float32 else 0.05
+    if (after - before).float().norm() > tolerance * before.float().norm():
+        remove(model, fast)
+        fast.missing.append("all: outputs differed from the reference path, which runs instead")
+    return fast
+
+
+def remove(model: PreTrainedModel | PeftModel, fast: Fast) -> None:
+    """Take out what ``install`` put into ``model`` (rotary embeddings stay: they are exact)."""
+    for module in fast.changed:
+        del module.forward
+    fast.changed.clear()
+    fast.head = None
+    attention.remove(inner(model))
+
+
+@torch.no_grad()
+def _outputs(model: PreTrainedModel | PeftModel) -> Tensor:
+    """Logits of a short row, without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        device = next(model.parameters()).device
+        tokens = (
+            torch.arange(1, 25, device=device)[None] % model.config.get_text_config().vocab_size
+        )
+        extra = attention.row_inputs(inner(model), (24,))
+        logits: Tensor = model(input_ids=tokens, use_cache=False, **extra).logits
+    finally:
+        model.train(training)
+    return logits

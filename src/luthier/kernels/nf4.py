@@ -1,0 +1,21 @@
+"""The weight of a frozen layer as a plain matrix, for as long as one product takes."""
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor
+
+
+def is_4bit(layer: Any) -> bool:
+    return isinstance(layer, Linear4bit)
+
+
+def plain_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) of ``layer`` in ``dtype``, expanded anew where it is kept in 4 bits."""
+    if not is_4bit(layer):
+        plain: Tensor = layer.weight.to(dtype)
+        return plain
+    expanded: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return expanded.to(dtype)

@@ -1,0 +1,87 @@
+"""Root mean square norm that keeps its input and one number a token for the backward.
+
+    y = x / sqrt(mean(x²) + eps) · w          (Zhang and Sennrich 2019)
+
+Transformers' modules compute it as a chain of float32 operations, each of which keeps its result.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm of ``x`` (…, H) in its dtype, computed in float32; ``weight`` (H,)."""
+    output: Tensor = _RMSNorm.apply(x, weight, eps)
+    return output
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        width = x.shape[-1]
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(width).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        slope = upstream[0]
+        normed = x * scale
+        for_weight = None
+        if ctx.needs_input_grad[1]:
+            summed = (slope * normed).sum(tuple(range(x.dim() - 1)))
+            for_weight = summed.to(weight.dtype)
+        for_x = None
+        if ctx.needs_input_grad[0]:
+            # dx = s (g w - n mean(g w n)), n the normed input.
+            through = torch.mul(slope, weight, out=torch.empty_like(normed))
+            share = torch.linalg.vecdot(through, normed).div_(x.shape[-1])[..., None]
+            for_x = through.addcmul_(normed, share, value=-1).mul_(scale).to(x.dtype)
+        return for_x, for_weight, None
+
+
+def install(model: nn.Module) -> list[nn.Module]:
+    """Use it in all norms of ``model`` that it equals, and name those."""
+    forms: dict[type, Callable[[nn.Module], Callable[[Tensor], Tensor]] | None] = {}
+    changed: list[nn.Module] = []
+    for module in model.modules():
+        kind = type(module)
+        if not kind.__name__.endswith("RMSNorm") or not hasattr(module, "weight"):
+            continue
+        if kind not in forms:
+            forms[kind] = next((f for f in (_plain, _one_more) if _agrees(module, f)), None)
+        form = forms[kind]
+        if form is not None:
+            module.forward = form(module)
+            changed.append(module)
+    return changed
+
+
+def _eps(module: Any) -> float:
+    return float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
+
+
+def _plain(module: Any) -> Callable[[Tensor], Tensor]:
+    eps = _eps(module)
+    return lambda x: rms_norm(x, module.weight, eps)
+
+
+def _one_more(module: Any) -> Callable[[Tensor], Tensor]:
+    """Gemma's: the weight is kept less one."""
+    eps = _eps(module)
+    return lambda x: rms_norm(x, 1 + module.weight.float(), eps)
+
+
+@torch.no_grad()
+def _agrees(module: nn.Module, form: Callable[[nn.Module], Callable[[Tensor], Tensor]]) -> bool:
+    """Whether ``form`` computes what the module does, tried on a copy with a weight of its own."""
+    probe = copy.copy(module)
+    probe._parameters = {"weight": nn.Parameter(torch.linspace(0.5, 1.5, 8))}
+    x = torch.linspace(-2, 2, 24).view(3, 8)
+    return torch.allclose(form(probe)(x), probe(x), rtol=1e-5, atol=1e-6)
