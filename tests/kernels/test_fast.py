@@ -191,6 +191,16 @@ def test_a_fast_path_that_is_wrong_is_taken_out(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_does_not_take_them_out_of_the_real_model(
+    real_model: Path, method: Any, dtype: torch.dtype
+) -> None:
+    chosen = MethodGroup(name=method)
+    model = load_model(real_model, dtype, quantization=quantization(chosen, dtype))
+    assert install_checked(attach_adapter(model, chosen), ALL).missing == []
+
+
 def test_generation_after_installation_is_unchanged() -> None:
     """Padding, a cache, no row lengths: the attention function hands over to SDPA."""
     model = make_model("mistral-window", 96)
