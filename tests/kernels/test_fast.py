@@ -124,7 +124,7 @@ def test_four_bits(tmp_path: Path) -> None:
 
 
 def test_dropout_equals_the_slow_formula_with_the_same_mask() -> None:
-    from luthier.kernels.dropout import draw_mask
+    from luthier.kernels.dropout import drop
     from luthier.kernels.lora import adapted_linears
 
     model = adapted("llama", lora_dropout=0.25).train()
@@ -136,8 +136,8 @@ def test_dropout_equals_the_slow_formula_with_the_same_mask() -> None:
     found = [x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
     torch.manual_seed(5)
     seed = int(torch.randint(2**62, ()))
-    mask = draw_mask(x[0], 0.25, seed).bool()
-    assert 0.15 < 1 - mask.float().mean().item() < 0.35
+    mask = drop(torch.ones(50, 64), 0.25, seed)
+    assert 0.15 < 1 - mask.mean().item() < 0.35
     again = x.detach().requires_grad_()
     model.zero_grad()
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -267,27 +267,36 @@ def test_norm_gate_and_rotation_by_numerical_gradients() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
-def test_masks_are_as_those_of_independent_numbers(rate: float) -> None:
-    """Rate, variance by rows and by columns, pairs, rectangles of four: within four deviations."""
-    from luthier.kernels.dropout import draw_mask
+def test_masks_have_their_rate_and_do_not_know_of_each_other(rate: float) -> None:
+    """Each within four deviations of independent numbers (of the table's million)."""
+    from luthier.kernels.dropout import drop
 
     rows = columns = 512
-    draws = [draw_mask(torch.empty(rows, columns), rate, seed) == 0 for seed in range(40)]
-    found: dict[str, list[float]] = {"rate": [], "rows": [], "columns": [], "pairs": [], "four": []}
-    for mask in draws:
-        dropped = mask.double()
-        a, b = dropped[:256], dropped[256:]
-        found["rate"].append(dropped.mean().item() / rate)
-        found["rows"].append(dropped.mean(1).var().item() * columns / rate / (1 - rate))
-        found["columns"].append(dropped.mean(0).var().item() * rows / rate / (1 - rate))
-        found["pairs"].append((a * b).mean().item() / rate**2)
-        rectangle = a[:, :256] * a[:, 256:] * b[:, :256] * b[:, 256:]
-        found["four"].append(rectangle.mean().item() / rate**4)
-    for name, values in found.items():
-        numbers = torch.tensor(values)
-        error = numbers.std() / len(values) ** 0.5
-        assert abs(numbers.mean().item() - 1) < 4 * error.item() + 1e-3, name
-    assert not torch.equal(draws[0], draws[1])
+    masks = [drop(torch.ones(rows, columns), rate, seed) == 0 for seed in range(40)]
+    deviation = (rate * (1 - rate) / 2**18) ** 0.5
+    for one, other in zip(masks, masks[1:], strict=False):
+        assert abs(one.double().mean().item() - rate) < 4 * deviation
+        both = (one & other).double().mean().item()
+        assert abs(both - rate**2) < 4 * deviation * rate + 4 * rate * (1 - rate) / 512
+    again = drop(torch.ones(rows, columns), rate, 7) == 0
+    assert torch.equal(again, masks[7])
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_dropping_in_place_and_in_groups_of_rows_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from luthier.kernels import dropout
+
+    monkeypatch.setattr(dropout, "_WINDOW", 700)  # seven rows at once
+    for dtype in (torch.float32, torch.bfloat16):
+        values = torch.randn(50, 100).to(dtype)
+        dropped = dropout.drop(values.t().contiguous().t(), 0.3, 9)
+        kept = dropped != 0
+        assert torch.equal(dropped, values * kept)
+        assert 0.2 < 1 - kept.float().mean().item() < 0.4
+        assert not torch.equal(kept[:7], kept[7:14])
+        assert torch.equal(dropout.drop_(values.clone(), 0.3, 9), dropped)
 
 
 def test_memory_grows_with_tokens_not_with_their_square() -> None:

@@ -1,11 +1,20 @@
-"""Dropout by a seed: the mask is drawn again in the backward pass, and never kept."""
+"""Dropout by a seed: masks are windows of one table of random bits, found again in the backward.
 
-import numpy as np
+PyTorch's CPU generator takes longer for a mask than the product that the mask is for. Here each number
+of a table is drawn once, and a seed says where in it the mask of each group of rows begins. The
+numbers of a window are independent of each other; two masks share some only where their windows
+overlap, and then in other places.
+"""
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-_STEPS = 2**16  # the rate is held to 1/65,536
+_TABLE, _WINDOW = 2**20, 2**19  # numbers in the table, and at most in one window
 
 
 def new_seed(values: Tensor) -> int:
@@ -15,37 +24,53 @@ def new_seed(values: Tensor) -> int:
     return int(torch.randint(2**62, ()))
 
 
-def draw_mask(values: Tensor, rate: float, seed: int) -> Tensor:
-    """A mask for ``values`` (rows, columns), of which it needs the shape, for ``drop``.
+def drop(values: Tensor, rate: float, seed: int) -> Tensor:
+    """``values`` (rows, columns) with a share of ``rate`` set to nought; not scaled by 1 / (1 - rate).
 
-    Equal seeds and shapes give equal masks, on every device.
+    Equal seeds, shapes and rates drop the same ones, on every device and in every dtype.
     """
-    # All bits set where a value is kept, so that dropping is a mere `and`: numbers above `most` are
-    # dropped; clamping to its side of nought keeps the difference from overflowing.
-    most = _STEPS // 2 - 1 - round(rate * _STEPS)
-    drawn = _draw(values, seed)
-    drawn = drawn.clamp_min_(0) if most >= 0 else drawn.clamp_max_(0)
-    return drawn.sub_(most + 1).bitwise_right_shift_(15)
+    dropped = torch.empty_like(values, memory_format=torch.contiguous_format)
+    whole = _whole(values.dtype)
+    for rows, kept in _windows(values, rate, seed):
+        torch.bitwise_and(
+            values[rows].contiguous().view(whole), kept, out=dropped[rows].view(whole)
+        )
+    return dropped
 
 
-def drop(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` where ``mask`` keeps them, else nought; the caller scales by 1 / (1 - rate)."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    kept = values.contiguous().view(whole).bitwise_and(mask.to(whole))
-    return kept.view(values.dtype)
+def drop_(values: Tensor, rate: float, seed: int) -> Tensor:
+    """``drop`` in place; ``values`` lie in order."""
+    for rows, kept in _windows(values, rate, seed):
+        values[rows].view(kept.dtype).bitwise_and_(kept)
+    return values
 
 
-def _draw(values: Tensor, seed: int) -> Tensor:
-    """A random int16 (rows, columns): a_i · c_j xor (b_i + d_j), of random numbers for each row and
-    column.
+def table(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The random bits for values of ``dtype``, which stay in memory from the first use on."""
+    return _table(rate, _whole(dtype), device)
 
-    PyTorch's CPU generator takes 3.6 ns a number, more than the products that the mask is for; this
-    takes 0.3. Rate, variance by rows and columns, pairs and rectangles of four are as those of
-    independent numbers, which a test holds it to; a mask needs no more.
-    """
+
+def _windows(values: Tensor, rate: float, seed: int) -> Iterator[tuple[slice, Tensor]]:
+    """Groups of rows of ``values``, and for each the bits that keep or drop its numbers."""
+    if isinstance(values, FakeTensor):
+        return
     rows, columns = values.shape
-    numbers = np.random.SFC64(seed).random_raw(rows + columns).view(np.int16).reshape(-1, 4)
-    random = torch.from_numpy(numbers[:, :2].copy()).to(values.device)
-    of_rows, of_columns = random[:rows, None], random[rows:]
-    product = of_rows[..., 0].bitwise_or(1) * of_columns[:, 0]
-    return product.bitwise_xor_(of_rows[..., 1] + of_columns[:, 1])
+    bits = table(rate, values.dtype, values.device)
+    places = random.Random(seed)  # noqa: S311
+    group = max(1, _WINDOW // columns)
+    for first in range(0, rows, group):
+        count = min(group, rows - first)
+        start = places.randrange(_TABLE - count * columns)
+        window = bits[start : start + count * columns].view(count, columns)
+        yield slice(first, first + count), window
+
+
+def _whole(dtype: torch.dtype) -> torch.dtype:
+    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+
+
+@lru_cache(maxsize=4)
+def _table(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Whole numbers with all bits set where a value is kept: dropping is a mere `and`."""
+    chances = torch.empty(_TABLE).uniform_(generator=torch.Generator().manual_seed(0))
+    return (chances >= rate).to(dtype).neg_().to(device)

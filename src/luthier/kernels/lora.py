@@ -4,9 +4,9 @@
 
 PEFT runs this as a chain of operations that casts and keeps several copies of the input. Here the
 layers fed by one tensor (query, key and value; gate and up) form a group: one dropout and one
-product with all A_i stacked, and of what the backward needs only x and the small x A^T are kept. The
-layers of a group share the dropout mask, where PEFT draws one each; each adapter sees the same
-distribution.
+product with all A_i stacked, and for the backward only dropout(x) and the small dropout(x) A^T are
+kept. The layers of a group share the dropout mask, where PEFT draws one each; each adapter sees the
+same distribution.
 
 Modules stay PEFT's: only their ``forward`` is replaced, so what is saved is what PEFT saves.
 """
@@ -20,7 +20,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from luthier.kernels.dropout import draw_mask, drop, new_seed
+from luthier.kernels.dropout import drop, drop_, new_seed
 from luthier.kernels.nf4 import is_4bit, plain_weight
 
 # Layers of one module that Transformers calls with the same tensor.
@@ -115,7 +115,7 @@ class _Adapted(torch.autograd.Function):
         ctx.seed = new_seed(flat) if rate else 0
         scales = [layer.scaling[layer.active_adapters[0]] / (1 - rate) for layer in layers]
         stacked = torch.cat([a.to(x.dtype) for a in ab[::2]])
-        kept = drop(flat, draw_mask(flat, rate, ctx.seed)) if rate else flat
+        kept = drop(flat, rate, ctx.seed) if rate else flat
         inner = kept @ stacked.t()
         outputs = []
         start = 0
@@ -128,13 +128,13 @@ class _Adapted(torch.autograd.Function):
             outputs.append(output.view(*x.shape[:-1], -1))
             start += rank
         ctx.scales = scales
-        ctx.save_for_backward(flat, inner, *ab)
+        ctx.save_for_backward(kept, inner, *ab)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        flat, inner, *ab = ctx.saved_tensors
-        dtype, rate = flat.dtype, ctx.rate
+        kept, inner, *ab = ctx.saved_tensors
+        dtype, rate = kept.dtype, ctx.rate
         slopes = [g.reshape(-1, g.shape[-1]).to(dtype) for g in upstream]
         for_inner = torch.empty_like(inner)
         for_b = []
@@ -143,16 +143,15 @@ class _Adapted(torch.autograd.Function):
             part = slice(start, start + b.shape[1])
             scaled = (b * scale).to(dtype)
             for_inner[:, part] = slope @ scaled
-            for_b.append((slope.t() @ inner[:, part]).to(b.dtype).mul_(scale))
+            for_b.append((inner[:, part].t() @ slope).t().to(b.dtype).mul_(scale))
             start += b.shape[1]
-        mask = draw_mask(flat, rate, ctx.seed) if rate else None
-        dropped = flat if mask is None else drop(flat, mask)
-        for_a = (for_inner.t() @ dropped).to(ab[0].dtype).split([a.shape[0] for a in ab[::2]])
+        for_a = (for_inner.t() @ kept).to(ab[0].dtype).split([a.shape[0] for a in ab[::2]])
         for_x = None
         if ctx.needs_input_grad[0]:
             stacked = torch.cat([a.to(dtype) for a in ab[::2]])
-            through = for_inner @ stacked
-            for_x = through if mask is None else drop(through, mask)
+            for_x = for_inner @ stacked
+            if rate:
+                drop_(for_x, rate, ctx.seed)
             for slope, layer in zip(slopes, ctx.layers, strict=True):
                 for_x.addmm_(slope, plain_weight(layer.get_base_layer(), dtype))
             for_x = for_x.view(ctx.shape)

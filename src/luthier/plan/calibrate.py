@@ -28,7 +28,7 @@ from luthier.plan.rates import Rates, Units, fit_rates, work
 from luthier.plan.simulate import Workload, simulate
 from luthier.recipe import KernelsGroup, MethodGroup, MethodName
 
-_REPEATS = 7
+_WARM_UP, _REPEATS = 2, 7
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
         optimizer: Any = AdamW8bit(trained, lr=1e-5)
     else:
         optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    # One shape of batch: what a new one costs is shared by all layers, and these models have few.
+    batch = _random_batch(sample, lengths, supervised, device)
     times = []
-    for repeat in range(-1, _REPEATS):
-        # No two batches of a real run have the same shape, and a new one costs something.
-        batch = _random_batch(sample, 5 * (repeat - _REPEATS // 2), device)
+    for _ in range(_WARM_UP + _REPEATS):
         begin = _now(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = loss_sum(model, batch, head=head) / len(batch["predicts"])
@@ -152,18 +152,19 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
         optimizer.step()
         optimizer.zero_grad()
         times.append(_now(device) - begin)
-    return work(step, optim), statistics.median(times[1:])  # the first pays for set-up
+    return work(step, optim), statistics.median(times[_WARM_UP:])
 
 
-def _random_batch(sample: Sample, more: int, device: torch.device) -> dict[str, Any]:
-    """Two rows, ``more`` tokens more than the sample's together; half of them supervised."""
-    lengths = [sample.tokens // 2, sample.tokens // 2 + more]
+def _random_batch(
+    sample: Sample, lengths: list[int], supervised: int, device: torch.device
+) -> dict[str, Any]:
+    """Rows of random tokens, so many of which count."""
     tokens = torch.randint(sample.vocabulary, (1, sum(lengths)))
     batch = {
         "input_ids": tokens,
         "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
         "labels": tokens,
-        "predicts": torch.arange(sum(lengths) // 2),
+        "predicts": torch.arange(supervised),
         "row_lengths": tuple(lengths),
     }
     return to_device(batch, device)

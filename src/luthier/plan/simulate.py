@@ -12,7 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
+from luthier.kernels import dropout
 from luthier.kernels.fast import install
+from luthier.kernels.lora import is_known
 from luthier.kernels.loss import loss_sum
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
@@ -105,6 +107,9 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
     _check_rank(model, method)
     total, multiplied = _sizes(model)
     fast = install(model, work.kernels)
+    tables = []
+    if work.kernels.lora and method.lora_dropout and any(map(is_known, model.modules())):
+        tables.append(dropout.table(method.lora_dropout, work.dtype, torch.device("cpu")))
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storages(model)
         if work.gradient_checkpointing:
@@ -119,6 +124,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         live.add(state)
         load_peak = live.peak
         resident = live.live
+        live.add(tables)
         before_head = 0
 
         def at_head(*_: Any) -> None:
