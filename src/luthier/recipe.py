@@ -121,6 +121,7 @@ class TrainGroup(_Group):
         Literal[
             "adamw_torch_fused",
             "adamw_torch",
+            "adamw_bf16",
             "adamw_8bit",
             "paged_adamw_8bit",
             "paged_adamw_32bit",
@@ -128,9 +129,26 @@ class TrainGroup(_Group):
             "sgd",
         ]
         | None
-    ) = Field(None, description="None: the method's")
+    ) = Field(
+        None,
+        description="None: the method's. adamw_bf16: weights, gradients and states in bfloat16, "
+        "rounded stochastically; full fine-tuning only",
+    )
+    optimizer_in_backward: bool = Field(
+        False,
+        description="update each weight as soon as its gradient is there, and keep none; needs "
+        "gradient_accumulation_steps 1 and max_grad_norm 0",
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="clip gradients to this norm; 0: never")
     gradient_checkpointing: bool = Field(False, description="recompute activations, save memory")
+    activation_offload: bool = Field(
+        False, description="keep what the backward needs in host memory; for GPUs"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="compile element-wise work; auto: in runs long enough to pay for it, where "
+        "there is a compiler",
+    )
     logging_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     eval_steps: float = Field(0.2, gt=0, description="steps, or a share of all steps if below 1")
     eval_rows: int | None = Field(
@@ -209,6 +227,16 @@ class Recipe(_Group):
         held_out = self.data.validation is not None or self.data.validation_fraction > 0
         if self.train.early_stopping_patience is not None and not held_out:
             raise ValueError("train.early_stopping_patience needs a validation set")
+        train = self.train
+        if train.optim == "adamw_bf16" and self.method.name != "full":
+            raise ValueError("train.optim adamw_bf16 is for method.name full; adapters are small")
+        if train.optimizer_in_backward and (
+            train.gradient_accumulation_steps > 1 or train.max_grad_norm > 0
+        ):
+            raise ValueError(
+                "train.optimizer_in_backward keeps no gradients to add up or to clip: set "
+                "train.gradient_accumulation_steps=1 and train.max_grad_norm=0"
+            )
         if "sql_execution" in self.evaluate.metrics and self.evaluate.sql_databases is None:
             raise ValueError("evaluate.metrics sql_execution needs evaluate.sql_databases")
         return self

@@ -1,5 +1,6 @@
 """Fast paths against the reference: loss and every gradient, family by family."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_masks_have_their_rate_and_do_not_know_of_each_other(rate: float) -> Non
     rows = columns = 512
     masks = [drop(torch.ones(rows, columns), rate, seed) == 0 for seed in range(40)]
     deviation = (rate * (1 - rate) / 2**18) ** 0.5
-    for one, other in zip(masks, masks[1:], strict=False):
+    for one, other in pairwise(masks):
         assert abs(one.double().mean().item() - rate) < 4 * deviation
         both = (one & other).double().mean().item()
         assert abs(both - rate**2) < 4 * deviation * rate + 4 * rate * (1 - rate) / 512

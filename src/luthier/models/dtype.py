@@ -30,6 +30,11 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def trained_dtype(optim: str) -> torch.dtype:
+    """Of the weights that full fine-tuning with this optimiser trains."""
+    return torch.bfloat16 if optim == "adamw_bf16" else torch.float32
+
+
 @cache
 def bfloat16_speedup() -> float:
     """Time of a float32 matrix product over that of the same one in bfloat16, on the CPU."""

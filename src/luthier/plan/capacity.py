@@ -120,6 +120,14 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
                 lambda j: replace(j, optim="paged_adamw_8bit"),
             )
         )
+    if job.method.name == "full" and job.optim != "adamw_bf16":
+        steps.append(
+            (
+                "bfloat16 weights and states, rounded stochastically",
+                "train.optim=adamw_bf16",
+                lambda j: replace(j, optim="adamw_bf16"),
+            )
+        )
     for name in {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}[job.method.name]:
         steps.append(
             (

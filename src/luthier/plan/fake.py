@@ -17,21 +17,26 @@ _NESTED_BLOCK = 256  # constants that share one in turn, with double quantisatio
 
 
 def meta_model(
-    config: PreTrainedConfig, method: MethodGroup, dtype: torch.dtype
+    config: PreTrainedConfig,
+    method: MethodGroup,
+    dtype: torch.dtype,
+    trained: torch.dtype = torch.float32,
 ) -> PreTrainedModel | PeftModel:
     """The model of ``config``, ready to train by ``method``, on the meta device.
+
+    ``dtype`` is that of frozen weights, ``trained`` that of weights that train as a whole.
 
     Attached by the same code that trains, so that adapters and frozen parts are those of a real run.
     """
     whole = method.name == "full"
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32 if whole else dtype
+            config, dtype=trained if whole else dtype
         )
         if method.name == "qlora":
             _quantise(model, method, dtype)
-        trained = model if whole else attach_adapter(model, method, on_meta=True)
-    return trained.train()
+        ready = model if whole else attach_adapter(model, method, on_meta=True)
+    return ready.train()
 
 
 def _quantise(model: PreTrainedModel, method: MethodGroup, dtype: torch.dtype) -> None:
@@ -59,6 +64,7 @@ def _quantise(model: PreTrainedModel, method: MethodGroup, dtype: torch.dtype) -
 def give_storages(model: nn.Module) -> None:
     """Replace meta tensors by fake ones; call inside a ``FakeTensorMode``. Tied weights stay tied."""
     shared: dict[int, nn.Parameter] = {}
+    adapters = isinstance(model, PeftModel)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False  # as in models/load.py
@@ -67,16 +73,18 @@ def give_storages(model: nn.Module) -> None:
                 continue
             if id(parameter) not in shared:
                 four_bit = isinstance(module, Linear4bit) and name == "weight"
-                shared[id(parameter)] = _packed(parameter, module) if four_bit else _like(parameter)
+                shared[id(parameter)] = (
+                    _packed(parameter, module) if four_bit else _like(parameter, adapters)
+                )
             module._parameters[name] = shared[id(parameter)]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _like(parameter: Tensor) -> nn.Parameter:
-    # What trains is float32 in every method.
-    dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+def _like(parameter: Tensor, adapters: bool) -> nn.Parameter:
+    # Adapters are float32 whatever the weights beside them are.
+    dtype = torch.float32 if adapters and parameter.requires_grad else parameter.dtype
     return nn.Parameter(torch.empty(parameter.shape, dtype=dtype), parameter.requires_grad)
 
 

@@ -30,6 +30,7 @@ class Job:
     dtype: torch.dtype
     optim: str
     gradient_checkpointing: bool
+    optimizer_in_backward: bool
     gradient_accumulation_steps: int
     largest: tuple[int, ...]
     typical: tuple[int, ...]
@@ -47,6 +48,7 @@ class Job:
             self.dtype,
             self.optim,
             self.gradient_checkpointing,
+            self.optimizer_in_backward,
             self.kernels,
         )
         return simulate(self.config, self.method, work)
@@ -109,6 +111,7 @@ def job_from_lengths(
         dtype=dtype,
         optim=optim or train.optim,
         gradient_checkpointing=train.gradient_checkpointing,
+        optimizer_in_backward=train.optimizer_in_backward,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         largest=tuple(n for item in by_tokens[:batch] for n in item),
         typical=spread([sum(item) for item in by_tokens], batch),

@@ -15,7 +15,7 @@ EFFICIENCY = {"full": (0.30, 0.65), "lora": (0.30, 0.65), "qlora": (0.20, 0.55)}
 CPU_EFFICIENCY = (0.25, 0.6)
 
 # Bytes that the optimiser reads and writes a trained number: weight, gradient and two means.
-_OPTIMIZER_BYTES = {"sgd": 12, "adamw_8bit": 16, "paged_adamw_8bit": 16}
+_OPTIMIZER_BYTES = {"sgd": 12, "adamw_8bit": 16, "paged_adamw_8bit": 16, "adamw_bf16": 14}
 _ADAMW_BYTES = 28
 
 

@@ -16,6 +16,7 @@ from luthier.kernels import dropout
 from luthier.kernels.fast import install
 from luthier.kernels.lora import is_known
 from luthier.kernels.loss import loss_sum
+from luthier.models.dtype import trained_dtype
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
@@ -40,6 +41,7 @@ class Workload:
     dtype: torch.dtype
     optim: str
     gradient_checkpointing: bool = False
+    optimizer_in_backward: bool = False
     kernels: KernelsGroup = field(default_factory=KernelsGroup)
 
 
@@ -102,7 +104,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
             a layer, or the model has an operation that cannot be simulated (experts in float32).
     """
-    model = meta_model(config, method, work.dtype)
+    model = meta_model(config, method, work.dtype, trained_dtype(work.optim))
     model.config.use_cache = False
     _check_rank(model, method)
     total, multiplied = _sizes(model)
@@ -146,11 +148,14 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
                 ) from error
             forward_peak, activations = live.peak, before_head - resident
             live.restart_peak()
+            for parameter in trained if work.optimizer_in_backward else ():
+                parameter.register_post_accumulate_grad_hook(_forget)
             loss.backward()
             del loss
             backward_peak = live.peak
             live.restart_peak()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            if not work.optimizer_in_backward:
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
             gradients = sum(
                 p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None
             )
@@ -174,6 +179,11 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         parameters=total,
         multiplied=multiplied,
     )
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    """What updating a weight at once leaves of its gradient."""
+    parameter.grad = None
 
 
 def _check_rank(model: PreTrainedModel | PeftModel, method: MethodGroup) -> None:
@@ -216,7 +226,7 @@ def _batch(work: Workload) -> dict[str, Any]:
 
 
 def _optimizer_state(trained: Sequence[torch.Tensor], optim: str) -> list[Any]:
-    """What the optimiser keeps of each trained tensor (bytes a number: AdamW 8, 8-bit 2, SGD 0)."""
+    """What the optimiser keeps of each trained tensor (bytes a number: AdamW 8, adamw_bf16 4, 8-bit 2, SGD 0)."""
     if optim == "sgd":
         return []
     if optim == "adafactor":  # a row's and a column's mean of squares (Shazeer and Stern 2018)
@@ -230,5 +240,5 @@ def _optimizer_state(trained: Sequence[torch.Tensor], optim: str) -> list[Any]:
                 kept.append(torch.empty(count, dtype=torch.uint8))
                 kept.append(torch.empty(-(-count // _8BIT_BLOCK)))
             else:
-                kept.append(torch.empty(count))
+                kept.append(torch.empty(count, dtype=trained_dtype(optim)))
     return kept

@@ -25,7 +25,8 @@ def training_arguments(
         lr_scheduler_type=train.lr_scheduler_type,
         warmup_steps=train.warmup_ratio,  # below 1 it is a share of all steps
         weight_decay=train.weight_decay,
-        optim=setup.optim,
+        # Ours is handed to the Trainer as a class; it wants a name that it knows all the same.
+        optim="adamw_torch" if setup.optim == "adamw_bf16" else setup.optim,
         max_grad_norm=train.max_grad_norm,
         activation_checkpointing=train.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},

@@ -136,7 +136,7 @@ def _make_trainer(
         run,
         packed=packed,
         head=head,
-        save_total_limit=recipe.train.save_total_limit,
+        recipe=recipe.train,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

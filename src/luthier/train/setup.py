@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from luthier.data.template import choose_template
 from luthier.errors import UserError
 from luthier.models.adapters import attach_adapter
-from luthier.models.dtype import pick_device, pick_dtype
+from luthier.models.dtype import pick_device, pick_dtype, trained_dtype
 from luthier.models.load import load_config, load_model, load_tokenizer, quantization
 from luthier.models.source import ResolvedModel, resolve
 from luthier.recipe import Recipe
@@ -68,6 +68,8 @@ def choose_setup(recipe: Recipe) -> Setup:
             "the update rule is the same"
         )
         optim = _UNPAGED[optim]
+    if recipe.train.activation_offload and device.type != "cuda":
+        substitutes.append("no activation_offload: without a GPU they are in host memory already")
     return Setup(device, dtype, optim, substitutes)
 
 
@@ -101,13 +103,14 @@ def build_model(
 ) -> PreTrainedModel | PeftModel:
     """The model ready to train by the recipe's method.
 
-    Weights that train are float32 in every method, so that updates far smaller than the weights
-    are not rounded away; frozen ones are in ``setup.dtype``, or in 4 bits for QLoRA.
+    Weights that train are float32, so that updates far smaller than the weights are not rounded
+    away (but for ``adamw_bf16``, which rounds them by chance); frozen ones are in ``setup.dtype``,
+    or in 4 bits for QLoRA.
     """
     trained_whole = recipe.method.name == "full"
     model = load_model(
         resolved.folder,
-        torch.float32 if trained_whole else setup.dtype,
+        trained_dtype(setup.optim) if trained_whole else setup.dtype,
         quantization=quantization(recipe.method, setup.dtype),
         device=setup.device,
         trust_remote_code=recipe.model.trust_remote_code,

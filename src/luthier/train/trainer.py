@@ -1,11 +1,14 @@
 """The training step, the same for full, LoRA and QLoRA, on Transformers' Trainer."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -15,7 +18,9 @@ from luthier.errors import UserError
 from luthier.files import remove_folder, staged_folder
 from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import loss_sum, mean_loss
+from luthier.recipe import TrainGroup
 from luthier.run import Run
+from luthier.train.optimizers import BF16AdamW, step_in_backward
 
 
 class LuthierTrainer(Trainer):
@@ -31,9 +36,10 @@ class LuthierTrainer(Trainer):
         *,
         packed: bool,
         head: HeadLoss | None,
-        save_total_limit: int,
+        recipe: TrainGroup,
         callbacks: list[TrainerCallback],
     ) -> None:
+        ours: Any = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
         super().__init__(
             model,
             arguments,
@@ -42,6 +48,7 @@ class LuthierTrainer(Trainer):
             # The loop only asks whether there is one; `evaluate` below reads the rows themselves.
             eval_dataset=RowDataset(validation, 0, packing=False) if validation else None,
             callbacks=callbacks,
+            optimizer_cls_and_kwargs=(BF16AdamW, ours) if recipe.optim == "adamw_bf16" else None,
         )
         self.loss_is_scaled_for_ga = True  # `compute_loss` divides by all tokens of the step
         self.model_accepts_loss_kwargs = True  # makes the loop count supervised tokens
@@ -49,7 +56,16 @@ class LuthierTrainer(Trainer):
         self.run_folder = run
         self.packed = packed
         self.head = head
-        self.save_total_limit = save_total_limit
+        self.recipe = recipe
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The recipe's optimiser, stepping in the backward where that is asked for."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.recipe.optimizer_in_backward:
+            if self.args.world_size > 1:
+                raise UserError("train.optimizer_in_backward is for one process, not several")
+            step_in_backward(optimizer)
+        return optimizer
 
     def compute_loss(
         self,
@@ -65,9 +81,15 @@ class LuthierTrainer(Trainer):
         which a mean of means is not when rows differ in length.
         """
         assert num_items_in_batch is not None and not return_outputs
-        loss = loss_sum(model, inputs, packed=self.packed, head=self.head) / num_items_in_batch
+        with save_on_cpu(pin_memory=True) if self._offloads else nullcontext():
+            total = loss_sum(model, inputs, packed=self.packed, head=self.head)
+        loss = total / num_items_in_batch
         # Gradients are averaged over processes, while N was summed over them.
         return loss * self.accelerator.num_processes
+
+    @property
+    def _offloads(self) -> bool:
+        return self.recipe.activation_offload and self.args.device.type == "cuda"
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss and perplexity over every supervised token of the validation rows."""
@@ -120,7 +142,7 @@ class LuthierTrainer(Trainer):
     def _rotate(self) -> None:
         """Keep the newest ``save_total_limit`` checkpoints, and the best one."""
         found = self.run_folder.checkpoints()
-        spare = list(found)[: -self.save_total_limit]
+        spare = list(found)[: -self.recipe.save_total_limit]
         for step in spare:
             if step != self.state.best_global_step:
                 remove_folder(found[step])
