@@ -202,6 +202,48 @@ def test_rounding_does_not_take_them_out_of_the_real_model(
     assert install_checked(attach_adapter(model, chosen), ALL).missing == []
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_compiled_parts_agree(family: str) -> None:
+    """In one process compiling is for all models, so it is switched off again."""
+    from luthier.kernels import compiling
+
+    if not compiling.has_compiler(torch.device("cpu")):
+        pytest.skip("no C++ compiler here")
+    model = make_model(family, 96)
+    reference = loss_and_gradients(model, NONE)
+    try:
+        fast = install_checked(model, ALL, compiled=True)
+        assert "compile" not in " ".join(fast.missing)
+        assert compiling._enabled
+        remove(model, fast)
+        assert_close(loss_and_gradients(model, ALL), reference, 2e-5)
+    finally:
+        compiling.enable(False)
+
+
+def test_a_compiler_that_fails_is_said_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.kernels import compiling, gated
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("g++ not found") if compiling._enabled else AssertionError
+
+    monkeypatch.setattr(gated, "_slopes", lambda *a: broken() if compiling._enabled else a[1:3])
+    model = make_model("llama", 96)
+    found = install_checked(model, ALL, compiled=True)
+    assert "compile: RuntimeError: g++ not found" in found.missing
+    assert not compiling._enabled
+
+
+def test_compiling_is_chosen_by_the_length_of_the_run() -> None:
+    from luthier.kernels.compiling import has_compiler, pays
+
+    cpu = torch.device("cpu")
+    assert pays("always", 1, cpu)
+    assert not pays("never", 10**6, cpu)
+    assert not pays("auto", 10, cpu)
+    assert pays("auto", 10**6, cpu) == has_compiler(cpu)
+
+
 def test_generation_after_installation_is_unchanged() -> None:
     """Padding, a cache, no row lengths: the attention function hands over to SDPA."""
     model = make_model("mistral-window", 96)

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.kernels import attention, gated, lora, norm, rotary
+from luthier.kernels import attention, compiling, gated, lora, norm, rotary
 from luthier.kernels.head import HeadLoss, find_head, head_agrees
 from luthier.models.adapters import inner
 from luthier.recipe import KernelsGroup
@@ -63,10 +63,19 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
     return fast
 
 
-def install_checked(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
-    """``install``, and nothing left of it if the model's outputs are not what they were."""
+def install_checked(
+    model: PreTrainedModel | PeftModel, wanted: KernelsGroup, compiled: bool = False
+) -> Fast:
+    """``install``, and nothing left of it if the model's outputs are not what they were.
+
+    ``compiled`` compiles their element-wise parts, in this process from now on.
+    """
     before = _hidden_states(model)
     fast = install(model, wanted)
+    compiling.enable(compiled)
+    if compiled and (trouble := _compile_trouble(model)) is not None:
+        compiling.enable(False)
+        fast.missing.append(f"compile: {trouble}")
     if fast.head is not None and not head_agrees(model, fast.head):
         fast.head = None
         fast.missing.append("loss: this model changes its logits, all of them are kept")
@@ -85,6 +94,24 @@ def remove(model: PreTrainedModel | PeftModel, fast: Fast) -> None:
     fast.changed.clear()
     fast.head = None
     attention.remove(inner(model))
+
+
+def _compile_trouble(model: PreTrainedModel | PeftModel) -> str | None:
+    """Compile all there is for this model's dtype; in a word, why that failed."""
+    weights = next(model.parameters())
+    numbers = torch.linspace(-2, 2, 96, device=weights.device, dtype=weights.dtype).view(3, 32)
+    found = []
+    try:
+        for on in (False, True):
+            compiling.enable(on)
+            leaves = [numbers.clone().requires_grad_() for _ in range(2)]
+            normed = norm.rms_norm(leaves[0], torch.ones_like(weights[0][:1]).expand(32), 1e-6)
+            total = sum(gated.gated(normed, leaves[1], kind).sum() for kind in gated.KINDS.values())
+            found.append(torch.autograd.grad(total, leaves))  # type: ignore[arg-type]
+    except Exception as error:  # the compiler's own errors come in many kinds
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    agree = all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True))
+    return None if agree else "what it made differs from the reference"
 
 
 @torch.no_grad()

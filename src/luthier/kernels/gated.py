@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
+from luthier.kernels.compiling import compilable
+
 
 def gated(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """``act(gate) * up`` (…, I); ``kind`` is silu or gelu_tanh."""
@@ -23,19 +25,28 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, kind: str) -> Tensor:
         ctx.kind = kind
         ctx.save_for_backward(gate, up)
-        return _activate(gate, kind).mul_(up)
+        product: Tensor = _product(gate, up, kind)
+        return product
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor, Tensor, None]:
-        gate, up = ctx.saved_tensors
-        slope = upstream[0]
-        for_up = _activate(gate, ctx.kind).mul_(slope)
-        through = slope * up
-        if ctx.kind == "silu":
-            for_gate = torch.ops.aten.silu_backward(through, gate)
-        else:
-            for_gate = torch.ops.aten.gelu_backward(through, gate, approximate="tanh")
+        for_gate, for_up = _slopes(upstream[0], *ctx.saved_tensors, ctx.kind)
         return for_gate, for_up, None
+
+
+@compilable
+def _product(gate: Tensor, up: Tensor, kind: str) -> Tensor:
+    return _activate(gate, kind).mul_(up)
+
+
+@compilable
+def _slopes(slope: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Of the gate and of what it is multiplied with."""
+    for_up = _activate(gate, kind).mul_(slope)
+    through = slope * up
+    if kind == "silu":
+        return torch.ops.aten.silu_backward(through, gate), for_up
+    return torch.ops.aten.gelu_backward(through, gate, approximate="tanh"), for_up
 
 
 def _activate(gate: Tensor, kind: str) -> Tensor:
@@ -59,9 +70,13 @@ def install(model: nn.Module) -> list[nn.Module]:
     return changed
 
 
+# Transformers' names of the activations, and ours.
+KINDS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
 def _kind(activation: Any) -> str | None:
     """The activation's name, where it is one of those known."""
-    for name, kind in (("silu", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
+    for name, kind in KINDS.items():
         known = ACT2CLS[name]
         if type(activation) is (known[0] if isinstance(known, tuple) else known):
             return kind

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels.compiling import compilable
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The norm of ``x`` (…, H) in its dtype, computed in float32; ``weight`` (H,)."""
@@ -32,18 +34,23 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         slope = upstream[0]
-        normed = x * scale
         for_weight = None
         if ctx.needs_input_grad[1]:
-            summed = (slope * normed).sum(tuple(range(x.dim() - 1)))
+            summed = (slope * (x * scale)).sum(tuple(range(x.dim() - 1)))
             for_weight = summed.to(weight.dtype)
         for_x = None
         if ctx.needs_input_grad[0]:
-            # dx = s (g w - n mean(g w n)), n the normed input.
-            through = torch.mul(slope, weight, out=torch.empty_like(normed))
-            share = torch.linalg.vecdot(through, normed).div_(x.shape[-1])[..., None]
-            for_x = through.addcmul_(normed, share, value=-1).mul_(scale).to(x.dtype)
+            for_x = _slope_of_input(slope, x, weight, scale)
         return for_x, for_weight, None
+
+
+@compilable
+def _slope_of_input(slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """dx = s (g w - n mean(g w n)), with n = x s the normed input."""
+    normed = x * scale
+    through = torch.mul(slope, weight, out=torch.empty_like(normed))
+    share = torch.linalg.vecdot(through, normed).div_(x.shape[-1])[..., None]
+    return through.addcmul_(normed, share, value=-1).mul_(scale).to(x.dtype)
 
 
 def install(model: nn.Module) -> list[nn.Module]:

@@ -20,6 +20,7 @@ from luthier.data.batches import RowDataset
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import sample
 from luthier.errors import Interrupted, UserError
+from luthier.kernels import compiling
 from luthier.kernels.fast import install_checked
 from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import rows_stay_apart
@@ -90,7 +91,12 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
         f"{recipe.method.name}: {trainable:,} of {total:,} parameters train "
         f"({trainable / total:.2%}), {setup.dtype_name} on {setup.device_name}"
     )
-    fast = install_checked(model, recipe.kernels)
+    compiled = compiling.pays(recipe.train.compile, _micro_batches(recipe, data), setup.device)
+    if compiled:
+        display.note(
+            "compiling the element-wise work: some ten seconds, the first time on a machine"
+        )
+    fast = install_checked(model, recipe.kernels, compiled)
     for missing in fast.missing:
         display.note(f"no fast path for {missing}")
     packed = rows_stay_apart(model)
@@ -111,6 +117,14 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
     if stop.requested and not ended:
         raise Interrupted(f"stopped at step {trainer.state.global_step}, all saved in {run.root}")
     return finish(recipe, run, setup, trainer.state, tokenizer, (trainable, total))
+
+
+def _micro_batches(recipe: Recipe, data: Prepared) -> int:
+    """How many go through the model, at most."""
+    train = recipe.train
+    if train.max_steps > 0:
+        return train.max_steps * train.gradient_accumulation_steps
+    return round(len(data.train) * train.num_train_epochs / train.per_device_train_batch_size)
 
 
 def _make_trainer(
