@@ -70,7 +70,9 @@ def test_the_quick_probe_puts_the_model_back(tiny_model: Any) -> None:
 
 def test_stops_on_forgetting_and_keeps_what_had_not_forgotten(make_recipe: MakeRecipe) -> None:
     """0.8 at the start, 0.7 at step 1, 0.6 at step 2: more than 0.15 lost."""
-    recipe = make_recipe("train.eval_steps=1", "train.stop_on_forgetting=0.15")
+    recipe = make_recipe(
+        "train.eval_steps=1", "train.stop_on_forgetting=0.15", "evaluate.probe=true"
+    )
     run, measured = train(recipe, Falls())
     assert (measured.steps, measured.forgot, measured.stopped_early) == (2, True, True)
     assert measured.best_step == 1
@@ -80,7 +82,12 @@ def test_stops_on_forgetting_and_keeps_what_had_not_forgotten(make_recipe: MakeR
 
 def test_a_run_cut_off_stops_where_it_would_have(make_recipe: MakeRecipe) -> None:
     """The accuracy before the first step travels in the checkpoint."""
-    sets = ("train.eval_steps=1", "train.save_steps=1", "train.stop_on_forgetting=0.25")
+    sets = (
+        "train.eval_steps=1",
+        "train.save_steps=1",
+        "train.stop_on_forgetting=0.25",
+        "evaluate.probe=true",
+    )
     whole, _ = train(make_recipe(*sets, "run.name=whole"), Falls())
     recipe = make_recipe(*sets, "run.name=cut")
     run = claim_run(recipe, "x")
@@ -104,7 +111,9 @@ def test_a_run_cut_off_stops_where_it_would_have(make_recipe: MakeRecipe) -> Non
 
 
 def test_forgetting_at_once_keeps_the_last_step(make_recipe: MakeRecipe) -> None:
-    recipe = make_recipe("train.eval_steps=2", "train.stop_on_forgetting=0.05")
+    recipe = make_recipe(
+        "train.eval_steps=2", "train.stop_on_forgetting=0.05", "evaluate.probe=true"
+    )
     run, measured = train(recipe, Falls())
     assert (measured.steps, measured.best_step, measured.best_eval_loss) == (2, 2, None)
     assert run.adapter_path.is_dir()
@@ -114,4 +123,6 @@ def test_stopping_needs_what_it_stops_on(make_recipe: MakeRecipe) -> None:
     with pytest.raises(UserError, match=r"needs evaluate\.probe"):
         make_recipe("train.stop_on_forgetting=0.1", "evaluate.probe=false")
     with pytest.raises(UserError, match="needs a validation set"):
-        make_recipe("train.stop_on_forgetting=0.1", "data.validation_fraction=0")
+        make_recipe(
+            "train.stop_on_forgetting=0.1", "evaluate.probe=true", "data.validation_fraction=0"
+        )

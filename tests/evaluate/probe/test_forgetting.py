@@ -59,10 +59,10 @@ def found(
     [
         (found(), "kept", None),
         (found(total=(200, 198)), "kept", None),  # chance
-        (found(total=(200, 190)), "some forgetting", "fell by 3.2%"),
-        (found(total=(200, 150)), "forgot", "general questions fell by 16.1%"),
+        (found(total=(200, 190)), "some forgetting", "fell by 3.2 points"),
+        (found(total=(200, 150)), "forgot", "general questions fell by 16.1 points"),
         (found(area=(30, 24)), "kept", None),  # one area of three, p 0.03
-        (found(area=(30, 10)), "forgot", "a fell by 50.0%"),
+        (found(area=(30, 10)), "forgot", "a fell by 50.0 points"),
         (found(ratio=1.05), "kept", None),  # certain, and no news
         (found(ratio=1.3), "some forgetting", "1.30 times"),
         (found(ratio=2.0), "forgot", "2.00 times"),
