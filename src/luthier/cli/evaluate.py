@@ -127,6 +127,9 @@ def show_comparison(evaluation: dict[str, Any]) -> None:
         )
     out.print(title, highlight=False)
     out.print(table)
+    if evaluation["seen_in_training"]:
+        warning = f"{evaluation['seen_in_training']} of these rows were trained on: figures flatter"
+        out.print(warning, style="bold yellow", highlight=False)
     out.print("[95% interval]; change is in points for shares", style="dim", markup=False)
     if evaluation["classification"]:
         show_confusion(evaluation["classification"]["tuned"])
