@@ -17,9 +17,11 @@ from luthier.cli import (  # noqa: F401  # they register
     data_fix,
     demo,
     evaluate,
+    gate,
     generate,
     models,
     plan,
+    report,
     train,
 )
 from luthier.cli.app import app, err

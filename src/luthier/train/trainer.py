@@ -1,6 +1,7 @@
 """The training step, the same for full, LoRA and QLoRA, on Transformers' Trainer."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,6 +22,7 @@ from luthier.kernels.loss import loss_sum, mean_loss
 from luthier.recipe import TrainGroup
 from luthier.run import Run
 from luthier.train.optimizers import BF16AdamW, step_in_backward
+from luthier.train.probe import ForgettingWatch
 
 
 class LuthierTrainer(Trainer):
@@ -38,6 +40,7 @@ class LuthierTrainer(Trainer):
         head: HeadLoss | None,
         recipe: TrainGroup,
         callbacks: list[TrainerCallback],
+        probe: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         ours: Any = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
         super().__init__(
@@ -57,6 +60,7 @@ class LuthierTrainer(Trainer):
         self.packed = packed
         self.head = head
         self.recipe = recipe
+        self.probe = probe
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimiser, stepping in the backward where that is asked for."""
@@ -92,7 +96,14 @@ class LuthierTrainer(Trainer):
         return self.recipe.activation_offload and self.args.device.type == "cuda"
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss and perplexity over every supervised token of the validation rows."""
+        """Mean loss and perplexity over every supervised token of the validation rows, and the probe.
+
+        Before the first step the probe alone: what the others are compared with.
+        """
+        probed = self._probed()
+        if self.state.global_step == 0:
+            self.log(dict(probed))
+            return probed
         with self.compute_loss_context_manager():
             assert self.model is not None
             loss, _tokens = mean_loss(
@@ -102,14 +113,35 @@ class LuthierTrainer(Trainer):
                 packed=self.packed,
                 head=self.head,
             )
-        metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
+        metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss), **probed}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
+    def _probed(self) -> dict[str, float]:
+        if self.probe is None:
+            return {}
+        with self.compute_loss_context_manager():
+            found = self.probe()
+        watch = self._watch
+        if watch is not None:
+            watch.take(found["probe_accuracy"])
+        return {f"eval_{name}": value for name, value in found.items()}
+
+    @property
+    def _watch(self) -> ForgettingWatch | None:
+        # Looked up each time: resuming puts another in its place.
+        watching = (c for c in self.callback_handler.callbacks if isinstance(c, ForgettingWatch))
+        return next(watching, None)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        watch = self._watch
+        if watch is not None and watch.forgot:
+            # Never the best, whatever its loss; saved, as it is the last.
+            self.control.should_training_stop = self.control.should_save = True
+            return False
         best = super()._determine_best_metric(metrics, trial)
         # The best weights are kept whether or not a checkpoint was due.
         self.control.should_save |= best
