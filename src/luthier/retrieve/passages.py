@@ -39,9 +39,7 @@ class Passage:
         return f"{self.file}:{lines}"
 
 
-def cut_passages(
-    document: Document, tokenizer: Any, size: int, overlap: int
-) -> Iterator[Passage]:
+def cut_passages(document: Document, tokenizer: Any, size: int, overlap: int) -> Iterator[Passage]:
     """Passages of at most ``size`` tokens; each begins about ``overlap`` tokens before the last ended.
 
     A passage ends at the best boundary in its second half, and no passage crosses a heading that
@@ -62,7 +60,7 @@ def cut_passages(
         start, end = offsets[first][0], offsets[last - 1][1]
         if last < len(offsets):
             end = _boundary(text, offsets[first + size // 2][0], end)
-            last = first + sum(offset[0] < end for offset in offsets[first:last])
+            last = first + sum(offset[1] <= end for offset in offsets[first:last])
         piece = text[start:end]
         body = piece.strip()
         if body:
@@ -101,7 +99,7 @@ def _overlapping(
         starts = [match.end() for match in pattern.finditer(text, offsets[earliest][0], end)]
         inside = [start for start in starts if start < end]
         if inside:
-            return next(i for i in range(earliest, last + 1) if offsets[i][0] >= inside[0])
+            return next(i for i in range(earliest, last) if offsets[i][1] > inside[0])
     return last
 
 

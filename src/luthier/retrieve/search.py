@@ -93,7 +93,9 @@ class Index:
         vector = self._embedder.embed([question])[0]
         depth = min(_DEPTH, self.manifest.passages)
         exact = self.manifest.passages <= _EXACT
-        return [int(key) for key in np.asarray(self._vectors.search(vector, depth, exact=exact).keys)]
+        return [
+            int(key) for key in np.asarray(self._vectors.search(vector, depth, exact=exact).keys)
+        ]
 
     def _passage(self, number: int) -> Passage:
         row = self._passages.execute(
