@@ -1,6 +1,7 @@
 """Documents to passages: nothing lost, every place right."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_passages_end_at_headings_and_sentences_and_carry_their_heading(tokenize
     assert second.text.startswith("## Tickets")
     assert second.title == ""  # it shows the heading itself
     pieces = cut(GUIDE, tokenizer, 120, 10)
-    assert all(re.search(r"[.,]$|^#.*$", piece.text) for piece in pieces)
+    assert all(piece.text.endswith(".") for piece in pieces)
     assert pieces[-1].title == "Tickets"
 
 
@@ -71,9 +72,9 @@ def test_overlap_repeats_the_end_of_the_passage_before(tokenizer: Any) -> None:
     text = " ".join(f"Sentence {n} says it." for n in range(40))
     plain, overlapping = cut(text, tokenizer, 60, 0), cut(text, tokenizer, 60, 20)
     assert len(overlapping) > len(plain)
-    for before, after in zip(plain, plain[1:], strict=False):
+    for before, after in pairwise(plain):
         assert after.text.split(".")[0] not in before.text
-    for before, after in zip(overlapping, overlapping[1:], strict=False):
+    for before, after in pairwise(overlapping):
         assert after.text.split(".")[0] + "." in before.text
 
 

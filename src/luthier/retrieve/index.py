@@ -165,8 +165,8 @@ def changes(manifest: Manifest) -> list[str]:
     except UserError:
         now = {}
     then = manifest.hashes
-    words = {name: "is new" for name in now.keys() - then.keys()}
-    words |= {name: "is gone" for name in then.keys() - now.keys()}
+    words = dict.fromkeys(now.keys() - then.keys(), "is new")
+    words |= dict.fromkeys(then.keys() - now.keys(), "is gone")
     words |= {name: "has changed" for name in now.keys() & then.keys() if now[name] != then[name]}
     return [f"{name} {words[name]}" for name in sorted(words)]
 
