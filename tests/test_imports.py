@@ -25,6 +25,10 @@ ALLOWED = {
     "generate": {"recipe", "run", "models", "data"},
     "evaluate": {"recipe", "run", "models", "data", "kernels", "generate"},
     "retrieve": {"run", "models", "data", "generate"},
+    "compare": {
+        *("recipe", "run", "models", "data", "advise"),
+        *("train", "generate", "evaluate", "retrieve"),
+    },
     "demo": {"recipe", "run", "train", "evaluate"},
     "cli": {
         *("recipe", "run", "models", "data", "advise", "plan"),

@@ -55,6 +55,10 @@ class Index:
     def close(self) -> None:
         self._passages.close()
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of ``text`` for the embedding model."""
+        return len(self._embedder.tokenizer(text, add_special_tokens=False).input_ids)
+
     def search(self, question: str, count: int) -> list[Hit]:
         """The ``count`` best passages for ``question``, the best first.
 
