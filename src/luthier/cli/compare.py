@@ -249,14 +249,15 @@ def _show(comparison: dict[str, Any]) -> None:
     from luthier.compare.tables import (
         approaches_table,
         groups_table,
-        methods_table,
+        quality_table,
+        resources_table,
         rules_table,
         tests_table,
     )
 
     out.print(f"{comparison['rows']} rows of {comparison['data']}", highlight=False, markup=False)
     if comparison["kind"] == "methods":
-        tables = [methods_table(comparison), tests_table(comparison)]
+        tables = [f(comparison) for f in (quality_table, resources_table, tests_table)]
     else:
         tables = [approaches_table(comparison)]
         tables += [groups_table(comparison)] if comparison["by"] else []

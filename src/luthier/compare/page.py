@@ -1,5 +1,6 @@
 """Comparisons as Markdown and as one HTML file that needs nothing else."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from luthier.compare.tables import (
     approaches_table,
     groups_table,
     markdown,
-    methods_table,
+    quality_table,
+    resources_table,
     rules_table,
     signed,
     tests_table,
@@ -57,7 +59,8 @@ def write_methods(comparison: dict[str, Any], out: Path) -> None:
     """Write the page and the Markdown document of a methods comparison into ``out``."""
     tests = tests_table(comparison)
     head = f"{comparison['rows']} rows of `{comparison['data']}`; 95% intervals over them."
-    parts = ["# Variants compared", head, markdown(methods_table(comparison)), markdown(tests)]
+    quality, resources = quality_table(comparison), resources_table(comparison)
+    parts = ["# Variants compared", head, *map(markdown, (quality, resources, tests))]
     write_text(out / DOCUMENT, "\n\n".join(parts) + "\n")
     metric = comparison["metrics"][0]
     entries = comparison["variants"]
@@ -85,16 +88,17 @@ def write_methods(comparison: dict[str, Any], out: Path) -> None:
         page.render(
             comparison=comparison,
             metric=metric,
-            table=methods_table(comparison),
+            quality=quality,
+            resources=resources,
             tests=tests,
             points=points,
-            memory_top=1.15 * max(point["x"] for point in points),
+            memory_top=_round_up(1.1 * max(point["x"] for point in points)),
             quality_range=(0, 1)
             if metric["share"]
             else _range([[p["low"], p["high"]] for p in points]),
             curves=curves,
             steps={
-                key: max((line["points"][-1][0] for line in curves[key]), default=1)
+                key: _round_up(max((line["points"][-1][0] for line in curves[key]), default=1))
                 for key in curves
             },
             ranges={
@@ -112,6 +116,14 @@ def _smoothed(points: list[list[float]], width: int) -> list[list[float]]:
         window = [y for _, y in points[max(0, place + 1 - width) : place + 1]]
         smooth.append([x, sum(window) / len(window)])
     return smooth
+
+
+def _round_up(value: float) -> float:
+    """The least number over ``value`` whose quarters are short to write."""
+    magnitude = 10.0 ** math.floor(math.log10(value))
+    return next(
+        s * magnitude for s in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if s * magnitude >= value
+    )
 
 
 def _range(columns: list[list[float]]) -> tuple[float, float]:

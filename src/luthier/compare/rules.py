@@ -40,7 +40,9 @@ def check_rules(
     Args:
         goals: what a metric measures, by its name; ``facts`` where nothing else is known.
     """
-    aims = {m.name: goals.get(m.name, _USUAL.get(m.name, "facts")) for m in metrics}
+    aims: dict[str, Goal] = {
+        m.name: goals.get(m.name, _USUAL.get(m.name, "facts")) for m in metrics
+    }
     rules = [_check(m.label, {aims[m.name]}, [m], scores) for m in metrics]
     if len(set(aims.values())) > 1:
         rules.append(_check("all of them", set(aims.values()), metrics, scores))

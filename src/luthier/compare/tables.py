@@ -61,40 +61,53 @@ def rules_table(comparison: dict[str, Any]) -> Table:
     return ["measured by", "goal", "advised", "these numbers"], rows
 
 
-def methods_table(comparison: dict[str, Any]) -> Table:
-    """One row a variant: every metric, forgetting, parameters, memory, time, size, cost."""
-    metrics, reference = comparison["metrics"], comparison["reference"]
-    entries = comparison["variants"]
+def quality_table(comparison: dict[str, Any]) -> Table:
+    """What each variant reached: every metric, its share of the reference's, forgetting."""
+    metrics, entries = comparison["metrics"], comparison["variants"]
     forgets = any(entry["forgetting"] for entry in entries)
-    costs = any(entry["cost"] is not None for entry in entries)
-    head = ["", *(metric["label"] for metric in metrics), f"% of {reference}"]
-    head += ["forgetting"] * forgets
-    head += ["rate", "trained", "GiB planned", "measured", "time", "tokens/s", "weights"]
-    head += ["$"] * costs
-    base = ["base"] + [interval(comparison["base"][m["name"]], m["share"]) for m in metrics]
-    rows = [base + [""] * (len(head) - len(base))]
+    head = ["", *(metric["label"] for metric in metrics), f"% of {comparison['reference']}"]
+    rows = [["base", *(interval(comparison["base"][m["name"]], m["share"]) for m in metrics), ""]]
     for entry in entries:
         share = entry["share_of_reference"]
-        planned = entry["peak_predicted_bytes"]
-        row = [entry["name"]]
-        row += [interval(entry["scores"][m["name"]], m["share"]) for m in metrics]
-        row.append("" if share is None else f"{share:.1%}")
-        if forgets:
-            row.append(forgetting(entry["forgetting"]))
-        row += [
+        scores = [interval(entry["scores"][m["name"]], m["share"]) for m in metrics]
+        rows.append([entry["name"], *scores, "" if share is None else f"{share:.1%}"])
+    if forgets:
+        head.append("forgetting")
+        for row, found in zip(rows, [None, *(e["forgetting"] for e in entries)], strict=True):
+            row.append(
+                f"{found['verdict']} ({100 * found['accuracy_change']:+.1f})" if found else ""
+            )
+    return head, rows
+
+
+def resources_table(comparison: dict[str, Any]) -> Table:
+    """What each variant took: parameters, memory, time, size, cost."""
+    costs = comparison["price_per_hour"] is not None
+    head = [
+        "",
+        "learning rate",
+        "trained",
+        "GiB planned",
+        "measured",
+        "time",
+        "tokens/s",
+        "weights",
+    ]
+    rows = []
+    for entry in comparison["variants"]:
+        trained, planned = entry["trainable_parameters"], entry["peak_predicted_bytes"]
+        row = [
+            entry["name"],
             f"{entry['learning_rate']:.3g}",
-            f"{parameters(entry['trainable_parameters'])} "
-            f"({entry['trainable_parameters'] / entry['total_parameters']:.2%})",
+            f"{parameters(trained)} ({trained / entry['total_parameters']:.2%})",
             "" if planned is None else f"{planned / 2**30:.2f}",
             f"{entry['peak_measured_bytes'] / 2**30:.2f}",
             duration(entry["seconds"]),
             f"{entry['tokens_per_second']:,.0f}",
             f"{entry['weights_bytes'] / 2**20:,.1f} MiB",
         ]
-        if costs:
-            row.append(f"{entry['cost']:.4f}")
-        rows.append(row)
-    return head, rows
+        rows.append(row + [f"{entry['cost']:.4f}"] * costs)
+    return head + ["$"] * costs, rows
 
 
 def tests_table(comparison: dict[str, Any]) -> Table:
@@ -114,13 +127,6 @@ def tests_table(comparison: dict[str, Any]) -> Table:
         for test in [entry["against_reference"][metric["name"]]]
     ]
     return ["", "metric", f"change from {comparison['reference']}", "p", "verdict"], rows
-
-
-def forgetting(found: dict[str, Any] | None) -> str:
-    """``kept (-0.3 points)``: the probe's verdict and the change of its accuracy."""
-    if found is None:
-        return "not probed"
-    return f"{found['verdict']} ({100 * found['accuracy_change']:+.1f})"
 
 
 def parameters(count: int) -> str:

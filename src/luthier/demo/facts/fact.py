@@ -3,5 +3,5 @@
 import re
 
 
-def score(answer, row):
+def score(answer: str, row: dict[str, str]) -> bool:
     return re.search(rf"(?<!\w){re.escape(row['fact'])}(?!\w)", answer, re.IGNORECASE) is not None
