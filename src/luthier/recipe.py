@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from luthier.errors import UserError
 
@@ -28,6 +28,28 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 MethodName = Literal["full", "lora", "qlora"]
+
+# Of generated answers. A name that ends in .py is a file of the user's own.
+METRICS = (
+    *(
+        "exact_match",
+        "normalised_match",
+        "token_f1",
+        "rouge_1",
+        "rouge_2",
+        "rouge_l",
+        "bleu",
+        "chrf",
+    ),
+    *("accuracy", "json_valid", "json_schema", "sql_execution", "judge"),
+)
+
+
+_NEEDED_BY_METRIC = {
+    "sql_execution": "sql_databases",
+    "json_schema": "json_schema",
+    "judge": "judge_model",
+}
 
 
 class _Group(BaseModel):
@@ -143,6 +165,12 @@ class TrainGroup(_Group):
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better validation loss"
     )
+    stop_on_forgetting: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="stop when the probe's accuracy has fallen by so much, and keep earlier weights",
+    )
     seed: int = Field(42, ge=0, description="seeds weights, dropout, order and split")
     report_to: list[Literal["tensorboard"]] = Field(
         ["tensorboard"], description="loggers besides metrics.jsonl"
@@ -163,9 +191,10 @@ class KernelsGroup(_Group):
 class EvaluateGroup(_Group):
     """How `luthier evaluate` compares base and tuned."""
 
-    metrics: list[Literal["exact_match", "rouge_l", "chrf", "sql_execution"]] = Field(
+    metrics: list[str] = Field(
         ["exact_match", "rouge_l", "chrf"],
-        description="metrics of the generated answers",
+        description=f"of the generated answers: {', '.join(METRICS)}, or a .py file with "
+        "score(answer, row); accuracy joins by itself where the references form a label set",
     )
     max_rows: int = Field(100, ge=0, description="held-out rows to generate answers for; 0: none")
     max_new_tokens: int = Field(256, ge=1, description="longest generated answer, in tokens")
@@ -173,6 +202,44 @@ class EvaluateGroup(_Group):
     sql_databases: str | None = Field(
         None, description="folder of <name>.sql/.sqlite that rows name in their 'database' field"
     )
+    json_schema: str | None = Field(None, description="file of the JSON schema answers must meet")
+    judge_model: str | None = Field(None, description="model that grades answers for metric judge")
+    judge_url: str = Field(
+        "https://api.openai.com/v1", description="its endpoint, any that speaks OpenAI's protocol"
+    )
+    judge_key_env: str = Field(
+        "OPENAI_API_KEY", description="environment variable that holds its key"
+    )
+
+    probe: bool = Field(
+        True, description="ask general questions too: a few while training, all in luthier evaluate"
+    )
+    max_accuracy_drop: float = Field(
+        0.05, gt=0, le=1, description="share of general questions lost beyond which a run forgot"
+    )
+    max_perplexity_ratio: float = Field(
+        1.5, gt=1, description="tuned over base, on general text, beyond which a run forgot"
+    )
+    max_leakage: float = Field(
+        0.1, gt=0, le=1, description="share of unrelated answers in the training format, likewise"
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in METRICS and not name.endswith(".py"):
+                near = difflib.get_close_matches(name, METRICS, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METRICS)}"
+                raise ValueError(f"no metric '{name}'; {hint}")
+        return list(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _metrics_have_what_they_need(self) -> "EvaluateGroup":
+        for metric, key in _NEEDED_BY_METRIC.items():
+            if metric in self.metrics and getattr(self, key) is None:
+                raise ValueError(f"evaluate.metrics {metric} needs evaluate.{key}")
+        return self
 
 
 class RunGroup(_Group):
@@ -207,10 +274,11 @@ class Recipe(_Group):
         if name is not None and (name in {"", ".", ".."} or "/" in name or "\\" in name):
             raise ValueError("run.name must be a plain folder name, without slashes")
         held_out = self.data.validation is not None or self.data.validation_fraction > 0
-        if self.train.early_stopping_patience is not None and not held_out:
-            raise ValueError("train.early_stopping_patience needs a validation set")
-        if "sql_execution" in self.evaluate.metrics and self.evaluate.sql_databases is None:
-            raise ValueError("evaluate.metrics sql_execution needs evaluate.sql_databases")
+        for key in ("early_stopping_patience", "stop_on_forgetting"):
+            if getattr(self.train, key) is not None and not held_out:
+                raise ValueError(f"train.{key} needs a validation set")
+        if self.train.stop_on_forgetting is not None and not self.evaluate.probe:
+            raise ValueError("train.stop_on_forgetting needs evaluate.probe")
         return self
 
     @property
@@ -230,6 +298,11 @@ class Recipe(_Group):
             full.data.replay.source = _absolute_data(full.data.replay.source)
         if self.evaluate.sql_databases is not None:
             full.evaluate.sql_databases = _absolute(self.evaluate.sql_databases)
+        if self.evaluate.json_schema is not None:
+            full.evaluate.json_schema = _absolute(self.evaluate.json_schema)
+        full.evaluate.metrics = [
+            _absolute(name) if name.endswith(".py") else name for name in self.evaluate.metrics
+        ]
         return full
 
     def settings(self) -> dict[str, Any]:

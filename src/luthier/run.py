@@ -69,6 +69,15 @@ class Run:
         return self.root / "evaluation.json"
 
     @property
+    def evaluation_folder(self) -> Path:
+        """Answers, grades and scores row by row."""
+        return self.root / "evaluation"
+
+    @property
+    def report_path(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def tensorboard_path(self) -> Path:
         return self.root / "tensorboard"
 

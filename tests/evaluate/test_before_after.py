@@ -68,6 +68,76 @@ def test_losses_are_those_of_plain_transformers(
     assert stages[-1] == "answers of tuned"
 
 
+def test_every_figure_has_its_interval_and_verdict(make_recipe: MakeRecipe, train: Train) -> None:
+    overrides = ["train.max_steps=30", "train.learning_rate=3e-2", "data.validation_fraction=0.3"]
+    run = train(make_recipe(*overrides, "evaluate.max_new_tokens=8"))
+    found = evaluate_run(run, metrics=["exact_match", "bleu"])
+    loss = found["metrics"]["loss"]
+    assert loss["test"]["verdict"] == "better"
+    assert loss["test"]["high"] < 0
+    assert loss["tuned"]["low"] < found["tuned"]["loss"] < loss["tuned"]["high"]
+    perplexity = found["metrics"]["perplexity"]
+    assert perplexity["tuned"]["high"] == pytest.approx(math.exp(loss["tuned"]["high"]))
+    ratio = found["tuned"]["perplexity"] / found["base"]["perplexity"]
+    assert perplexity["ratio"]["ratio"] == pytest.approx(ratio)
+    assert set(found["metrics"]) == {"loss", "perplexity", "exact_match", "bleu"}
+    assert set(found["metrics"]["bleu"]["corpus"]) == {"base", "tuned"}
+    rows = [json.loads(t) for t in (run.evaluation_folder / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == found["answered_rows"]
+    mean = sum(row["scores"]["tuned"]["bleu"] for row in rows) / len(rows)
+    assert mean == pytest.approx(found["tuned"]["bleu"])
+
+
+def test_answers_given_are_not_made_again(
+    make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.evaluate import answering
+
+    run = train(make_recipe("evaluate.max_new_tokens=4", "evaluate.batch_size=2"))
+    made: list[int] = []
+    real = answering.answer_all
+
+    def dies(model: object, tokenizer: object, prompts: list[object], *rest: object) -> list[str]:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(len(prompts))
+        return real(model, tokenizer, prompts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(answering, "answer_all", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run)
+    assert not run.evaluation_path.exists()
+    made.clear()
+    made_in_all: list[int] = []
+
+    def counts(model: object, tokenizer: object, prompts: list[object], *rest: object) -> list[str]:
+        made_in_all.append(len(prompts))
+        return real(model, tokenizer, prompts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(answering, "answer_all", counts)
+    first = evaluate_run(run)
+    assert sum(made_in_all) == 2 * first["answered_rows"] - 4
+    made_in_all.clear()
+    again = evaluate_run(run)
+    assert made_in_all == []
+    assert [s["tuned"] for s in again["samples"]] == [s["tuned"] for s in first["samples"]]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_scaled_adapter_lies_between_base_and_tuned(
+    method: str, make_recipe: MakeRecipe, train: Train
+) -> None:
+    run = train(make_recipe(f"method.name={method}", "evaluate.max_rows=0"))
+    if method == "full":
+        with pytest.raises(UserError, match="no adapter to scale"):
+            evaluate_run(run, adapter_scale=0.5)
+        return
+    none, half, whole = (evaluate_run(run, adapter_scale=scale) for scale in (0.0, 0.5, 1.0))
+    assert none["tuned"]["loss"] == pytest.approx(none["base"]["loss"], abs=1e-6)
+    assert whole["tuned"]["loss"] < half["tuned"]["loss"] < none["tuned"]["loss"]
+    assert half["adapter_scale"] == 0.5
+
+
 def test_other_rows_than_the_runs_own(
     make_recipe: MakeRecipe, train: Train, tmp_path: Path
 ) -> None:
@@ -82,6 +152,8 @@ def test_what_cannot_be_evaluated_says_why(make_recipe: MakeRecipe, train: Train
     run = train(make_recipe("data.validation_fraction=0", "train.max_steps=1"))
     with pytest.raises(UserError, match="has no validation rows"):
         evaluate_run(run)
+    with pytest.raises(UserError, match="did you mean 'rouge_l'"):
+        evaluate_run(run, str(run.train_path), metrics=["rougel"])
     run.measured_path.unlink()
     with pytest.raises(UserError, match="has not finished training"):
         evaluate_run(run, str(run.train_path))

@@ -22,6 +22,11 @@ err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
+AdapterScale = Annotated[
+    float,
+    typer.Option(min=0, max=2, help="Times what the adapter adds: 0 the base, 1 as trained."),
+]
+
 
 def print_json(value: Any) -> None:
     """``value`` on stdout, for machines: no colour, no wrapping."""

@@ -1,5 +1,6 @@
 """`luthier evaluate`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,17 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
 from luthier.run import open_run
-
-_LABELS = {
-    "loss": "loss",
-    "perplexity": "perplexity",
-    "exact_match": "exact match",
-    "rouge_l": "ROUGE-L",
-    "chrf": "chrF",
-    "sql_execution": "SQL execution",
-}
 
 
 @app.command()
@@ -28,25 +20,55 @@ def evaluate(
         str | None,
         typer.Option(help="Rows to evaluate on; else the run's own validation rows."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of the recipe's, separated by commas; a .py file with "
+            "score(answer, row) is one of your own."
+        ),
+    ] = None,
+    adapter_scale: AdapterScale = 1.0,
+    probe: Annotated[
+        bool | None,
+        typer.Option(
+            "--probe/--no-probe", help="Look for forgetting; else as the recipe's evaluate.probe."
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 4,
     as_json: Json = False,
 ) -> None:
-    """Compare the tuned model with its base on held-out rows.
+    """Is the tuned model better than its base on held-out rows, and how sure is that?
 
     Loss and perplexity are over supervised tokens; answers are greedy, and scored by the recipe's
-    `evaluate.metrics`. Writes `evaluation.json` into the run.
+    `evaluate.metrics`. Every figure has its 95% interval, and base and tuned are compared row by
+    row: better, worse, or no evidence of either. Writes `evaluation.json`, `report.html` and
+    `evaluation/` into the run; a command that was cut off goes on where it was.
+
+    Example: `luthier evaluate runs/first --data test.jsonl --metrics exact_match,chrf`
     """
     run = open_run(run_path)
     from luthier.evaluate.before_after import evaluate_run
 
     with evaluation_progress() as on_progress:
-        evaluation = evaluate_run(run, data, on_progress)
+        evaluation = evaluate_run(
+            run,
+            data,
+            on_progress,
+            metrics=[name.strip() for name in metrics.split(",")] if metrics else None,
+            adapter_scale=adapter_scale,
+            probe=probe,
+        )
+    from luthier.evaluate.report.page import write_report
+
+    page = write_report(run)
     if as_json:
         print_json(evaluation)
         return
     show_comparison(evaluation)
+    if evaluation["forgetting"] is not None:
+        show_forgetting(evaluation["forgetting"])
     show_samples(evaluation, samples)
-    out.print(f"all of it: {run.evaluation_path}", highlight=False, soft_wrap=True)
+    out.print(f"to read and pass on: {page}", highlight=False, soft_wrap=True)
 
 
 class evaluation_progress:  # noqa: N801  # used like a function
@@ -77,22 +99,122 @@ class evaluation_progress:  # noqa: N801  # used like a function
 
 
 def show_comparison(evaluation: dict[str, Any]) -> None:
-    """Base and tuned, one row a figure."""
+    """Base and tuned, one row a figure, each with its interval, and the verdict of the pair."""
     title = f"{evaluation['rows']} held-out rows, {evaluation['supervised_tokens']:,} tokens scored"
     if evaluation["answered_rows"]:
         title += f", {evaluation['answered_rows']} answered"
-    table = Table("")
-    for side in ("base", "tuned"):
-        table.add_column(side, justify="right")
-    for key, label in _LABELS.items():
-        if key in evaluation["base"]:
-            share = key not in ("loss", "perplexity")
-            cells = [
-                f"{evaluation[side][key]:.1%}" if share else f"{evaluation[side][key]:.3f}"
-                for side in ("base", "tuned")
-            ]
-            table.add_row(label, *cells)
+    table = Table("", "base", "tuned", "change", "p", "verdict")
+    for entry in evaluation["metrics"].values():
+        form = _percent if entry["share"] else _number
+        test = entry["test"]
+        if "ratio" in entry:
+            change = "×{ratio:.3g} [{low:.3g}, {high:.3g}]".format(**entry["ratio"])
+        else:
+            signed = "{:+.1f}" if entry["share"] else "{:+.3g}"
+            factor = 100 if entry["share"] else 1
+            change, low, high = (
+                signed.format(factor * test[key]) for key in ("difference", "low", "high")
+            )
+            change = f"{change} [{low}, {high}]"
+        table.add_row(
+            entry["label"],
+            _with_interval(entry["base"], form),
+            _with_interval(entry["tuned"], form),
+            Text(change),
+            _p(test["p"]),
+            Text(test["verdict"], style=VERDICT_STYLES[test["verdict"]]),
+        )
     out.print(title, highlight=False)
+    out.print(table)
+    out.print("[95% interval]; change is in points for shares", style="dim", markup=False)
+    if evaluation["classification"]:
+        show_confusion(evaluation["classification"]["tuned"])
+
+
+VERDICT_STYLES = {
+    "better": "bold green",
+    "worse": "bold red",
+    "no evidence": "yellow",
+    "kept": "bold green",
+    "some forgetting": "bold yellow",
+    "forgot": "bold red",
+}
+
+
+def _with_interval(side: dict[str, Any], form: Callable[[float], str]) -> Text:
+    return Text(f"{form(side['mean'])} [{form(side['low'])}, {form(side['high'])}]")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def show_forgetting(found: dict[str, Any]) -> None:
+    """What the general probe found, its verdict, and what to do."""
+    table = Table("general skill", "base", "tuned", "change", "p")
+    for name, entry in {"all questions": found["accuracy"], **found["areas"]}.items():
+        test = entry["test"]
+        table.add_row(
+            name,
+            _with_interval(entry["base"], _percent),
+            _with_interval(entry["tuned"], _percent),
+            Text(f"{100 * test['difference']:+.1f}", style=_style(test)),
+            _p(test["p"]),
+        )
+    text = found["text"]["perplexity"]
+    table.add_row(
+        "perplexity of prose",
+        _with_interval(text["base"], _number),
+        _with_interval(text["tuned"], _number),
+        Text(f"×{text['ratio']['ratio']:.3g}", style=_style(text["test"])),
+        _p(text["test"]["p"]),
+    )
+    leakage = found["leakage"]
+    table.add_row(
+        "format leakage",
+        _with_interval(leakage["base"], _percent),
+        _with_interval(leakage["tuned"], _percent),
+        Text(f"{100 * leakage['test']['difference']:+.1f}", style=_style(leakage["test"])),
+        _p(leakage["test"]["p"]),
+    )
+    out.print(table)
+    if found["kl"] is not None:
+        out.print(
+            f"distance KL(base ‖ tuned) {found['kl']['mean']:.3f} nats a token", highlight=False
+        )
+    style = VERDICT_STYLES[found["verdict"]]
+    out.print(Text(found["verdict"], style=style), *found["reasons"], sep="\n  ", highlight=False)
+    for leak in leakage["leaks"][:2]:
+        shown = f"  {leak['question']!r} → {_shortened(leak['tuned'], 120)!r} ({leak['kind']})"
+        out.print(shown, markup=False, highlight=False)
+    for number, remedy in enumerate(found["remedies"], 1):
+        text = f"{number}. {remedy['what']}: {remedy['why']}\n   {remedy['how']}"
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _style(test: dict[str, Any]) -> str:
+    return "" if test["verdict"] == "no evidence" else VERDICT_STYLES[test["verdict"]]
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def show_confusion(confusion: dict[str, Any]) -> None:
+    """The tuned model's labels, a row a true one."""
+    table = Table("tuned: true \\ said", *confusion["labels"], "none", "recall", "F1")
+    for label, counts, recall, f1 in zip(
+        confusion["labels"],
+        confusion["counts"],
+        confusion["recall"],
+        confusion["f1"],
+        strict=True,
+    ):
+        table.add_row(Text(label), *map(str, counts), _percent(recall), f"{f1:.2f}")
     out.print(table)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
 from luthier.errors import UserError
 from luthier.run import Run, open_run
 
@@ -46,6 +46,7 @@ def generate(
     seed: Seed = None,
     base: Base = False,
     compare: Compare = False,
+    adapter_scale: AdapterScale = 1.0,
     as_json: Json = False,
 ) -> None:
     """Answer prompts with a tuned model, by the template it was trained with.
@@ -60,7 +61,7 @@ def generate(
 
     questions = [sys.stdin.read() if text == "-" else text for text in prompt]
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    models = _load(run)
+    models = _load(run, adapter_scale)
 
     def as_prompt(question: str) -> Messages | str:
         return question if _plain_text(run) else _messages(system, [], question)
@@ -97,6 +98,7 @@ def chat(
     seed: Seed = None,
     base: Base = False,
     compare: Compare = False,
+    adapter_scale: AdapterScale = 1.0,
 ) -> None:
     """Talk with a tuned model; answers appear as they are made.
 
@@ -110,7 +112,7 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     with err.status("loading"):
-        models = _load(run)
+        models = _load(run, adapter_scale)
     err.print("/base /tuned /compare /system TEXT /reset /quit", style="dim")
     sides = _sides(base, compare)
     turns: list[dict[str, str]] = []
@@ -190,10 +192,10 @@ def _sides(base: bool, compare: bool) -> list[str]:
     return ["base"] if base else ["tuned"]
 
 
-def _load(run: Run) -> "TunedModel":
+def _load(run: Run, adapter_scale: float) -> "TunedModel":
     from luthier.models.tuned import load_tuned
 
-    return load_tuned(run)
+    return load_tuned(run, adapter_scale)
 
 
 def _pick(models: "TunedModel", side: str) -> AbstractContextManager["Model"]:

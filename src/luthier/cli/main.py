@@ -18,10 +18,12 @@ from luthier.cli import (  # noqa: F401  # they register
     data_fix,
     demo,
     evaluate,
+    gate,
     generate,
     models,
     plan,
     rag,
+    report,
     train,
 )
 from luthier.cli.app import app, err

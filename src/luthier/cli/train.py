@@ -37,17 +37,21 @@ def train(
 
     Makes a run folder (`runs/<name>`) with the data split, checkpoints, `metrics.jsonl` and in
     the end the best weights in `adapter/` or `model/`. The same command, run again, goes on from
-    the last checkpoint of a run that was cut off, exactly; Ctrl-C saves one first.
+    the last checkpoint of a run that was cut off, exactly; Ctrl-C saves one first. At every
+    evaluation a few general questions show whether it begins to forget; `train.stop_on_forgetting`
+    makes it stop then.
 
     Example: `luthier train recipes/lora.yaml --set data.train=my.jsonl --set run.name=first`
     """
     recipe, run = _find(recipe_path, overrides or [])
+    from luthier.evaluate.probe.quick import QuickProbe
     from luthier.train.fit import fit
     from luthier.train.progress import make_display
 
     was_finished = run.finished
     try:
-        measured = fit(recipe, run, make_display(err))
+        probe = QuickProbe() if recipe.evaluate.probe else None
+        measured = fit(recipe, run, make_display(err), probe)
     except Interrupted as stop:
         raise Interrupted(f"{stop}\ngo on with: {shlex.join(['luthier', *sys.argv[1:]])}") from None
     if as_json:
@@ -79,7 +83,9 @@ def show_measured(root: Path, measured: "Measured") -> None:
             f"{measured.best_eval_loss:.4f} at step {measured.best_step} of {measured.steps}"
             f" (perplexity {measured.best_eval_perplexity:.2f})",
         )
-    if measured.stopped_early:
+    if measured.forgot:
+        table.add_row("stopped early", "general skill fell past train.stop_on_forgetting")
+    elif measured.stopped_early:
         table.add_row("stopped early", "validation loss got no better")
     table.add_row(
         "time", f"{measured.seconds:.0f} s, {measured.tokens_per_second:,.0f} tokens/s in training"

@@ -129,7 +129,7 @@ def _round_up(value: float) -> float:
 def _range(columns: list[list[float]]) -> tuple[float, float]:
     values = [value for column in columns for value in column] or [0.0, 1.0]
     low, high = min(0.0, *values), max(values)
-    return low, high if high > low else low + 1
+    return low, _round_up(high) if high > 0 else low + 1
 
 
 def _environment() -> Environment:

@@ -1,30 +1,39 @@
-"""Base against tuned on rows neither was trained on: loss, perplexity, answers."""
+"""Base against tuned on rows neither was trained on: loss, perplexity, answers, and how sure."""
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from luthier.data.conversation import Conversation
-from luthier.data.prepare import held_out, read_for_evaluation, tokenise
+from luthier.data.prepare import held_out, read_for_evaluation, tokenise, trained_on
 from luthier.data.split import sample
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
-from luthier.evaluate.metrics import make_metrics
-from luthier.files import write_json
-from luthier.generate.answer import Model, Sampling, answer_all
-from luthier.kernels.loss import mean_loss, rows_stay_apart
+from luthier.evaluate.answering import answer_kept
+from luthier.evaluate.classification import confusion
+from luthier.evaluate.likelihood import RowLoss, row_losses
+from luthier.evaluate.metrics import Metric, make_metrics
+from luthier.evaluate.perplexity import loss_and_perplexity
+from luthier.evaluate.probe.forgetting import probe_forgetting
+from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.evaluate.store import Store, key_of
+from luthier.files import sha256, write_json, write_jsonl
+from luthier.generate.answer import Model
+from luthier.kernels.loss import rows_stay_apart
 from luthier.models.tuned import TunedModel, load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run
 
 OnProgress = Callable[[str, int, int], None]
 
+SIDES = ("base", "tuned")
+SAMPLES = 100  # rows that evaluation.json shows; all of them are in evaluation/rows.jsonl
+
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """What is evaluated: all rows for the loss, a sample of them for answers."""
 
     source: str
@@ -32,62 +41,104 @@ class _Rows:
     answered: list[Conversation]
 
 
+@dataclass(frozen=True)
+class Side:
+    """What one model did: loss by row, answers, and the score of each by metric."""
+
+    losses: list[RowLoss]
+    answers: list[str]
+    scores: dict[str, list[float]]
+
+
 def evaluate_run(
-    run: Run, data: str | None = None, on_progress: OnProgress = lambda *_: None
+    run: Run,
+    data: str | None = None,
+    on_progress: OnProgress = lambda *_: None,
+    *,
+    metrics: Sequence[str] | None = None,
+    adapter_scale: float = 1.0,
+    probe: bool | None = None,
 ) -> dict[str, Any]:
     """Compare a finished run with the model it began from, and keep it in ``evaluation.json``.
+
+    Answers are kept in ``evaluation/`` as they are made: an evaluation that is killed goes on
+    where it was.
 
     Args:
         data: file to evaluate on instead of the run's validation rows.
         on_progress: called with what is being done, how much is done, and of how much.
+        metrics: names instead of the recipe's.
+        adapter_scale: of the tuned side, see ``load_tuned``.
+        probe: whether to look for forgetting; None: as ``evaluate.probe`` of the recipe says.
 
     Returns:
         ``base`` and ``tuned`` each with ``loss`` (nats a supervised token), ``perplexity`` and the
-        mean of each metric; ``samples`` with the answers of both side by side.
+        mean of each metric; ``metrics`` with the interval of each side and the paired test;
+        ``classification`` with the confusion matrix of each side where the references are labels;
+        ``forgetting`` with the probe's verdict, or None; ``samples`` with the answers of both side by side.
 
     Raises:
-        UserError: the run has not finished, there is nothing to evaluate on, or a row is wrong.
+        UserError: the run has not finished, there is nothing to evaluate on, or a row, a metric or
+            the scale is wrong.
     """
     started = time.perf_counter()
-    recipe = run.recipe()
-    rows = _choose_rows(run, recipe, data)
-    models = load_tuned(run)
-    sides: dict[str, dict[str, Any]] = {}
-    answers: dict[str, list[str]] = {}
-    with models.as_base() as base:
-        sides["base"], answers["base"] = _measure("base", base, models, recipe, rows, on_progress)
-    sides["tuned"], answers["tuned"] = _measure(
-        "tuned", models.tuned, models, recipe, rows, on_progress
+    recipe = with_metrics(run.recipe(), metrics)
+    rows = choose_rows(run, recipe, data)
+    graded = make_metrics(
+        recipe.evaluate.metrics if rows.answered else (),
+        recipe.evaluate,
+        rows.answered,
+        run.evaluation_folder / "judge.jsonl",
     )
-    supervised = sides["base"].pop("supervised_tokens")
-    sides["tuned"].pop("supervised_tokens")
-    evaluation = {
-        "data": rows.source,
-        "rows": len(rows.all),
-        "supervised_tokens": supervised,
-        "answered_rows": len(rows.answered),
-        **sides,
-        "samples": [
-            {
-                "row": str(row.origin),
-                "messages": list(row.prompt),
-                "reference": row.reference,
-                "base": base_answer,
-                "tuned": tuned_answer,
-            }
-            for row, base_answer, tuned_answer in zip(
-                rows.answered, answers["base"], answers["tuned"], strict=True
+    models = load_tuned(run, adapter_scale)
+    weights = sha256(run.measured_path)  # other after the run was trained anew
+    names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
+    with run.locked():
+        store = Store(run.evaluation_folder / "answers.jsonl")
+        sides = measure_sides(models, recipe, rows, graded, store, names, on_progress)
+        forgetting = None
+        if recipe.evaluate.probe if probe is None else probe:
+            forgetting = probe_forgetting(
+                run, models, recipe, trained_on(run), store, names, on_progress
             )
-        ],
-        "max_new_tokens": recipe.evaluate.max_new_tokens,
-        "seconds": round(time.perf_counter() - started, 1),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_json(run.evaluation_path, evaluation)
+            write_jsonl(run.evaluation_folder / "probe.jsonl", forgetting.pop("answers"))
+        evaluation = {
+            "data": rows.source,
+            "rows": len(rows.all),
+            "supervised_tokens": sum(loss.tokens for loss in sides["base"].losses),
+            "answered_rows": len(rows.answered),
+            "adapter_scale": adapter_scale,
+            **compare_sides(sides, graded, rows),
+            "forgetting": forgetting,
+            "max_new_tokens": recipe.evaluate.max_new_tokens,
+            "seconds": round(time.perf_counter() - started, 1),
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_jsonl(run.evaluation_folder / "rows.jsonl", row_records(sides, rows))
+        write_json(run.evaluation_path, evaluation)
     return evaluation
 
 
-def _choose_rows(run: Run, recipe: Recipe, data: str | None) -> _Rows:
+def with_metrics(recipe: Recipe, metrics: Sequence[str] | None) -> Recipe:
+    """The recipe with other metrics, checked as a recipe is.
+
+    Raises:
+        UserError: there is no such metric, or it needs a key that the recipe lacks.
+    """
+    if metrics is None:
+        return recipe
+    from luthier.recipe import parse_recipe
+
+    overrides = [f"evaluate.metrics=[{', '.join(metrics)}]"]
+    return parse_recipe(recipe.to_yaml(), overrides, origin="--metrics")
+
+
+def choose_rows(run: Run, recipe: Recipe, data: str | None) -> Rows:
+    """The rows of ``data``, else the run's held-out ones.
+
+    Raises:
+        UserError: there are none, or one is wrong.
+    """
     if data is None:
         source, rows = str(run.validation_path), held_out(run)
         if not rows:
@@ -95,49 +146,114 @@ def _choose_rows(run: Run, recipe: Recipe, data: str | None) -> _Rows:
     else:
         source, rows = data, read_for_evaluation(data, recipe.data)
     spoken = [row for row in rows if row.messages]
-    return _Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
+    return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 
 
-def _measure(
-    name: str,
+def measure_sides(
+    models: TunedModel,
+    recipe: Recipe,
+    rows: Rows,
+    metrics: Sequence[Metric],
+    store: Store,
+    names: dict[str, str],
+    on_progress: OnProgress,
+) -> dict[str, Side]:
+    """Loss, answers and scores of base and tuned; ``store`` and ``names`` as for ``answer_kept``."""
+
+    def measure(side: str, model: Model) -> Side:
+        losses = _losses(side, model, models, recipe, rows, on_progress)
+        answers = answer_kept(
+            model,
+            models.tokenizer,
+            [row.prompt for row in rows.answered],
+            store=store,
+            side=names[side],
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            batch_size=recipe.evaluate.batch_size,
+            on_done=lambda done: on_progress(f"answers of {side}", done, len(rows.answered)),
+        )
+        scores = {metric.name: metric.scores(answers, rows.answered) for metric in metrics}
+        return Side(losses, answers, scores)
+
+    with models.as_base() as base:
+        sides = {"base": measure("base", base)}
+    return {**sides, "tuned": measure("tuned", models.tuned)}
+
+
+def _losses(
+    side: str,
     model: Model,
     models: TunedModel,
     recipe: Recipe,
-    rows: _Rows,
+    rows: Rows,
     on_progress: OnProgress,
-) -> tuple[dict[str, Any], list[str]]:
-    on_progress(f"loss of {name}", 0, 1)
+) -> list[RowLoss]:
+    """The loss of each conversation; a text that was cut into several rows is one."""
     encoder = Tokenizer(models.tokenizer, recipe.data.train_on)
     tokens = tokenise(rows.all, recipe.data, encoder)
     if not tokens:
         raise UserError(f"no row of {rows.source} fits data.max_length {recipe.data.max_length}")
-    loss, supervised = mean_loss(
-        model, tokens, recipe.train.per_device_eval_batch_size, packed=rows_stay_apart(model)
-    )
-    on_progress(f"loss of {name}", 1, 1)
-    result: dict[str, Any] = {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
-        "supervised_tokens": supervised,
-    }
     done = 0
 
-    def answered(count: int) -> None:
+    def on_rows(count: int) -> None:
         nonlocal done
         done += count
-        on_progress(f"answers of {name}", done, len(rows.answered))
+        on_progress(f"loss of {side}", done, len(tokens))
 
-    answers = answer_all(
-        model,
-        models.tokenizer,
-        [row.prompt for row in rows.answered],
-        Sampling(max_new_tokens=recipe.evaluate.max_new_tokens),
-        recipe.evaluate.batch_size,
-        answered,
+    on_progress(f"loss of {side}", 0, len(tokens))
+    pieces = row_losses(model, tokens, packed=rows_stay_apart(model), on_rows=on_rows)
+    whole: dict[int, RowLoss] = {}
+    for row, loss in zip(tokens, pieces, strict=True):
+        before = whole.get(id(row.conversation), RowLoss(0.0, 0))
+        whole[id(row.conversation)] = RowLoss(before.sum + loss.sum, before.tokens + loss.tokens)
+    return list(whole.values())
+
+
+def compare_sides(sides: dict[str, Side], metrics: Sequence[Metric], rows: Rows) -> dict[str, Any]:
+    """The comparison part of ``evaluation.json``."""
+    means: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
+    compared: dict[str, Any] = {}
+    compared["loss"], compared["perplexity"] = loss_and_perplexity(
+        sides["base"].losses, sides["tuned"].losses
     )
-    if answers:
-        metrics = make_metrics(recipe.evaluate.metrics, recipe.evaluate.sql_databases)
-        for metric, score in metrics.items():
-            scores = [score(a, row) for a, row in zip(answers, rows.answered, strict=True)]
-            result[metric] = sum(scores) / len(scores)
-    return result, answers
+    references = [row.reference for row in rows.answered]
+    for metric in metrics:
+        scores = {side: sides[side].scores[metric.name] for side in SIDES}
+        entry: dict[str, Any] = {
+            "label": metric.label,
+            "share": metric.share,
+            "higher_is_better": metric.higher_is_better,
+            **{side: mean_interval(scores[side]).to_json() for side in SIDES},
+            "test": paired_test(
+                scores["base"], scores["tuned"], higher_is_better=metric.higher_is_better
+            ).to_json(),
+        }
+        if metric.corpus is not None:
+            entry["corpus"] = {s: metric.corpus(sides[s].answers, references) for s in SIDES}
+        compared[metric.name] = entry
+    for side in SIDES:
+        means[side] = {name: entry[side]["mean"] for name, entry in compared.items()}
+    labels = {side: confusion(sides[side].answers, references) for side in SIDES}
+    return {
+        **means,
+        "metrics": compared,
+        "classification": {s: found.to_json() for s, found in labels.items() if found} or None,
+        "samples": list(row_records(sides, rows))[:SAMPLES],
+    }
+
+
+def row_records(sides: dict[str, Side], rows: Rows) -> list[dict[str, Any]]:
+    """One object an answered row: prompt, reference, both answers and their scores."""
+    return [
+        {
+            "row": str(row.origin),
+            "messages": list(row.prompt),
+            "reference": row.reference,
+            **{side: sides[side].answers[index] for side in SIDES},
+            "scores": {
+                side: {name: scores[index] for name, scores in sides[side].scores.items()}
+                for side in SIDES
+            },
+        }
+        for index, row in enumerate(rows.answered)
+    ]

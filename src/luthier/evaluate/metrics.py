@@ -1,72 +1,106 @@
-"""How good an answer is, against its reference. All between 0 and 1."""
+"""How good an answer is: the metrics by name, each one number a row."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from luthier.data.conversation import Conversation
-from luthier.errors import UserError
-from luthier.evaluate.sql import execution_match, open_database
+from luthier.evaluate import text
+from luthier.evaluate.classification import find_labels, label_score
+from luthier.evaluate.judge import Judge
+from luthier.evaluate.sql_metric import sql_execution
+from luthier.evaluate.structured import json_valid, schema_metric
+from luthier.evaluate.user_metric import load_user_metric
+from luthier.recipe import EvaluateGroup
 
-Metric = Callable[[str, Conversation], float]
-
-
-def make_metrics(names: Sequence[str], sql_databases: str | None) -> dict[str, Metric]:
-    """The metrics of a recipe by name: each takes an answer and the row it answers."""
-    available: dict[str, Callable[[], Metric]] = {
-        "exact_match": lambda: exact_match,
-        "rouge_l": lambda: rouge_l,
-        "chrf": lambda: chrf,
-        "sql_execution": lambda: sql_execution(Path(sql_databases or "")),
-    }
-    return {name: available[name]() for name in names}
+Score = Callable[[str, Conversation], float]
+CorpusScore = Callable[[Sequence[str], Sequence[str]], float]
 
 
-def exact_match(answer: str, row: Conversation) -> float:
-    """1 if the answer is the reference, spacing aside."""
-    return float(answer.split() == row.reference.split())
+@dataclass(frozen=True)
+class Metric:
+    """A named score of one answer against its row.
 
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=False)
-
-
-def rouge_l(answer: str, row: Conversation) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004; the rouge-score package)."""
-    return float(_rouge().score(row.reference, answer)["rougeL"].fmeasure)
-
-
-def chrf(answer: str, row: Conversation) -> float:
-    """F2 of character n-grams up to 6 (Popović 2015; sacreBLEU), of one answer."""
-    from sacrebleu import sentence_chrf
-
-    return float(sentence_chrf(answer, [row.reference]).score) / 100
-
-
-def sql_execution(folder: Path) -> Metric:
-    """1 if the answer's SQL returns what the reference's does, on the row's own database.
-
-    The row names it in its field ``database``; ``folder`` holds it as .sql, .sqlite or .db.
+    Attributes:
+        label: for people.
+        corpus: the score of all answers together, where the field reports that; the mean of rows,
+            which intervals and tests need, is another number.
+        share: whether it is a share between 0 and 1.
+        workers: how many rows may be scored at once, for what waits on others.
     """
 
-    @cache
-    def connect(name: str) -> Any:
-        for ending in (".sql", ".sqlite", ".db"):
-            if (file := folder / f"{name}{ending}").is_file():
-                return open_database(file)
-        raise UserError(f"no database '{name}' (.sql, .sqlite, .db) in {folder}")
+    name: str
+    label: str
+    score: Score
+    corpus: CorpusScore | None = None
+    higher_is_better: bool = True
+    share: bool = True
+    workers: int = 1
 
-    def score(answer: str, row: Conversation) -> float:
-        name = row.extra.get("database")
-        if not isinstance(name, str):
-            raise UserError(f"{row.origin}: no 'database' field for the metric sql_execution")
-        try:
-            return float(execution_match(connect(name), answer, row.reference))
-        except ValueError as error:
-            raise UserError(f"{row.origin}: the reference does not run: {error}") from None
+    def scores(self, answers: Sequence[str], rows: Sequence[Conversation]) -> list[float]:
+        """One score a row."""
+        if self.workers == 1:
+            return [self.score(a, row) for a, row in zip(answers, rows, strict=True)]
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(self.score, answers, rows))
 
-    return score
+
+def make_metrics(
+    names: Sequence[str],
+    settings: EvaluateGroup,
+    rows: Sequence[Conversation],
+    judged: Path | None = None,
+) -> list[Metric]:
+    """The metrics of ``names``, and ``accuracy`` besides where the references form a label set.
+
+    Args:
+        rows: what will be answered; the label set is found in their references.
+        judged: file that keeps a judge's grades, so that none is paid for twice.
+
+    Raises:
+        UserError: a file or setting that a metric needs is missing or wrong.
+    """
+    labels = find_labels([row.reference for row in rows])
+    named = list(names)
+    if labels and "accuracy" not in named:
+        named.append("accuracy")
+    available: dict[str, Callable[[], Metric]] = {
+        "exact_match": lambda: Metric("exact_match", "exact match", _of_text(text.exact_match)),
+        "normalised_match": lambda: Metric(
+            "normalised_match", "normalised match", _of_text(text.normalised_match)
+        ),
+        "token_f1": lambda: Metric("token_f1", "token F1", _of_text(text.token_f1)),
+        "rouge_1": lambda: _rouge("1"),
+        "rouge_2": lambda: _rouge("2"),
+        "rouge_l": lambda: _rouge("L"),
+        "bleu": lambda: Metric("bleu", "BLEU", _of_text(text.bleu), text.corpus_bleu),
+        "chrf": lambda: Metric("chrf", "chrF", _of_text(text.chrf), text.corpus_chrf),
+        "accuracy": lambda: Metric("accuracy", "accuracy", label_score(labels)),
+        "json_valid": lambda: Metric("json_valid", "valid JSON", json_valid),
+        "json_schema": lambda: Metric(
+            "json_schema", "meets the schema", schema_metric(Path(settings.json_schema or ""))
+        ),
+        "sql_execution": lambda: Metric(
+            "sql_execution", "SQL execution", sql_execution(Path(settings.sql_databases or ""))
+        ),
+        "judge": lambda: Metric("judge", "judge", Judge(settings, judged), workers=8),
+    }
+    return [available[name]() if name in available else _user(Path(name)) for name in named]
+
+
+def _of_text(score: Callable[[str, str], float]) -> Score:
+    return lambda answer, row: score(answer, row.reference)
+
+
+def _rouge(kind: str) -> Metric:
+    score = partial(text.rouge, kind=f"rouge{kind}")
+    return Metric(f"rouge_{kind.lower()}", f"ROUGE-{kind}", _of_text(score))
+
+
+def _user(path: Path) -> Metric:
+    mine = load_user_metric(path)
+    return Metric(
+        path.stem, path.stem, mine.score, higher_is_better=mine.higher_is_better, share=False
+    )

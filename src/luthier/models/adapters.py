@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -65,6 +66,13 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         return PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"the adapter in {folder} does not fit the model: {error}") from error
+
+
+def scale_adapter(model: PeftModel, scale: float) -> None:
+    """Multiply what the adapter adds to each layer by ``scale``."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling = {name: value * scale for name, value in module.scaling.items()}
 
 
 def inner(model: nn.Module) -> Any:

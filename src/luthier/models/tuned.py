@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import UserError
-from luthier.models.adapters import load_adapter
+from luthier.models.adapters import load_adapter, scale_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization
 from luthier.models.source import resolve
@@ -47,11 +47,15 @@ class TunedModel:
         yield self._base
 
 
-def load_tuned(run: Run) -> TunedModel:
+def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
     """Load the best weights of ``run`` on this machine's device, in the dtype it trained in.
 
+    Args:
+        adapter_scale: multiplies what the adapter adds: 0 is the base, 1 what was trained, and
+            between them the weights move from one to the other (WiSE-FT, Wortsman et al. 2022).
+
     Raises:
-        UserError: the run has not finished, or a model cannot be read.
+        UserError: the run has not finished, a model cannot be read, or there is no adapter to scale.
     """
     recipe = run.recipe()
     weights = run.weights_path(recipe)
@@ -59,14 +63,18 @@ def load_tuned(run: Run) -> TunedModel:
         raise UserError(f"{run.root} has not finished training; run `luthier train` on it again")
     tokenizer = load_tokenizer(weights, recipe.model.trust_remote_code)
     if recipe.method.name != "full":
-        return TunedModel(recipe, load_adapter(load_base(recipe), weights), tokenizer)
-    tuned = load_model(
+        tuned = load_adapter(load_base(recipe), weights)
+        scale_adapter(tuned, adapter_scale)
+        return TunedModel(recipe, tuned, tokenizer)
+    if adapter_scale != 1:
+        raise UserError(f"{run.root} is a full run: it has no adapter to scale")
+    whole = load_model(
         weights,
         run_dtype(recipe),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    return TunedModel(recipe, tuned, tokenizer)
+    return TunedModel(recipe, whole, tokenizer)
 
 
 def load_base(recipe: Recipe) -> PreTrainedModel:

@@ -107,7 +107,8 @@ class Recorder(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         logs: dict[str, float] = kwargs["logs"]
-        if "loss" not in logs and "eval_loss" not in logs:
+        evaluated = {key: value for key, value in logs.items() if key.startswith("eval_")}
+        if "loss" not in logs and not evaluated:
             return  # the Trainer's closing summary; measured.json has what it says
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         if "loss" in logs:
@@ -120,7 +121,7 @@ class Recorder(TrainerCallback):
             line["tokens"] = state.num_input_tokens_seen
             self.window_tokens, self.window_seconds = state.num_input_tokens_seen, 0.0
         else:
-            line |= {key: logs[key] for key in ("eval_loss", "eval_perplexity")}
+            line |= evaluated
         line["memory_bytes"] = peak_memory()
         line["seconds"] = round(self.seconds, 3)
         with self.run.metrics_path.open("a", encoding="utf-8") as file:

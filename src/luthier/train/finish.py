@@ -14,6 +14,7 @@ from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.callbacks import peak_memory
 from luthier.train.forecast import plan_errors
+from luthier.train.probe import ForgettingWatch
 from luthier.train.setup import Setup
 from luthier.train.trainer import perplexity
 
@@ -26,6 +27,7 @@ class Measured:
         best_step: step whose weights were kept: the lowest validation loss, or the last step
             where there is no validation set.
         best_eval_loss: nats a supervised token; None without a validation set.
+        forgot: stopped because the probe fell (``train.stop_on_forgetting``).
         tokens: all tokens that went through the model in training, prompts included.
         plan_errors: planned over measured, less one, for what plan.json foretold.
     """
@@ -45,6 +47,7 @@ class Measured:
     dtype: str
     weights: str
     plan_errors: dict[str, float] | None = None
+    forgot: bool = False
 
 
 def read_measured(run: Run) -> Measured:
@@ -53,13 +56,22 @@ def read_measured(run: Run) -> Measured:
 
 
 def stopped_early(state: TrainerState) -> bool:
-    """Whether early stopping has ended the run that ``state`` describes."""
+    """Whether early stopping, of either kind, has ended the run that ``state`` describes."""
+    if forgot(state):
+        return True
     stored: Any = state.stateful_callbacks  # a dict by callback name once a run has saved
     stopping = stored.get("EarlyStoppingCallback") if isinstance(stored, dict) else None
     if stopping is None:
         return False
     counter: int = stopping["attributes"]["early_stopping_patience_counter"]
     return counter >= stopping["args"]["early_stopping_patience"]
+
+
+def forgot(state: TrainerState) -> bool:
+    """Whether the run that ``state`` describes was stopped because it forgot."""
+    stored: Any = state.stateful_callbacks
+    watch = stored.get(ForgettingWatch.__name__) if isinstance(stored, dict) else None
+    return watch is not None and bool(watch["attributes"]["forgot"])
 
 
 def finish(
@@ -108,6 +120,7 @@ def finish(
         dtype=setup.dtype_name,
         weights=weights.name,
         plan_errors=plan_errors(run, peak, speed),
+        forgot=forgot(state),
     )
     write_json(run.measured_path, asdict(measured))
     return measured

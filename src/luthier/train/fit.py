@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from luthier.train.arguments import training_arguments
 from luthier.train.callbacks import Display, Recorder, StopRequest
 from luthier.train.finish import Measured, finish, read_measured, stopped_early
 from luthier.train.forecast import forecast, write_plan
+from luthier.train.probe import ForgettingWatch, Probe
 from luthier.train.provenance import changed_versions, resolved_recipe
 from luthier.train.runlog import logging_to_run
 from luthier.train.setup import (
@@ -43,8 +45,10 @@ from luthier.train.setup import (
 from luthier.train.trainer import LuthierTrainer
 
 
-def fit(recipe: Recipe, run: Run, display: Display) -> Measured:
+def fit(recipe: Recipe, run: Run, display: Display, probe: Probe | None = None) -> Measured:
     """Train by ``recipe`` into ``run``, from its last checkpoint if there is one.
+
+    ``probe`` is asked before the first step and at every evaluation.
 
     Raises:
         UserError: the recipe, the data or the machine does not allow it.
@@ -54,10 +58,16 @@ def fit(recipe: Recipe, run: Run, display: Display) -> Measured:
         if run.finished:
             return read_measured(run)
         with logging_to_run() as log_to:
-            return _fit(recipe, run, display, log_to)
+            return _fit(recipe, run, display, probe, log_to)
 
 
-def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], None]) -> Measured:
+def _fit(
+    recipe: Recipe,
+    run: Run,
+    display: Display,
+    probe: Probe | None,
+    log_to: Callable[[Path], None],
+) -> Measured:
     # All that can fail for what the user wrote comes before the first file is written.
     checkpoints = run.checkpoints()
     provenance = (run.recipe().provenance or {}) if checkpoints else {}
@@ -101,7 +111,11 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
         store(data, run)
         write_plan(run, plan)
     log_to(run.log_path)
-    trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, fast.head, display)
+    bound = partial(probe, model, tokenizer) if probe is not None else None
+    trainer, stop = _make_trainer(
+        recipe, run, setup, model, data, packed, fast.head, bound, display
+    )
+    trainer.args.eval_on_start = bound is not None and bool(data.validation) and not checkpoints
     with stop.listening(display):
         try:
             _train(trainer, checkpoints, recipe)
@@ -121,6 +135,7 @@ def _make_trainer(
     data: Prepared,
     packed: bool,
     head: HeadLoss | None,
+    probe: Callable[[], dict[str, float]] | None,
     display: Display,
 ) -> tuple[LuthierTrainer, StopRequest]:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_path)
@@ -128,6 +143,9 @@ def _make_trainer(
     callbacks: list[TrainerCallback] = [Recorder(run, display, stop)]
     if recipe.train.early_stopping_patience is not None and data.validation:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
+    if recipe.train.stop_on_forgetting is not None and data.validation:
+        assert probe is not None
+        callbacks.append(ForgettingWatch(recipe.train.stop_on_forgetting))
     trainer = LuthierTrainer(
         model,
         training_arguments(recipe, run, setup, validates=bool(data.validation)),
@@ -138,6 +156,7 @@ def _make_trainer(
         head=head,
         save_total_limit=recipe.train.save_total_limit,
         callbacks=callbacks,
+        probe=probe,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, stop

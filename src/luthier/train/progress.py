@@ -51,6 +51,7 @@ class _State:
         formats = {
             "loss": "loss {:.3f}",
             "eval_loss": "val {:.3f}",
+            "eval_probe_accuracy": "probe {:.0%}",
             "tokens_per_second": "{:,.0f} tok/s",
         }
         parts = [

@@ -1,6 +1,7 @@
 """The training step, the same for full, LoRA and QLoRA, on Transformers' Trainer."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from peft import PeftModel
@@ -16,6 +17,7 @@ from luthier.files import remove_folder, staged_folder
 from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import loss_sum, mean_loss
 from luthier.run import Run
+from luthier.train.probe import ForgettingWatch
 
 
 class LuthierTrainer(Trainer):
@@ -33,6 +35,7 @@ class LuthierTrainer(Trainer):
         head: HeadLoss | None,
         save_total_limit: int,
         callbacks: list[TrainerCallback],
+        probe: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -50,6 +53,7 @@ class LuthierTrainer(Trainer):
         self.packed = packed
         self.head = head
         self.save_total_limit = save_total_limit
+        self.probe = probe
 
     def compute_loss(
         self,
@@ -70,7 +74,14 @@ class LuthierTrainer(Trainer):
         return loss * self.accelerator.num_processes
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss and perplexity over every supervised token of the validation rows."""
+        """Mean loss and perplexity over every supervised token of the validation rows, and the probe.
+
+        Before the first step the probe alone: what the others are compared with.
+        """
+        probed = self._probed()
+        if self.state.global_step == 0:
+            self.log(dict(probed))
+            return probed
         with self.compute_loss_context_manager():
             assert self.model is not None
             loss, _tokens = mean_loss(
@@ -80,14 +91,35 @@ class LuthierTrainer(Trainer):
                 packed=self.packed,
                 head=self.head,
             )
-        metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss)}
+        metrics = {"eval_loss": loss, "eval_perplexity": perplexity(loss), **probed}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
+    def _probed(self) -> dict[str, float]:
+        if self.probe is None:
+            return {}
+        with self.compute_loss_context_manager():
+            found = self.probe()
+        watch = self._watch
+        if watch is not None:
+            watch.take(found["probe_accuracy"])
+        return {f"eval_{name}": value for name, value in found.items()}
+
+    @property
+    def _watch(self) -> ForgettingWatch | None:
+        # Looked up each time: resuming puts another in its place.
+        watching = (c for c in self.callback_handler.callbacks if isinstance(c, ForgettingWatch))
+        return next(watching, None)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        watch = self._watch
+        if watch is not None and watch.forgot:
+            # Never the best, whatever its loss; saved, as it is the last.
+            self.control.should_training_stop = self.control.should_save = True
+            return False
         best = super()._determine_best_metric(metrics, trial)
         # The best weights are kept whether or not a checkpoint was due.
         self.control.should_save |= best

@@ -1,0 +1,50 @@
+"""Answers of a model to many prompts, kept as they come: what was answered is not asked again."""
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.evaluate.store import Store, key_of
+from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
+
+
+def answer_kept(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    store: Store,
+    side: str,
+    max_new_tokens: int,
+    batch_size: int,
+    on_done: Callable[[int], None],
+) -> list[str]:
+    """Greedy answers to ``prompts`` in their order; batches of prompts of like length.
+
+    Args:
+        store: holds answers of before and gets each batch's.
+        side: says which weights answer, all that an answer depends on besides its prompt.
+        on_done: told how many answers there are so far.
+
+    Raises:
+        UserError: the template refuses a prompt, or a prompt leaves no room for an answer.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    keys = [key_of(side, ids, max_new_tokens) for ids in encoded]
+    fresh = {key: i for i, key in enumerate(keys) if key not in store}  # equal prompts once
+    order = sorted(fresh.values(), key=lambda i: -len(encoded[i]))
+    done = len(prompts) - len(order)
+    on_done(done)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        answers = answer_all(
+            model,
+            tokenizer,
+            [prompts[i] for i in batch],
+            Sampling(max_new_tokens=max_new_tokens),
+            batch_size,
+        )
+        store.add({keys[i]: answer for i, answer in zip(batch, answers, strict=True)})
+        done += len(batch)
+        on_done(done)
+    return [str(store[key]) for key in keys]

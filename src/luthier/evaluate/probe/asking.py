@@ -1,0 +1,130 @@
+"""The probe put to one model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.conversation import Conversation, Message, Origin
+from luthier.data.template import stop_token_ids
+from luthier.data.tokens import Tokenizer
+from luthier.evaluate.answering import answer_kept
+from luthier.evaluate.likelihood import RowLoss, row_losses
+from luthier.evaluate.probe.choices import Question, choice_scores
+from luthier.evaluate.probe.items import UNRELATED, Item, load_passages
+from luthier.evaluate.store import Store
+from luthier.generate.answer import Model, Prompt
+from luthier.kernels.loss import rows_stay_apart
+
+ANSWER_TOKENS = 48  # longest answer to an open or unrelated question
+_BATCH = 50
+_ORIGIN = Origin("probe", 0)
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one model did.
+
+    Attributes:
+        right: 1 or 0 by id, for the scored items.
+        said: by id, the choice taken or the answer given, unrelated questions included.
+        texts: loss of each passage.
+    """
+
+    right: dict[str, float]
+    said: dict[str, str]
+    texts: list[RowLoss]
+
+
+def ask(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    *,
+    plain: bool,
+    store: Store,
+    side: str,
+    name: str,
+    on_progress: OnProgress,
+) -> Probed:
+    """Score ``items`` and the passages; ``model`` is in evaluation mode.
+
+    Args:
+        plain: the run learned plain text, so questions are put without a chat template.
+        store, side: as for ``answer_kept``.
+        name: of this model, for progress.
+    """
+    choices = [item for item in items if item.answer is not None]
+    spoken = [item for item in items if item.answer is None]
+    total = len(items)
+    questions = [tokenised(tokenizer, item, plain=plain) for item in choices]
+    scores = choice_scores(
+        model, questions, lambda done: on_progress(f"probe of {name}", done, total)
+    )
+    said: dict[str, str] = {}
+    right: dict[str, float] = {}
+    for item, values in zip(choices, scores, strict=True):
+        best = values.index(max(values))
+        said[item.id] = ([item.answer or "", *item.wrong])[best]
+        right[item.id] = float(best == 0)
+    answers = answer_kept(
+        model,
+        tokenizer,
+        [_prompt(item, plain=plain) for item in spoken],
+        store=store,
+        side=side,
+        max_new_tokens=ANSWER_TOKENS,
+        batch_size=_BATCH,
+        on_done=lambda done: on_progress(f"probe of {name}", len(choices) + done, total),
+    )
+    for item, answer in zip(spoken, answers, strict=True):
+        said[item.id] = answer
+        if item.area != UNRELATED:
+            right[item.id] = float(item.right(answer))
+    return Probed(right, said, text_losses(model, tokenizer, load_passages()))
+
+
+def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) -> Question:
+    """Prompt and choices as tokens, an answer's end-of-turn token left out."""
+    assert item.answer is not None
+    encoder = Tokenizer(tokenizer, "completions")
+    stops = set(stop_token_ids(tokenizer))
+    prompt: list[int] = []
+    choices = []
+    for choice in (item.answer, *item.wrong):
+        if plain:
+            ids = tokenizer(_plain_prompt(item)).input_ids
+            ids = ids[:-1] if ids[-1] in stops else ids
+            prompt, answer = ids, tokenizer(f" {choice}", add_special_tokens=False).input_ids
+        else:
+            turns: tuple[Message, ...] = (
+                {"role": "user", "content": item.question},
+                {"role": "assistant", "content": choice},
+            )
+            row = encoder.encode(Conversation(_ORIGIN, turns))
+            start = row.supervised.index(True)
+            end = max(i for i, counts in enumerate(row.supervised) if counts) + 1
+            prompt, answer = row.input_ids[:start], row.input_ids[start:end]
+            answer = answer[:-1] if answer[-1] in stops else answer
+        choices.append(list(answer))
+    sizes = [len(choice.encode()) for choice in (item.answer, *item.wrong)]
+    return Question(list(prompt), choices, sizes)
+
+
+def text_losses(
+    model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[RowLoss]:
+    """Loss of plain prose, each text by itself."""
+    encoder = Tokenizer(tokenizer, "completions")
+    rows = [encoder.encode(Conversation(_ORIGIN, text=text)) for text in texts]
+    return row_losses(model, rows, packed=rows_stay_apart(model))
+
+
+def _prompt(item: Item, *, plain: bool) -> Prompt:
+    return _plain_prompt(item) if plain else ({"role": "user", "content": item.question},)
+
+
+def _plain_prompt(item: Item) -> str:
+    return f"Question: {item.question}\nAnswer:"

@@ -1,0 +1,63 @@
+"""A metric of the user's own, from a Python file."""
+
+import importlib.util
+import math
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.data.conversation import Conversation
+from luthier.errors import UserError
+
+
+@dataclass(frozen=True)
+class UserMetric:
+    """``score(answer, row)`` of a file, checked, and its ``higher_is_better`` (True by default)."""
+
+    score: Callable[[str, Conversation], float]
+    higher_is_better: bool
+
+
+def load_user_metric(path: Path) -> UserMetric:
+    """Run the file and take its function ``score``.
+
+    It is called with the answer and the row as a dictionary: ``messages`` (of the prompt),
+    ``reference``, and the row's other fields; it returns a number or a bool.
+
+    Raises:
+        UserError: there is no such file, it fails, or it has no ``score``; later, from ``score``,
+            that it failed on a row or returned no number.
+    """
+    if not path.is_file():
+        raise UserError(f"no metric file at {path}")
+    spec = importlib.util.spec_from_file_location(f"luthier_metric_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises is the user's to see
+        raise UserError(f"{path} cannot be run: {_where(error, path)}") from error
+    function = getattr(module, "score", None)
+    if not callable(function):
+        raise UserError(f"{path} has no function score(answer, row)")
+
+    def score(answer: str, row: Conversation) -> float:
+        given = {**row.extra, "messages": list(row.prompt), "reference": row.reference}
+        try:
+            value = function(answer, given)
+        except Exception as error:
+            raise UserError(
+                f"{path}: score failed on {row.origin}: {_where(error, path)}"
+            ) from error
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{path}: score gave {value!r} for {row.origin}, not a finite number")
+        return float(value)
+
+    return UserMetric(score, bool(getattr(module, "higher_is_better", True)))
+
+
+def _where(error: Exception, path: Path) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    place = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
