@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.compare.prompts import KINDS, Approach, Kind, make_prompt, searched_for
 from luthier.data.conversation import Conversation
-from luthier.data.prepare import read_for_evaluation
-from luthier.data.readers import read_rows
+from luthier.data.prepare import read_for_evaluation, trained_on
 from luthier.data.split import sample, split_key
 from luthier.data.template import choose_template
 from luthier.errors import UserError
@@ -110,8 +109,7 @@ def _examples(question: Question, rows: Sequence[Conversation]) -> list[Conversa
         pool = read_for_evaluation(question.examples, question.recipe.data)
     else:
         assert question.run is not None
-        kept = read_rows(str(question.run.train_path))
-        pool = [Conversation.from_row(item[1]) for item in kept if isinstance(item, tuple)]
+        pool = trained_on(question.run)
     asked = {split_key(row) for row in rows}
     pool = [row for row in pool if row.messages and split_key(row) not in asked]
     if len(pool) < question.shots:

@@ -14,6 +14,7 @@ import numpy as np
 from luthier.compare.variants import Variant
 from luthier.errors import Interrupted, UserError
 from luthier.evaluate.before_after import evaluate_run
+from luthier.evaluate.report.page import write_report
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.files import write_json, write_text
 from luthier.run import Run, claim_run
@@ -65,13 +66,7 @@ def compare_methods(
     trained = []
     for variant, run in zip(variants, runs, strict=True):
         if not _is_evaluated(run, data):
-            evaluate_run(
-                run,
-                data,
-                lambda what, done, total, of=run.root.name: on_progress(
-                    f"{of}: {what}", done, total
-                ),
-            )
+            _evaluate(run, data, on_progress)
         evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
         lines = (run.evaluation_folder / "rows.jsonl").read_text("utf-8").splitlines()
         trained.append(
@@ -97,6 +92,16 @@ def _train(variant: Variant, run: Run, out: Path) -> None:
         raise Interrupted(f"stopped in {run.root}; the same command goes on from there")
     if code:
         raise UserError(f"the run {run.root.name} failed, see above; its recipe is {recipe}")
+
+
+def _evaluate(run: Run, data: str | None, on_progress: OnProgress) -> None:
+    """What `luthier evaluate` does: the proof and its page, in the run's folder."""
+
+    def named(what: str, done: int, total: int) -> None:
+        on_progress(f"{run.root.name}: {what}", done, total)
+
+    evaluate_run(run, data, named)
+    write_report(run)
 
 
 def _is_evaluated(run: Run, data: str | None) -> bool:
