@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.table import Table
@@ -15,6 +15,11 @@ from luthier.cli.evaluate import evaluation_progress
 from luthier.errors import Interrupted, UserError
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, open_run
+
+if TYPE_CHECKING:
+    from luthier.compare.approaches import Question
+    from luthier.compare.prompts import Approach
+    from luthier.compare.variants import Variant
 
 _VARIANTS, _APPROACHES = "Variants of a recipe", "Approaches"
 
@@ -125,23 +130,29 @@ def compare(
 
     Writes `comparison.json`, `.md` and `.html`. Run again, it goes on where it was cut off.
     """
-    extra = list(overrides or [])
-    if metrics:
-        extra.append(f"evaluate.metrics=[{', '.join(_split(metrics))}]")
+    names = _split(metrics)
     if recipe is not None and approaches is None:
-        comparison = _variants(
-            recipe, extra, _split(methods), vary or [], seeds, folder, data, price_per_hour
+        from luthier.compare.variants import make_variants, parse_vary
+
+        grid = parse_vary(vary or [])
+        variants = make_variants(
+            recipe, overrides or [], _split(methods), grid, seeds, folder / "runs"
         )
+        comparison = _variants(variants, folder, data, names, price_per_hour)
     elif recipe is None and approaches is not None:
         if methods or vary or seeds > 1:
             raise UserError("--methods, --vary and --seeds go with a recipe, not with --approaches")
         if data is None:
             raise UserError("--approaches needs questions: give --data")
+        chosen = _approach_names(approaches)
         tuned = open_run(run) if run else None
-        question = _question(
-            _split(approaches), extra, data, docs, tuned, model, examples, shots, passages
+        described = _recipe(tuned, model, names, overrides or [])
+        from luthier.compare.approaches import Question
+
+        question = Question(
+            chosen, described, data, docs, tuned, examples, shots=shots, passages=passages
         )
-        comparison = _approaches(question, folder, by, goal or [], prices)
+        comparison = _approaches(question, folder, by, _goals(goal or []), prices)
     else:
         raise UserError("give a recipe to vary, or --approaches; see luthier compare --help")
     if as_json:
@@ -152,18 +163,12 @@ def compare(
 
 
 def _variants(
-    recipe: Path,
-    overrides: list[str],
-    methods: list[str],
-    vary: list[str],
-    seeds: int,
+    variants: "list[Variant]",
     folder: Path,
     data: str | None,
+    metrics: list[str],
     price_per_hour: float | None,
 ) -> dict[str, Any]:
-    from luthier.compare.variants import make_variants, parse_vary
-
-    variants = make_variants(recipe, overrides, methods, parse_vary(vary), seeds, folder / "runs")
     from luthier.compare.methods import compare_methods
     from luthier.compare.page import write_methods
 
@@ -176,6 +181,7 @@ def _variants(
                 variants,
                 folder,
                 data,
+                metrics=metrics or None,
                 price_per_hour=price_per_hour,
                 note=note,
                 on_progress=on_progress,
@@ -187,59 +193,55 @@ def _variants(
     return comparison
 
 
-def _question(
-    names: list[str],
-    overrides: list[str],
-    data: str,
-    docs: Path | None,
-    run: Run | None,
-    model: str,
-    examples: str | None,
-    shots: int,
-    passages: int,
-) -> Any:
-    from luthier.compare.approaches import Question
+def _approach_names(text: str) -> "tuple[Approach, ...]":
     from luthier.compare.prompts import APPROACHES
 
-    for name in names:
+    chosen = _split(text)
+    for name in chosen:
         if name not in APPROACHES:
             raise UserError(f"no approach '{name}'; they are {', '.join(APPROACHES)}")
-    if not names or len(set(names)) < len(names):
-        raise UserError("--approaches names each once: " + ",".join(APPROACHES))
-    chosen: tuple[Any, ...] = tuple(names)
-    return Question(
-        chosen, _recipe(run, model, overrides), data, docs, run, examples, shots, passages
-    )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError(f"--approaches names each once: {','.join(APPROACHES)}")
+    return tuple(name for text in chosen for name in APPROACHES if name == text)
 
 
-def _recipe(run: Run | None, model: str, overrides: list[str]) -> Recipe:
+def _recipe(run: Run | None, model: str, metrics: list[str], overrides: list[str]) -> Recipe:
     """The run's recipe, or one for the model alone, with what the options override."""
+    sets = [f"evaluate.metrics=[{', '.join(metrics)}]", *overrides] if metrics else overrides
     if run is not None:
-        return parse_recipe(run.recipe().to_yaml(), overrides, origin="--set")
-    named = [f"model.source={model}", "data.train=none", *overrides]
-    return parse_recipe("", named, origin="--set")
+        return parse_recipe(run.recipe().to_yaml(), sets, origin="--set")
+    return parse_recipe("", [f"model.source={model}", "data.train=none", *sets], origin="--set")
+
+
+def _goals(texts: list[str]) -> dict[str, Goal]:
+    aims: dict[str, Goal] = {}
+    for text in texts:
+        metric, _, named = text.partition("=")
+        found: list[Goal] = [goal for goal in get_args(Goal) if goal == named]
+        if not metric or not found:
+            raise UserError(
+                f"--goal takes METRIC=GOAL, a goal being one of {', '.join(get_args(Goal))}, "
+                f"not '{text}'"
+            )
+        aims[metric] = found[0]
+    return aims
 
 
 def _approaches(
-    question: Any, folder: Path, by: str | None, goals: list[str], prices: Path | None
+    question: "Question",
+    folder: Path,
+    by: str | None,
+    goals: dict[str, Goal],
+    prices: Path | None,
 ) -> dict[str, Any]:
     from luthier.advise.costs import load_prices
     from luthier.compare.decision import compare_approaches
     from luthier.compare.page import write_approaches
 
-    aims: dict[str, Any] = {}
-    for text in goals:
-        metric, _, aim = text.partition("=")
-        if aim not in get_args(Goal):
-            raise UserError(
-                f"--goal takes METRIC=GOAL, a goal being one of {', '.join(get_args(Goal))}, "
-                f"not '{text}'"
-            )
-        aims[metric] = aim
     loaded = load_prices(prices)
     with evaluation_progress() as on_progress:
         comparison = compare_approaches(
-            question, folder, loaded, by=by, goals=aims, on_progress=on_progress
+            question, folder, loaded, by=by, goals=goals, on_progress=on_progress
         )
     write_approaches(comparison, folder)
     return comparison

@@ -40,6 +40,7 @@ def compare_methods(
     out: Path,
     data: str | None,
     *,
+    metrics: Sequence[str] | None = None,
     price_per_hour: float | None = None,
     note: Callable[[str], None] = lambda _text: None,
     on_progress: OnProgress = lambda *_: None,
@@ -51,6 +52,7 @@ def compare_methods(
 
     Args:
         data: rows to evaluate on; None: each run's validation rows, the same where the seed is.
+        metrics: names instead of the recipe's.
         price_per_hour: of this machine, US dollars.
         note: told what happens next.
 
@@ -65,8 +67,9 @@ def compare_methods(
             _train(variant, run, out)
     trained = []
     for variant, run in zip(variants, runs, strict=True):
-        if not _is_evaluated(run, data):
-            _evaluate(run, data, on_progress)
+        wanted = list(metrics or variant.recipe.evaluate.metrics)
+        if not _is_evaluated(run, data, wanted):
+            _evaluate(run, data, wanted, on_progress)
         evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
         lines = (run.evaluation_folder / "rows.jsonl").read_text("utf-8").splitlines()
         trained.append(
@@ -94,31 +97,31 @@ def _train(variant: Variant, run: Run, out: Path) -> None:
         raise UserError(f"the run {run.root.name} failed, see above; its recipe is {recipe}")
 
 
-def _evaluate(run: Run, data: str | None, on_progress: OnProgress) -> None:
+def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_progress: OnProgress) -> None:
     """What `luthier evaluate` does: the proof and its page, in the run's folder."""
 
     def named(what: str, done: int, total: int) -> None:
         on_progress(f"{run.root.name}: {what}", done, total)
 
-    evaluate_run(run, data, named)
+    evaluate_run(run, data, named, metrics=metrics)
     write_report(run)
 
 
-def _is_evaluated(run: Run, data: str | None) -> bool:
+def _is_evaluated(run: Run, data: str | None, metrics: Sequence[str]) -> bool:
     """Whether ``evaluation.json`` is of these weights, rows and metrics."""
+    source = run.validation_path if data is None else Path(data)
+    made_of = [run.measured_path, source]
     try:
         evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
-        older = run.evaluation_path.stat().st_mtime < run.measured_path.stat().st_mtime
-        source = str(run.validation_path) if data is None else data
-        names = set(run.recipe().evaluate.metrics)
-        rows = (run.evaluation_folder / "rows.jsonl").is_file()
-        # Files of other names are metrics of the user's own, known by their stem.
+        written = run.evaluation_path.stat().st_mtime
+        # A metric of the user's own goes by the stem of its file.
+        names = {Path(name).stem if name.endswith(".py") else name for name in metrics}
         return (
-            rows
-            and not older
-            and evaluation["data"] == source
+            (run.evaluation_folder / "rows.jsonl").is_file()
+            and all(path.stat().st_mtime <= written for path in made_of if path.exists())
+            and evaluation["data"] == str(source if data is None else data)
             and evaluation["adapter_scale"] == 1
-            and {Path(name).stem for name in names} <= set(evaluation["metrics"])
+            and names <= set(evaluation["metrics"])
         )
     except (OSError, ValueError, KeyError):
         return False
