@@ -1,5 +1,6 @@
 """Approaches compared on the tiny model: the right prompt for each, measured once."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -112,23 +113,25 @@ def test_all_five_side_by_side(
 def test_it_goes_on_where_it_was_cut_off(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    answer_all = module.answer_all
+    alone = dataclasses.replace(question, approaches=("zero-shot",))
+    asked: list[Any] = []
 
-    def counting(*args: Any) -> list[str]:
-        asked.append(args[2])
+    def cut_off(*args: Any) -> list[str]:
+        asked.extend(args[2])
         if len(asked) == 4:
             raise KeyboardInterrupt
-        return answer_all(*args)
+        return [f"answer {len(asked)}"]
 
-    monkeypatch.setattr(module, "answer_all", counting)
+    monkeypatch.setattr(module, "answer_all", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        ask_all(question, tmp_path / "out")
-    first = asked[1:3]  # the first is the warm-up
+        ask_all(alone, tmp_path / "out")
+    answered = asked[1:3]  # the first is the warm-up
     asked.clear()
-    monkeypatch.setattr(module, "answer_all", lambda *args: asked.append(args[2]) or ["x"])
-    ask_all(question, tmp_path / "out")
-    assert not [prompt for prompt in asked if prompt in first and len(prompt[0]) == 1]
+    monkeypatch.setattr(module, "answer_all", lambda *args: asked.extend(args[2]) or ["more"])
+    records = ask_all(alone, tmp_path / "out").records["zero-shot"]
+    assert len(asked) == 1 + 4
+    assert not [prompt for prompt in asked if prompt in answered]
+    assert [record["answer"] for record in records] == ["answer 2", "answer 3", *["more"] * 4]
 
 
 def test_changed_documents_are_indexed_again(question: Question, tmp_path: Path) -> None:
@@ -144,8 +147,6 @@ def test_changed_documents_are_indexed_again(question: Question, tmp_path: Path)
 def test_without_a_run_the_plain_model_is_asked(
     question: Question, tiny_model: Path, tmp_path: Path
 ) -> None:
-    import dataclasses
-
     recipe = parse_recipe(
         "",
         [f"model.source={tiny_model}", "data.train=none", "evaluate.max_new_tokens=3"],
