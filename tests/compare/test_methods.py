@@ -94,6 +94,19 @@ def test_other_settings_need_another_folder(cli: Cli, compared: Path) -> None:
     assert "train.max_steps: 4 -> 5" in done.stderr
 
 
+def test_variants_on_different_rows_are_not_compared(cli: Cli, compared: Path) -> None:
+    run = compared / "out/runs/lora"
+    rows = run / "evaluation/rows.jsonl"
+    kept = rows.read_text()
+    try:
+        rows.write_text("".join(f"{line}\n" for line in kept.splitlines()[1:]))
+        done = cli("compare", "recipe.yaml", "--methods", "full,lora", "--out", "out", cwd=compared)
+        assert done.returncode == 2
+        assert "lora answered other rows than full" in " ".join(done.stderr.split())
+    finally:
+        rows.write_text(kept)
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [

@@ -170,11 +170,12 @@ def test_passages_stand_before_the_question() -> None:
     assert user["input"] == "I"
 
 
-def test_support_is_the_share_of_words() -> None:
+def test_support_is_the_share_of_words_that_the_answer_adds() -> None:
     passage = Passage("a.md", 1, 2, "Tower", "It was built in 1871.")
-    assert support("Built in 1871 [1].", passage) == 1.0
-    assert support("In 1999, by Marn", passage) == 0.25
-    assert support("", passage) == 0.0
+    question = "When was the tower of Marn built?"
+    assert support("Marn's tower was built in 1871 [1].", question, passage) == pytest.approx(2 / 3)
+    assert support("In 1999, by Osk", question, passage) == 0.25
+    assert support("The tower", question, passage) == support("", question, passage) == 0.0
 
 
 @pytest.mark.real

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -176,7 +177,14 @@ def _variants(
         err.print(text, highlight=False, markup=False)
 
     try:
-        with evaluation_progress() as on_progress:
+        with ExitStack() as stack:
+            bars: list[Any] = []
+
+            def on_progress(what: str, done: int, total: int) -> None:
+                if not bars:  # not before: the runs draw bars of their own
+                    bars.append(stack.enter_context(evaluation_progress()))
+                bars[0](what, done, total)
+
             comparison = compare_methods(
                 variants,
                 folder,

@@ -81,8 +81,8 @@ def ask_documents(
     """Answer a question from the indexed documents, with the passages it was answered from.
 
     Passages are found by their words (BM25) and by their meaning (embeddings) at once. Each is
-    listed with its file and lines, whether the answer cites it, and how many of the answer's words
-    it holds.
+    listed with its file and lines, whether the answer cites it, and how many of the words that the
+    answer adds to the question stand in it.
     """
     from luthier.retrieve.ask import ask
     from luthier.retrieve.embed import Embedder
@@ -127,6 +127,4 @@ def _show(answer: "Answer") -> None:
         )
     out.print(table)
     if not answer.grounded:
-        out.print(
-            "most of the answer's words stand in none of them: it may be made up", style="yellow"
-        )
+        out.print("most of what it says stands in none of them: it may be made up", style="yellow")

@@ -134,14 +134,12 @@ def _summary(
     for one in trained:
         groups.setdefault(one.variant.name, []).append(one)
     first = trained[0].evaluation
-    if not trained[0].rows:
-        raise UserError(
-            "no row was answered, so there is nothing to compare: the rows hold plain text, or "
-            "evaluate.max_rows is 0"
-        )
+    _check_rows(trained)
+    scored = [one.rows[0]["scores"]["tuned"] for one in trained]
     metrics = [
         {"name": name, **{key: first["metrics"][name][key] for key in _ABOUT}}
-        for name in trained[0].rows[0]["scores"]["tuned"]
+        for name in scored[0]
+        if all(name in scores for scores in scored)  # one may have been evaluated for more
     ]
     reference = next(
         (n for n, ones in groups.items() if ones[0].variant.recipe.method.name == "full"),
@@ -169,6 +167,21 @@ def _summary(
         "price_per_hour": price_per_hour,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _check_rows(trained: Sequence[Trained]) -> None:
+    asked = [[(row["messages"], row["reference"]) for row in one.rows] for one in trained]
+    if not asked[0]:
+        raise UserError(
+            "no row was answered, so there is nothing to compare: the rows hold plain text, or "
+            "evaluate.max_rows is 0"
+        )
+    for one, rows in zip(trained, asked, strict=True):
+        if rows != asked[0]:
+            raise UserError(
+                f"{one.run.root.name} answered other rows than {trained[0].run.root.name}: what is "
+                "varied changes the validation split; give the rows to compare on with --data"
+            )
 
 
 _ABOUT = ("label", "share", "higher_is_better")

@@ -25,7 +25,7 @@ class Source:
 
     Attributes:
         cited: the answer names it.
-        support: share of the answer's words that stand in it.
+        support: share of the answer's words, those of the question aside, that stand in it.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and its sources; ``grounded``: half its words or more stand in one of them."""
+    """An answer and its sources; ``grounded``: one of them holds half its words or more."""
 
     text: str
     sources: list[Source]
@@ -63,7 +63,7 @@ def ask(
     text = answer_all(model, tokenizer, [prompt], Sampling(max_new_tokens), 1)[0].strip()
     cited = {int(number) for number in _CITED.findall(text)}
     sources = [
-        Source(number, hit, number in cited, support(text, hit.passage))
+        Source(number, hit, number in cited, support(text, question, hit.passage))
         for number, hit in enumerate(hits, start=1)
     ]
     grounded = max((source.support for source in sources), default=0.0) >= _SUPPORTED
@@ -80,12 +80,12 @@ def with_passages(messages: Sequence[Message], passages: Sequence[Passage]) -> t
     return (*before, {**last, "content": f"Passages:\n\n{shown}\n\n{last['content']}"})
 
 
-def support(answer: str, passage: Passage) -> float:
-    """Share of the answer's words, numbers of passages aside, that stand in the passage; 0 to 1.
+def support(answer: str, question: str, passage: Passage) -> float:
+    """Share of the words an answer adds to its question that stand in the passage; 0 to 1.
 
     A crude measure of whether an answer was read or made up: it sees words, not what they say.
     """
-    words = _words(_CITED.sub(" ", answer))
+    words = _words(_CITED.sub(" ", answer)) - _words(question)
     return len(words & _words(f"{passage.title} {passage.text}")) / len(words) if words else 0.0
 
 
