@@ -140,9 +140,10 @@ def _index(
 
 
 def _is_current(folder: Path, documents: Path) -> bool:
-    if not (folder / MANIFEST).is_file():
+    try:
+        manifest = read_manifest(folder)
+    except UserError:  # none, or one to make anew
         return False
-    manifest = read_manifest(folder)
     return manifest.documents == str(documents.resolve()) and not changes(manifest)
 
 
