@@ -24,10 +24,15 @@ ALLOWED = {
     "train": {"recipe", "run", "models", "data", "kernels", "plan"},
     "generate": {"recipe", "run", "models", "data"},
     "evaluate": {"recipe", "run", "models", "data", "kernels", "generate"},
+    "retrieve": {"run", "models", "data", "generate"},
+    "compare": {
+        *("recipe", "run", "models", "data", "advise"),
+        *("train", "generate", "evaluate", "retrieve"),
+    },
     "demo": {"recipe", "run", "train", "evaluate"},
     "cli": {
         *("recipe", "run", "models", "data", "advise", "plan"),
-        *("train", "generate", "evaluate", "demo"),
+        *("train", "generate", "evaluate", "retrieve", "compare", "demo"),
     },
 }
 FREE = {"errors", "files", "__version__"}

@@ -1,5 +1,6 @@
 """What the documents tell people to type works as it stands there."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -78,9 +79,32 @@ def test_the_commands_of_the_evaluation_guide(cli: Cli, tiny_model: Path, tmp_pa
     assert (tmp_path / "runs/first/report.html").is_file()
 
 
-def check_improved(run: Run) -> None:
-    import json
+@pytest.mark.real
+def test_the_commands_of_the_rag_guide(cli: Cli, real_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    typed = commands("docs/rag.md")
+    assert [line[0] for line in typed] == ["rag", "rag", "compare"]
+    said = []
+    for line in typed:
+        done = cli(*line, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
+        said.append(done.stdout)
+    assert "30 passages of 30 files" in said[0]
+    assert "[1] │ harl-light.md:1-5" in said[1]  # the right document comes first
+    comparison = json.loads((tmp_path / "isle" / "comparison.json").read_text())
+    zero_shot, rag = (entry["scores"]["fact"]["mean"] for entry in comparison["approaches"])
+    assert rag > zero_shot  # facts that no model can know
 
+
+def test_the_commands_of_the_comparison_guide(cli: Cli, recipe_file: Path) -> None:
+    typed = commands("docs/compare.md")
+    assert [line[0] for line in typed] == ["compare", "compare"]
+    for line in typed:
+        done = cli(*line, "--set", "evaluate.probe=false", cwd=recipe_file.parent)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def check_improved(run: Run) -> None:
     evaluation = json.loads(run.evaluation_path.read_text())
     assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"] - 0.2
 

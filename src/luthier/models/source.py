@@ -38,6 +38,8 @@ def resolve(source: str, revision: str | None = None, weights: bool = True) -> R
     """
     path = Path(source).expanduser()
     if source in KNOWN_MODELS:
+        if KNOWN_MODELS[source].purpose == "embedding":
+            raise UserError(f"'{source}' embeds sentences, for retrieval; it does not write text")
         pulled = pull(source, verify=False)
         return ResolvedModel(pulled.folder, pulled.origin)
     if path.is_dir():

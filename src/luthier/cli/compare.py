@@ -1,0 +1,280 @@
+"""`luthier compare`."""
+
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from luthier.advise.answers import Goal
+from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.evaluate import evaluation_progress
+from luthier.errors import Interrupted, UserError
+from luthier.recipe import Recipe, parse_recipe
+from luthier.run import Run, open_run
+
+if TYPE_CHECKING:
+    from luthier.compare.approaches import Question
+    from luthier.compare.prompts import Approach
+    from luthier.compare.variants import Variant
+
+_VARIANTS, _APPROACHES = "Variants of a recipe", "Approaches"
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+@app.command()
+def compare(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="The recipe to vary.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="full,lora,qlora or some of them.", rich_help_panel=_VARIANTS),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP.KEY=A,B",
+            help="Values of any key: method.lora_r=4,16,64, train.learning_rate=1e-4,1e-3, "
+            'method.target_modules="[q_proj,v_proj],all-linear". Repeatable; all combinations run.',
+            rich_help_panel=_VARIANTS,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each variant.", rich_help_panel=_VARIANTS)
+    ] = 1,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="Dollars an hour of this machine.", rich_help_panel=_VARIANTS),
+    ] = None,
+    approaches: Annotated[
+        str | None,
+        typer.Option(
+            help="zero-shot,few-shot,rag,fine-tuned,hybrid or some of them; the first is what the "
+            "others are tested against.",
+            rich_help_panel=_APPROACHES,
+        ),
+    ] = None,
+    docs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of documents, or an index.", rich_help_panel=_APPROACHES),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Finished run: fine-tuned and hybrid.", rich_help_panel=_APPROACHES),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="Model, where there is no run.", rich_help_panel=_APPROACHES),
+    ] = "smollm2-135m",
+    examples: Annotated[
+        str | None,
+        typer.Option(help="Rows for the few shots; else the run's.", rich_help_panel=_APPROACHES),
+    ] = None,
+    shots: Annotated[
+        int, typer.Option(min=1, help="Examples in the prompt.", rich_help_panel=_APPROACHES)
+    ] = 3,
+    passages: Annotated[
+        int, typer.Option("--k", min=1, help="Passages a query.", rich_help_panel=_APPROACHES)
+    ] = 3,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Field of the rows to tell groups by.", rich_help_panel=_APPROACHES),
+    ] = None,
+    goal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=GOAL",
+            help=f"What a metric measures: {', '.join(get_args(Goal))}. Repeatable.",
+            rich_help_panel=_APPROACHES,
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of your prices.", rich_help_panel=_APPROACHES),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Rows to compare on; a recipe has its validation rows.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="As of `luthier evaluate`; else the recipe's.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe."),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path(
+        "comparison"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Which method, or which approach? Several side by side on the same held-out rows.
+
+    With a recipe: trains each variant (methods, ranks, layers, rates, seeds), evaluates it, and
+    shows quality with intervals, forgetting, memory planned and measured, time, size.
+
+    Example: `luthier compare recipes/lora.yaml --methods full,lora,qlora --set data.train=my.jsonl`
+
+    With `--approaches`: asks the same questions by prompt, with examples, with documents, tuned,
+    and tuned with documents; shows quality, latency, tokens, cost, set-up, and whether these
+    numbers bear out what `luthier advise` says.
+
+    Example: `luthier compare --approaches zero-shot,rag,fine-tuned --data test.jsonl --docs docs/
+    --run runs/first`
+
+    Writes `comparison.json`, `.md` and `.html`. Run again, it goes on where it was cut off.
+    """
+    names = _split(metrics)
+    if recipe is not None and approaches is None:
+        from luthier.compare.variants import make_variants, parse_vary
+
+        grid = parse_vary(vary or [])
+        variants = make_variants(
+            recipe, overrides or [], _split(methods), grid, seeds, folder / "runs"
+        )
+        comparison = _variants(variants, folder, data, names, price_per_hour)
+    elif recipe is None and approaches is not None:
+        if methods or vary or seeds > 1:
+            raise UserError("--methods, --vary and --seeds go with a recipe, not with --approaches")
+        if data is None:
+            raise UserError("--approaches needs questions: give --data")
+        chosen = _approach_names(approaches)
+        tuned = open_run(run) if run else None
+        described = _recipe(tuned, model, names, overrides or [])
+        from luthier.compare.approaches import Question
+
+        question = Question(
+            chosen, described, data, docs, tuned, examples, shots=shots, passages=passages
+        )
+        comparison = _approaches(question, folder, by, _goals(goal or []), prices)
+    else:
+        raise UserError("give a recipe to vary, or --approaches; see luthier compare --help")
+    if as_json:
+        print_json(comparison)
+    else:
+        _show(comparison)
+        out.print(f"all of it: {folder / 'comparison.html'}", highlight=False, soft_wrap=True)
+
+
+def _variants(
+    variants: "list[Variant]",
+    folder: Path,
+    data: str | None,
+    metrics: list[str],
+    price_per_hour: float | None,
+) -> dict[str, Any]:
+    from luthier.compare.methods import compare_methods
+    from luthier.compare.page import write_methods
+
+    def note(text: str) -> None:
+        err.print(text, highlight=False, markup=False)
+
+    try:
+        with ExitStack() as stack:
+            bars: list[Any] = []
+
+            def on_progress(what: str, done: int, total: int) -> None:
+                if not bars:  # not before: the runs draw bars of their own
+                    bars.append(stack.enter_context(evaluation_progress()))
+                bars[0](what, done, total)
+
+            comparison = compare_methods(
+                variants,
+                folder,
+                data,
+                metrics=metrics or None,
+                price_per_hour=price_per_hour,
+                note=note,
+                on_progress=on_progress,
+            )
+    except Interrupted as stop:
+        again = shlex.join(["luthier", *sys.argv[1:]])
+        raise Interrupted(f"{stop}\ngo on with: {again}") from None
+    write_methods(comparison, folder)
+    return comparison
+
+
+def _approach_names(text: str) -> "tuple[Approach, ...]":
+    from luthier.compare.prompts import APPROACHES
+
+    chosen = _split(text)
+    for name in chosen:
+        if name not in APPROACHES:
+            raise UserError(f"no approach '{name}'; they are {', '.join(APPROACHES)}")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError(f"--approaches names each once: {','.join(APPROACHES)}")
+    return tuple(name for text in chosen for name in APPROACHES if name == text)
+
+
+def _recipe(run: Run | None, model: str, metrics: list[str], overrides: list[str]) -> Recipe:
+    """The run's recipe, or one for the model alone, with what the options override."""
+    sets = [f"evaluate.metrics=[{', '.join(metrics)}]", *overrides] if metrics else overrides
+    if run is not None:
+        return parse_recipe(run.recipe().to_yaml(), sets, origin="--set")
+    return parse_recipe("", [f"model.source={model}", "data.train=none", *sets], origin="--set")
+
+
+def _goals(texts: list[str]) -> dict[str, Goal]:
+    aims: dict[str, Goal] = {}
+    for text in texts:
+        metric, _, named = text.partition("=")
+        found: list[Goal] = [goal for goal in get_args(Goal) if goal == named]
+        if not metric or not found:
+            raise UserError(
+                f"--goal takes METRIC=GOAL, a goal being one of {', '.join(get_args(Goal))}, "
+                f"not '{text}'"
+            )
+        aims[metric] = found[0]
+    return aims
+
+
+def _approaches(
+    question: "Question",
+    folder: Path,
+    by: str | None,
+    goals: dict[str, Goal],
+    prices: Path | None,
+) -> dict[str, Any]:
+    from luthier.advise.costs import load_prices
+    from luthier.compare.decision import compare_approaches
+    from luthier.compare.page import write_approaches
+
+    loaded = load_prices(prices)
+    with evaluation_progress() as on_progress:
+        comparison = compare_approaches(
+            question, folder, loaded, by=by, goals=goals, on_progress=on_progress
+        )
+    write_approaches(comparison, folder)
+    return comparison
+
+
+def _show(comparison: dict[str, Any]) -> None:
+    from luthier.compare.tables import (
+        approaches_table,
+        groups_table,
+        quality_table,
+        resources_table,
+        rules_table,
+        tests_table,
+    )
+
+    out.print(f"{comparison['rows']} rows of {comparison['data']}", highlight=False, markup=False)
+    if comparison["kind"] == "methods":
+        tables = [f(comparison) for f in (quality_table, resources_table, tests_table)]
+    else:
+        tables = [approaches_table(comparison)]
+        tables += [groups_table(comparison)] if comparison["by"] else []
+        tables += [rules_table(comparison)] if comparison["rules"] else []
+    for head, rows in tables:
+        table = Table(*head)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        out.print(table)
+    out.print("[95% interval]", style="dim", markup=False)

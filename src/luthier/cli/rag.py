@@ -1,0 +1,130 @@
+"""`luthier rag index | ask`."""
+
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.evaluate import evaluation_progress
+
+if TYPE_CHECKING:
+    from luthier.retrieve.ask import Answer
+
+rag = typer.Typer(no_args_is_help=True, help="Answer from documents: index them, ask them.")
+app.add_typer(rag, name="rag")
+
+
+@rag.command("index")
+def index_documents(
+    documents: Annotated[
+        Path, typer.Argument(metavar="DOCS", help="Folder of .md, .txt and .jsonl files.")
+    ],
+    index: Annotated[Path, typer.Option("--out", help="Folder for the index.")],
+    size: Annotated[int, typer.Option(min=16, max=250, help="Longest passage, in tokens.")] = 160,
+    overlap: Annotated[
+        int, typer.Option(min=0, help="Tokens that a passage repeats of the one before.")
+    ] = 32,
+    as_json: Json = False,
+) -> None:
+    """Cut documents into passages and index their words and their meaning.
+
+    The index is a folder of three files; nothing has to be started to use it. The embedding model
+    (87 MB) is fetched once, as `luthier models pull` does.
+
+    Example: `luthier rag index handbook/ --out handbook.index`
+    """
+    from luthier.errors import UserError
+
+    if overlap * 2 > size:
+        raise UserError(f"--overlap {overlap} is more than half of --size {size}")
+    from luthier.retrieve.embed import Embedder
+    from luthier.retrieve.index import build_index
+
+    with err.status("loading the embedding model"):
+        embedder = Embedder()
+    with evaluation_progress() as on_progress:
+        manifest = build_index(
+            documents, index, embedder, size=size, overlap=overlap, on_progress=on_progress
+        )
+    if as_json:
+        print_json({"index": str(index), **asdict(manifest)})
+        return
+    out.print(
+        f"{index}: {manifest.passages:,} passages of {len(manifest.hashes):,} files, "
+        f"{manifest.tokens:,} tokens, in {manifest.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if manifest.left_out:
+        shown = ", ".join(manifest.left_out[:5]) + (" …" if len(manifest.left_out) > 5 else "")
+        out.print(f"left out, of other kinds: {shown}", highlight=False, markup=False)
+    out.print(f'next: luthier rag ask {index} "…"', highlight=False, markup=False)
+
+
+@rag.command("ask")
+def ask_documents(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="An index of `rag index`.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    model: Annotated[
+        str,
+        typer.Option(help="A finished run, or a model: known name, folder, .gguf file, hub id."),
+    ] = "smollm2-135m",
+    count: Annotated[int, typer.Option("--k", min=1, max=50, help="Passages to show it.")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    as_json: Json = False,
+) -> None:
+    """Answer a question from the indexed documents, with the passages it was answered from.
+
+    Passages are found by their words (BM25) and by their meaning (embeddings) at once. Each is
+    listed with its file and lines, whether the answer cites it, and how many of the words that the
+    answer adds to the question stand in it.
+    """
+    from luthier.retrieve.ask import ask
+    from luthier.retrieve.embed import Embedder
+    from luthier.retrieve.index import changes, read_manifest
+    from luthier.retrieve.models import load_answering
+    from luthier.retrieve.search import Index
+
+    stale = changes(read_manifest(index))
+    with err.status("loading"):
+        opened = Index(index, Embedder())
+        weights, tokenizer = load_answering(model)
+    with closing(opened):
+        answer = ask(opened, weights, tokenizer, question, count, max_new_tokens)
+    if stale:
+        err.print(
+            f"the documents have changed since they were indexed ({', '.join(stale[:3])}"
+            f"{' …' if len(stale) > 3 else ''}): luthier rag index "
+            f"{opened.manifest.documents} --out {index}",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    if as_json:
+        print_json({"question": question, **asdict(answer), "stale": stale})
+        return
+    _show(answer)
+
+
+def _show(answer: "Answer") -> None:
+    print(answer.text)
+    table = Table("", "passage", "cited", "words in it", "begins")
+    for source in answer.sources:
+        passage = source.hit.passage
+        begins = f"{passage.title}: {passage.text}" if passage.title else passage.text
+        table.add_row(
+            f"[{source.number}]".replace("[", "\\["),
+            Text(passage.place),
+            "yes" if source.cited else "",
+            f"{source.support:.0%}",
+            Text(" ".join(begins.split())[:60] + " …"),
+        )
+    out.print(table)
+    if not answer.grounded:
+        out.print("most of what it says stands in none of them: it may be made up", style="yellow")

@@ -1,0 +1,1 @@
+"""Several ways or several runs side by side, on the same rows."""

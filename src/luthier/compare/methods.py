@@ -1,0 +1,280 @@
+"""Train the variants of a recipe, prove each on the same rows, and put them side by side."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.compare.variants import Variant
+from luthier.errors import Interrupted, UserError
+from luthier.evaluate.before_after import evaluate_run
+from luthier.evaluate.report.page import write_report
+from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.files import write_json, write_text
+from luthier.run import Run, claim_run
+from luthier.train.finish import Measured, read_measured
+
+OnProgress = Callable[[str, int, int], None]
+COMPARISON = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A variant with what its run left behind."""
+
+    variant: Variant
+    run: Run
+    measured: Measured
+    evaluation: dict[str, Any]
+    rows: list[dict[str, Any]]  # evaluation/rows.jsonl
+
+
+def compare_methods(
+    variants: Sequence[Variant],
+    out: Path,
+    data: str | None,
+    *,
+    metrics: Sequence[str] | None = None,
+    price_per_hour: float | None = None,
+    note: Callable[[str], None] = lambda _text: None,
+    on_progress: OnProgress = lambda *_: None,
+) -> dict[str, Any]:
+    """Train what is not trained yet, evaluate what is not evaluated yet, and compare.
+
+    Each run is a process of its own (`luthier train`), so that its peak memory is its own. The
+    result is kept in ``out`` as ``comparison.json``.
+
+    Args:
+        data: rows to evaluate on; None: each run's validation rows, the same where the seed is.
+        metrics: names instead of the recipe's.
+        price_per_hour: of this machine, US dollars.
+        note: told what happens next.
+
+    Raises:
+        UserError: a run cannot begin, or fell.
+        Interrupted: the user stopped a run; it saved, and the same command goes on.
+    """
+    runs = [claim_run(variant.recipe, "compare") for variant in variants]  # before any work
+    for number, (variant, run) in enumerate(zip(variants, runs, strict=True), start=1):
+        if not run.finished:
+            note(f"run {number} of {len(runs)}: {run.root.name}")
+            _train(variant, run, out)
+    trained = []
+    for variant, run in zip(variants, runs, strict=True):
+        wanted = list(metrics or variant.recipe.evaluate.metrics)
+        if not _is_evaluated(run, data, wanted):
+            _evaluate(run, data, wanted, on_progress)
+        evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
+        lines = (run.evaluation_folder / "rows.jsonl").read_text("utf-8").splitlines()
+        trained.append(
+            Trained(variant, run, read_measured(run), evaluation, list(map(json.loads, lines)))
+        )
+    comparison = _summary(trained, data, price_per_hour)
+    write_json(out / COMPARISON, comparison)
+    return comparison
+
+
+def _train(variant: Variant, run: Run, out: Path) -> None:
+    recipe = out / "recipes" / f"{run.root.name}.yaml"
+    write_text(recipe, variant.recipe.to_yaml())
+    command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:  # the run got it too, and is saving
+            continue
+    if code == 130:
+        raise Interrupted(f"stopped in {run.root}; the same command goes on from there")
+    if code:
+        raise UserError(f"the run {run.root.name} failed, see above; its recipe is {recipe}")
+
+
+def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_progress: OnProgress) -> None:
+    """What `luthier evaluate` does: the proof and its page, in the run's folder."""
+
+    def named(what: str, done: int, total: int) -> None:
+        on_progress(f"{run.root.name}: {what}", done, total)
+
+    evaluate_run(run, data, named, metrics=metrics)
+    write_report(run)
+
+
+def _is_evaluated(run: Run, data: str | None, metrics: Sequence[str]) -> bool:
+    """Whether ``evaluation.json`` is of these weights, rows and metrics."""
+    source = run.validation_path if data is None else Path(data)
+    made_of = [run.measured_path, source]
+    try:
+        evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
+        written = run.evaluation_path.stat().st_mtime
+        # A metric of the user's own goes by the stem of its file.
+        names = {Path(name).stem if name.endswith(".py") else name for name in metrics}
+        return (
+            (run.evaluation_folder / "rows.jsonl").is_file()
+            and all(path.stat().st_mtime <= written for path in made_of if path.exists())
+            and evaluation["data"] == str(source if data is None else data)
+            and evaluation["adapter_scale"] == 1
+            and names <= set(evaluation["metrics"])
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _summary(
+    trained: Sequence[Trained], data: str | None, price_per_hour: float | None
+) -> dict[str, Any]:
+    groups: dict[str, list[Trained]] = {}
+    for one in trained:
+        groups.setdefault(one.variant.name, []).append(one)
+    first = trained[0].evaluation
+    _check_rows(trained)
+    scored = [one.rows[0]["scores"]["tuned"] for one in trained]
+    metrics = [
+        {"name": name, **{key: first["metrics"][name][key] for key in _ABOUT}}
+        for name in scored[0]
+        if all(name in scores for scores in scored)  # one may have been evaluated for more
+    ]
+    reference = next(
+        (n for n, ones in groups.items() if ones[0].variant.recipe.method.name == "full"),
+        next(iter(groups)),
+    )
+    entries = [
+        _entry(name, ones, groups[reference], metrics, price_per_hour)
+        for name, ones in groups.items()
+    ]
+    kept = next((t for t in trained if t.variant.recipe.method.name != "qlora"), trained[0])
+    return {
+        "kind": "methods",
+        "model": trained[0].variant.recipe.model.source,
+        "train": trained[0].variant.recipe.train_files,
+        "data": data or "the validation rows of the runs",
+        "rows": first["answered_rows"],
+        "seeds": len(groups[reference]),
+        "varied": list(trained[0].variant.changes),
+        "reference": reference,
+        "metrics": metrics,
+        "base": {m["name"]: kept.evaluation["metrics"][m["name"]]["base"] for m in metrics},
+        "variants": entries,
+        "dtypes": sorted({one.measured.dtype for one in trained}),
+        "device": trained[0].measured.device,
+        "price_per_hour": price_per_hour,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check_rows(trained: Sequence[Trained]) -> None:
+    asked = [[(row["messages"], row["reference"]) for row in one.rows] for one in trained]
+    if not asked[0]:
+        raise UserError(
+            "no row was answered, so there is nothing to compare: the rows hold plain text, or "
+            "evaluate.max_rows is 0"
+        )
+    for one, rows in zip(trained, asked, strict=True):
+        if rows != asked[0]:
+            raise UserError(
+                f"{one.run.root.name} answered other rows than {trained[0].run.root.name}: what is "
+                "varied changes the validation split; give the rows to compare on with --data"
+            )
+
+
+_ABOUT = ("label", "share", "higher_is_better")
+
+
+def _entry(
+    name: str,
+    ones: Sequence[Trained],
+    reference: Sequence[Trained],
+    metrics: Sequence[dict[str, Any]],
+    price_per_hour: float | None,
+) -> dict[str, Any]:
+    measured = [one.measured for one in ones]
+    hours = _mean(m.seconds for m in measured) / 3600
+    scores = {m["name"]: _scores(ones, m["name"]) for m in metrics}
+    wanted = {m["name"]: _scores(reference, m["name"]) for m in metrics}
+    main = metrics[0]["name"]
+    whole = _mean(wanted[main])
+    plan = _plan(ones[0].run)
+    return {
+        "name": name,
+        "changes": ones[0].variant.changes,
+        "method": ones[0].variant.recipe.method.name,
+        "learning_rate": ones[0].variant.recipe.train.learning_rate,
+        "runs": [str(one.run.root) for one in ones],
+        "scores": {key: mean_interval(values).to_json() for key, values in scores.items()},
+        "by_seed": {
+            m["name"]: [float(np.mean(_scores([one], m["name"]))) for one in ones] for m in metrics
+        },
+        "share_of_reference": _mean(scores[main]) / whole if whole else None,
+        "against_reference": None
+        if ones is reference
+        else {
+            m["name"]: paired_test(
+                wanted[m["name"]], scores[m["name"]], higher_is_better=m["higher_is_better"]
+            ).to_json()
+            for m in metrics
+        },
+        "eval_loss": _mean(one.evaluation["tuned"]["loss"] for one in ones),
+        "forgetting": _forgetting(ones),
+        "trainable_parameters": measured[0].trainable_parameters,
+        "total_parameters": measured[0].total_parameters,
+        "peak_predicted_bytes": plan["memory"]["peak"] if plan else None,
+        "peak_measured_bytes": max(m.peak_memory_bytes for m in measured),
+        "seconds": hours * 3600,
+        "tokens_per_second": _mean(m.tokens_per_second for m in measured),
+        "tokens": measured[0].tokens,
+        "weights_bytes": _weights_bytes(ones[0]),
+        "cost": hours * price_per_hour if price_per_hour is not None else None,
+        "dtype": measured[0].dtype,
+        "curve": _curve(ones[0].run),
+    }
+
+
+def _scores(ones: Sequence[Trained], metric: str) -> list[float]:
+    """One score a row: the mean over the seeds, which answered the same rows."""
+    columns = [[row["scores"]["tuned"][metric] for row in one.rows] for one in ones]
+    return [sum(values) / len(values) for values in zip(*columns, strict=True)]
+
+
+def _forgetting(ones: Sequence[Trained]) -> dict[str, Any] | None:
+    """The worst verdict of the seeds, and the mean change of the probe's accuracy."""
+    found = [one.evaluation["forgetting"] for one in ones if one.evaluation.get("forgetting")]
+    if not found:
+        return None
+    verdicts = [probe["verdict"] for probe in found]
+    return {
+        "verdict": max(verdicts, key=("kept", "some forgetting", "forgot").index),
+        "accuracy_change": _mean(probe["accuracy"]["test"]["difference"] for probe in found),
+        "reasons": list(dict.fromkeys(text for probe in found for text in probe["reasons"])),
+    }
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def _plan(run: Run) -> dict[str, Any] | None:
+    if not run.plan_path.is_file():
+        return None
+    plan: dict[str, Any] = json.loads(run.plan_path.read_text("utf-8"))
+    return plan
+
+
+def _weights_bytes(one: Trained) -> int:
+    folder = one.run.weights_path(one.variant.recipe)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _curve(run: Run) -> dict[str, list[list[float]]]:
+    """Points (step, loss) of training and validation."""
+    lines = [json.loads(line) for line in run.metrics_path.read_text("utf-8").splitlines()]
+    return {
+        key: [[line["step"], line[key]] for line in lines if key in line]
+        for key in ("loss", "eval_loss")
+    }

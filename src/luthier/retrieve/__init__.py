@@ -1,0 +1,1 @@
+"""Passages of documents, found by their words and by their meaning."""

@@ -1,0 +1,128 @@
+"""`luthier compare` over variants, as a person types it, on the tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import Cli, write_rows
+
+
+@pytest.fixture(scope="module")
+def compared(
+    cli: Cli, tiny_model: Path, rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    write_rows(folder / "rows.jsonl", rows)
+    (folder / "recipe.yaml").write_text(
+        f"model: {{source: {tiny_model}, dtype: float32}}\n"
+        "data: {train: rows.jsonl, max_length: 128}\n"
+        "train: {max_steps: 4, learning_rate: 1.0e-2, eval_steps: 2, save_steps: 2}\n"
+        "evaluate: {max_new_tokens: 4, max_rows: 5, metrics: [exact_match, chrf], probe: false}\n"
+    )
+    done = cli(
+        *("compare", "recipe.yaml", "--methods", "full,lora", "--out", "out"),
+        *("--price-per-hour", "2"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run 2 of 2: lora" in done.stderr
+    for word in ("full", "lora", "chrF", "% of full", "comparison.html"):
+        assert word in done.stdout
+    return folder
+
+
+def test_the_table_is_what_the_runs_say(compared: Path) -> None:
+    comparison = json.loads((compared / "out/comparison.json").read_text())
+    assert (comparison["kind"], comparison["reference"], comparison["rows"]) == (
+        "methods",
+        "full",
+        5,
+    )
+    full, lora = comparison["variants"]
+    for variant in (full, lora):
+        (run,) = variant["runs"]
+        measured = json.loads((Path(run) / "measured.json").read_text())
+        evaluation = json.loads((Path(run) / "evaluation.json").read_text())
+        plan = json.loads((Path(run) / "plan.json").read_text())
+        assert variant["peak_measured_bytes"] == measured["peak_memory_bytes"]
+        assert variant["peak_predicted_bytes"] == plan["memory"]["peak"]
+        assert variant["seconds"] == pytest.approx(measured["seconds"])
+        assert variant["cost"] == pytest.approx(measured["seconds"] / 3600 * 2)
+        for metric in ("exact_match", "chrf"):
+            tuned = evaluation["metrics"][metric]["tuned"]
+            assert variant["scores"][metric]["mean"] == pytest.approx(tuned["mean"])
+        assert [step for step, _ in variant["curve"]["eval_loss"]] == [2, 4]
+        weights = Path(run) / measured["weights"]
+        assert variant["weights_bytes"] == sum(
+            file.stat().st_size for file in weights.glob("*.safetensors")
+        )
+    assert full["against_reference"] is None
+    assert lora["against_reference"]["chrf"]["verdict"] in ("better", "no evidence", "worse")
+    assert lora["trainable_parameters"] < full["trainable_parameters"]
+    assert lora["weights_bytes"] < full["weights_bytes"]
+    assert full["learning_rate"] == pytest.approx(1e-2 * 2e-5 / 3e-4, rel=1e-2)
+
+
+def test_the_page_stands_alone(compared: Path) -> None:
+    page = (compared / "out/comparison.html").read_text()
+    assert "Validation loss" in page
+    assert page.count("<svg") == 3
+    assert "http" not in page
+    markdown = (compared / "out/comparison.md").read_text()
+    assert "| full |" in markdown
+    assert "| lora |" in markdown
+
+
+def test_what_is_done_is_not_done_again(cli: Cli, compared: Path) -> None:
+    before = {
+        file: file.stat().st_mtime_ns
+        for name in ("measured.json", "evaluation.json")
+        for file in (compared / "out/runs").glob(f"*/{name}")
+    }
+    assert len(before) == 4
+    again = ("compare", "recipe.yaml", "--methods", "full,lora", "--out", "out", "--json")
+    done = cli(*again, cwd=compared)
+    assert done.returncode == 0, done.stderr
+    assert [v["name"] for v in json.loads(done.stdout)["variants"]] == ["full", "lora"]
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_other_settings_need_another_folder(cli: Cli, compared: Path) -> None:
+    again = ("compare", "recipe.yaml", "--methods", "full,lora", "--out", "out")
+    done = cli(*again, "--set", "train.max_steps=5", cwd=compared)
+    assert done.returncode == 2
+    assert "train.max_steps: 4 -> 5" in done.stderr
+
+
+def test_variants_on_different_rows_are_not_compared(cli: Cli, compared: Path) -> None:
+    run = compared / "out/runs/lora"
+    rows = run / "evaluation/rows.jsonl"
+    kept = rows.read_text()
+    try:
+        rows.write_text("".join(f"{line}\n" for line in kept.splitlines()[1:]))
+        done = cli("compare", "recipe.yaml", "--methods", "full,lora", "--out", "out", cwd=compared)
+        assert done.returncode == 2
+        assert "lora answered other rows than full" in " ".join(done.stderr.split())
+    finally:
+        rows.write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ([], "give a recipe to vary, or --approaches"),
+        (["recipe.yaml", "--methods", "lora"], "there is one variant only"),
+        (["--approaches", "zero-shot"], "give --data"),
+        (["--approaches", "zeroshot", "--data", "rows.jsonl"], "no approach 'zeroshot'"),
+        (["--approaches", "rag,rag", "--data", "rows.jsonl"], "names each once"),
+        (["--approaches", "rag", "--data", "rows.jsonl"], "rag needs documents: give --docs"),
+        (["--approaches", "rag", "--data", "rows.jsonl", "--seeds", "2"], "go with a recipe"),
+    ],
+)
+def test_wrong_input_says_what_to_do(
+    typed: list[str], message: str, cli: Cli, compared: Path
+) -> None:
+    done = cli("compare", *typed, cwd=compared)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
