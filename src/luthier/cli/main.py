@@ -18,6 +18,7 @@ from luthier.cli import (  # noqa: F401  # they register
     demo,
     evaluate,
     generate,
+    merge,
     models,
     plan,
     train,

@@ -148,6 +148,15 @@ def held_out(run: Run) -> list[Conversation]:
     return list(_stored_rows(run.validation_path))
 
 
+def stored_train(run: Run) -> list[Conversation]:
+    """The run's training rows, as conversations.
+
+    Raises:
+        UserError: they are gone or damaged.
+    """
+    return list(_stored_rows(run.train_path))
+
+
 def read_for_evaluation(file: str, data: DataGroup) -> list[Conversation]:
     """The rows of one more file, by the recipe's rules for bad rows.
 
