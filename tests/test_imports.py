@@ -24,10 +24,11 @@ ALLOWED = {
     "train": {"recipe", "run", "models", "data", "kernels", "plan"},
     "generate": {"recipe", "run", "models", "data"},
     "evaluate": {"recipe", "run", "models", "data", "kernels", "generate"},
+    "export": {"recipe", "run", "models", "data", "kernels", "generate"},
     "demo": {"recipe", "run", "train", "evaluate"},
     "cli": {
         *("recipe", "run", "models", "data", "advise", "plan"),
-        *("train", "generate", "evaluate", "demo"),
+        *("train", "generate", "evaluate", "export", "demo"),
     },
 }
 FREE = {"errors", "files", "__version__"}

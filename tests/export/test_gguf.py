@@ -1,17 +1,13 @@
 """GGUF files: every tensor, the tokenizer, and what a real llama.cpp computes with them."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
-from gguf import GGUFReader
 from shipping import TEXTS, ask_llama_cpp, full_run, needs_llama_cpp
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from luthier.errors import UserError
 from luthier.export.gguf_write import Written, write_gguf
 from luthier.export.options import GgufType
 from luthier.export.tuned import TunedWeights

@@ -17,6 +17,7 @@ from luthier.cli import (  # noqa: F401  # they register
     data_fix,
     demo,
     evaluate,
+    export,
     generate,
     merge,
     models,

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from luthier.data.template import stop_token_ids
 from luthier.errors import UserError
+from luthier.export.card import write_card
 from luthier.export.combine import combine
 from luthier.export.options import Combination, Onto
 from luthier.export.same import Difference, check_rows, difference, exact_arithmetic, outputs
@@ -117,7 +118,27 @@ def merge(
         merged = _write(recipe, runs[0], adapter, out, options, on_progress)
         if options.check_rows:
             merged.checks.update(_compare(runs, recipe, adapter, merged, options, on_progress))
+    if len(runs) == 1:
+        write_card(runs[0], out, "safetensors", _facts(merged))
     return merged
+
+
+def _facts(merged: Merged) -> dict[str, Any]:
+    """What the model card says of the files."""
+    use = (
+        "```python\nfrom transformers import pipeline\n\n"
+        f'answer = pipeline("text-generation", "{merged.folder.name}")\n'
+        'print(answer([{"role": "user", "content": "…"}]))\n```'
+    )
+    base = "as its adapter was trained on it" if merged.onto == "trained" else "as published"
+    what = f"adapter merged into the base {base}" if merged.layers else "all weights"
+    checks = [
+        f"- loss {check.loss_before:.4f} → {check.loss_after:.4f} nats a token on {check.rows} rows, "
+        f"the same likeliest token at {check.same_top:.1%} of {check.positions} positions"
+        for check in merged.checks.values()
+    ]
+    files = [f"`*.safetensors`: {merged.dtype}, {merged.bytes / 2**20:,.1f} MiB, {what}"]
+    return {"use": use, "files": files, "checks": checks}
 
 
 def refuse_occupied(out: Path) -> None:

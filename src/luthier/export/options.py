@@ -19,3 +19,5 @@ Combination = Literal[
 ]
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+Shape = Literal["safetensors", "gguf", "ollama", "adapter-gguf"]
