@@ -5,6 +5,7 @@ then compared with it on conversations; one that cannot be written this way is r
 would answer by some other template without a word.
 """
 
+import os
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -62,8 +63,8 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
     # Where one turn ends and the next begins shows where nothing follows.
     user_alone = _split(_render(tokenizer, ["user"], ask=False), ["user"])[1]
     answer_alone = _split(_render(tokenizer, exchange[:2], ask=False), exchange[:2])[2]
-    user_end = _common_start(_common_start(after_user, asked), user_alone)
-    answer_end = _common_start(after_answer, answer_alone)
+    user_end = _common_start(tokenizer, after_user, asked, user_alone)
+    answer_end = _common_start(tokenizer, after_answer, answer_alone)
     user_start = after_answer[len(answer_end) :]
     around = {
         "user": (user_start, user_end),
@@ -133,9 +134,15 @@ def _split(text: str, roles: list[str]) -> list[str]:
     return [*parts, text]
 
 
-def _common_start(a: str, b: str) -> str:
-    size = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-    return a[: min(len(a), len(b)) if size is None else size]
+def _common_start(tokenizer: PreTrainedTokenizerBase, *texts: str) -> str:
+    """What all of ``texts`` begin with, special tokens whole."""
+    common = os.path.commonprefix(texts)  # noqa: RUF071  # by characters is meant
+    for token in map(str, tokenizer.get_added_vocab()):
+        for size in range(1, len(token)):
+            cut = common[: len(common) - size]
+            if common.endswith(token[:size]) and any(t.startswith(cut + token) for t in texts):
+                return cut
+    return common
 
 
 def go_template(turns: Turns) -> str:
@@ -189,10 +196,13 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, gguf: str, context: int) -> st
         UserError: the chat template cannot be written for Ollama.
     """
     # A run that learned plain text has no template: the prompt goes through as it is.
-    template = go_template(read_turns(tokenizer)) if tokenizer.chat_template else "{{ .Prompt }}"
+    turns = read_turns(tokenizer) if tokenizer.chat_template else None
+    template = go_template(turns) if turns else "{{ .Prompt }}"
+    no_system = turns is not None and "system" not in turns.first
     stops = [str(tokenizer.convert_ids_to_tokens(i)) for i in stop_token_ids(tokenizer)]
     lines = [
         "# ollama create NAME -f Modelfile",
+        *(["# The model knows no system prompt: one given is left out."] if no_system else []),
         f"FROM ./{gguf}",
         f'TEMPLATE """{template}"""',
         *(f'PARAMETER stop "{stop}"' for stop in stops),
