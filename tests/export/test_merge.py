@@ -241,12 +241,16 @@ def test_what_cannot_be_merged_says_why(
         ([run, other], "x", EXACT, "another base"),
         ([run, dora], "x", EXACT, "DoRA"),
         ([run, full], "x", EXACT, "only adapters"),
+        ([full], "x", MergeOptions(weights=(0.5,)), "only adapters"),
         ([run, run], "x", MergeOptions(weights=(1.0,)), "for 2 runs"),
     ]:
         with pytest.raises(UserError, match=message):
             merge(runs, tmp_path / out, options)
         assert not (tmp_path / "x").exists()
     assert (tmp_path / "used" / "letter.txt").read_text() == "mine"
+    rewrite_adapter(run, lambda _name, t: t * 1e6)
+    with pytest.raises(UserError, match="does not fit"):
+        merge([run], tmp_path / "x", MergeOptions(dtype=torch.float16))
     damage_adapter(run)
     with pytest.raises(UserError, match=r"adapter of model\.layers"):
         merge([run], tmp_path / "x", EXACT)

@@ -75,13 +75,13 @@ class BaseWeights:
 
 
 def _locate(model: PreTrainedModel, weights: Weights) -> dict[str, str]:
-    """Parameter → tensor in the files; base models are stored with or without their prefix.
+    """Parameter (or kept buffer) → tensor in the files, which may leave out the base's prefix.
 
     Raises:
         UserError: the files hold a parameter in another shape than the model computes with.
     """
     prefix = f"{model.base_model_prefix}."
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found: dict[str, str] = {}
     for stored in weights:
         for name in (stored, prefix + stored, stored.removeprefix(prefix)):
@@ -89,7 +89,8 @@ def _locate(model: PreTrainedModel, weights: Weights) -> dict[str, str]:
                 found[name] = stored
                 break
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    missing = [name for name in expected if name not in found and name not in tied]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    missing = [name for name in parameters if name not in found and name not in tied]
     if missing:
         raise UserError(
             f"this model computes with {missing[0]}, which its files store in another form "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from luthier.data.template import stop_token_ids
+from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.export.card import write_card
 from luthier.export.combine import combine
@@ -98,8 +99,11 @@ def merge(
             weight is no number.
     """
     refuse_occupied(out)
-    recipe = _common_recipe(runs)
+    recipe = _common_recipe(runs, bool(options.weights))
     weights = options.weights or tuple(1 / len(runs) for _ in runs)
+    rows: dict[str, list[TokenRow]] = {}
+    if options.check_rows:  # before the long part, since there may be none
+        rows = {str(run.root): check_rows(run, options.check_rows) for run in runs}
     with tempfile.TemporaryDirectory() as scratch:
         adapter = runs[0].adapter_path
         if len(runs) > 1 or weights != (1.0,):
@@ -116,8 +120,8 @@ def merge(
             )
             on_progress("combining", 1, 1)
         merged = _write(recipe, runs[0], adapter, out, options, on_progress)
-        if options.check_rows:
-            merged.checks.update(_compare(runs, recipe, adapter, merged, options, on_progress))
+        if rows:
+            merged.checks.update(_compare(runs[0], recipe, adapter, merged, rows, on_progress))
     if len(runs) == 1:
         write_card(runs[0], out, "safetensors", _facts(merged))
     return merged
@@ -151,14 +155,15 @@ def refuse_occupied(out: Path) -> None:
         raise UserError(f"{out} exists already; choose another place, or delete it first")
 
 
-def _common_recipe(runs: Sequence[Run]) -> Recipe:
+def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
     recipes = [run.recipe() for run in runs]
     for run in runs:
         if not run.finished:
             raise UserError(f"{run.root} has not finished training; run `luthier train` on it")
     first = recipes[0]
-    if len(runs) > 1 and any(recipe.method.name == "full" for recipe in recipes):
-        raise UserError("only adapters can be combined, and one of these runs is a full one")
+    several = len(runs) > 1 or weighted
+    if several and any(recipe.method.name == "full" for recipe in recipes):
+        raise UserError("only adapters can be weighted and combined; a full run has none")
     for run, recipe in zip(runs[1:], recipes[1:], strict=True):
         mine, theirs = (_what_it_learned_on(r) for r in (first, recipe))
         differ = [key for key in mine if mine[key] != theirs[key]]
@@ -199,7 +204,12 @@ def _write(
 
     def make(name: str) -> Tensor:
         value = model(name)
-        return value.to(dtype) if value.is_floating_point() else value
+        if not value.is_floating_point():
+            return value
+        cast = value.to(dtype)
+        if not cast.isfinite().all():
+            raise UserError(f"{name} does not fit {dtype}: its largest is {value.abs().max():g}")
+        return cast
 
     with staged_folder(out) as folder:
         size = write_shards(
@@ -236,26 +246,32 @@ def write_companions(folder: Path, model: TunedWeights, dtype: torch.dtype) -> N
         generation = GenerationConfig.from_model_config(config)
     generation.eos_token_id = stop_token_ids(tokenizer)
     generation.pad_token_id = tokenizer.pad_token_id
-    generation.save_pretrained(str(folder))
+    try:
+        generation.save_pretrained(str(folder))
+    except ValueError:  # settings that contradict each other, as some models ship them
+        GenerationConfig(
+            bos_token_id=generation.bos_token_id,
+            eos_token_id=generation.eos_token_id,
+            pad_token_id=generation.pad_token_id,
+        ).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     for file in [*source.glob("*.py"), *source.glob("LICENSE*")]:
         shutil.copyfile(file, folder / file.name)
 
 
 def _compare(
-    runs: Sequence[Run],
+    run: Run,
     recipe: Recipe,
     adapter: Path,
     merged: Merged,
-    options: MergeOptions,
+    rows: dict[str, list[TokenRow]],
     on_progress: OnProgress,
 ) -> dict[str, Difference]:
     """Base and adapter against the merged model, on held-out rows of each run."""
-    rows = {str(run.root): check_rows(run, options.check_rows) for run in runs}
     on_progress("comparing", 0, 2)
     if recipe.method.name == "full":
         before_model: nn.Module = load_model(
-            runs[0].model_path,
+            run.model_path,
             torch.float32,
             device=pick_device(),
             trust_remote_code=recipe.model.trust_remote_code,

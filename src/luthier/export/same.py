@@ -67,7 +67,7 @@ def check_rows(run: Run, limit: int) -> list[TokenRow]:
     chosen = sample(rows, limit, recipe.train.seed)
     tokens = tokenise(chosen, recipe.data, Tokenizer(tokenizer, recipe.data.train_on))
     if not any(any(row.supervised) for row in tokens):
-        raise UserError(f"{run.root} has no row left to compare on; use --no-check")
+        raise UserError(f"{run.root} has no row to compare on; use --check-rows 0")
     return tokens
 
 
