@@ -1,10 +1,11 @@
 """Merge and export runs of the real model: what each step changes, and what llama.cpp answers.
 
-    python benchmarks/bench_export.py RUN [RUN…]
+    python benchmarks/bench_export.py [--types] RUN [RUN…]
 
-Prints, for each run: base + adapter against the merged model in float32 and in the run's dtype (for
-QLoRA also merged onto the published weights); each GGUF type with size, rounding and perplexity; and
-where `make llama-cpp` was run, on how many held-out prompts llama.cpp's greedy answer is the run's own.
+Prints, for each run: base + adapter against the merged model in float32 and in bfloat16 (for QLoRA
+also merged onto the published weights). With --types also each GGUF type with size, rounding and
+perplexity and, where `make llama-cpp` was run, on how many held-out prompts llama.cpp's greedy answer
+is the run's own.
 """
 
 import math
@@ -31,14 +32,15 @@ PROMPTS, NEW = 16, 48
 
 
 def main() -> None:
-    for path in map(Path, sys.argv[1:]):
+    for path in (Path(argument) for argument in sys.argv[1:] if argument != "--types"):
         run = open_run(path)
         recipe = run.recipe()
         provenance = recipe.provenance or {}
         print(f"== {path.name}: {recipe.method.name}, {provenance['dtype']}")
         with tempfile.TemporaryDirectory() as scratch:
             merges(run, Path(scratch), recipe.method.name)
-            types(run, Path(scratch))
+            if "--types" in sys.argv:
+                types(run, Path(scratch))
 
 
 def merges(run: Run, scratch: Path, method: str) -> None:
@@ -54,7 +56,8 @@ def merges(run: Run, scratch: Path, method: str) -> None:
         print(
             f"{name}: loss {check.loss_before:.6f} -> {check.loss_after:.6f}, logits differ by "
             f"{check.logits_mean:.2e} on average, {check.logits_max:.2e} at most, KL {check.kl:.2e}, "
-            f"same token {check.same_top:.2%} of {check.positions}"
+            f"same token {check.same_top:.2%} of {check.positions}",
+            flush=True,
         )
 
 

@@ -39,7 +39,7 @@ def full_run(
         model = type(model)._from_config(model.config, dtype=torch.float32).eval()
     with torch.no_grad():  # random models say the same of everything; make differences show
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
+            if name.endswith(("norm.weight", ".bias")):
                 parameter += 0.3 * torch.randn_like(parameter)
             elif parameter.ndim == 2:
                 parameter *= 3

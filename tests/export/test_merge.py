@@ -257,6 +257,20 @@ def test_what_cannot_be_merged_says_why(
     assert not (tmp_path / "x").exists() and not list(tmp_path.glob(".*.tmp"))
 
 
+def test_a_damaged_base_is_named(
+    make_recipe: Callable[..., Recipe], train: Callable[..., Run], tmp_path: Path
+) -> None:
+    source = save_tiny(tmp_path / "base")
+    run = train(make_recipe(f"model.source={source}"))
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        merge([run], tmp_path / "x", MergeOptions(check_rows=0))
+    file.unlink()
+    with pytest.raises(UserError, match="lacks its weights"):
+        merge([run], tmp_path / "x", MergeOptions(check_rows=0))
+
+
 def stored(folder: Path) -> set[str]:
     return set(tensors(folder))
 

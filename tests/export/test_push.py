@@ -39,6 +39,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             elif self.path == "/api/repos/create":
                 made.created.append(json.loads(body))
                 self.answer({"url": f"{made.address}/me/tiny", "name": "me/tiny"})
+            elif self.path == "/api/validate-yaml":
+                assert "luthier" in json.loads(body)["content"]
+                self.answer({"errors": [], "warnings": []})
             elif "/preupload/" in self.path:
                 asked = json.loads(body)["files"]
                 self.answer(

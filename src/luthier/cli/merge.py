@@ -92,7 +92,7 @@ def merge(
     if merged.untied:
         out.print("the output layer has weights of its own now: the adapter changed one end alone")
     for name, check in merged.checks.items():
-        show_difference(f"on held-out rows of {name}", check, ("base + adapter", "merged"))
+        show_difference(f"on rows of {name}", check, ("base + adapter", "merged"))
     out.print(str(merged.folder), highlight=False, soft_wrap=True)
 
 
@@ -126,7 +126,7 @@ def show_difference(title: str, check: "Difference", names: tuple[str, str]) -> 
     table = Table("", *names, title=title, title_justify="left", title_style="")
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("validation loss", f"{check.loss_before:.5f}", f"{check.loss_after:.5f}")
+    table.add_row("loss (nats a token)", f"{check.loss_before:.5f}", f"{check.loss_after:.5f}")
     table.add_row(
         "perplexity", f"{math.exp(check.loss_before):.4f}", f"{math.exp(check.loss_after):.4f}"
     )

@@ -1,5 +1,6 @@
 """Does a GGUF file answer as the model did? Loaded again by Transformers, and asked."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from luthier.export.same import (
     outputs,
 )
 from luthier.generate.answer import Prompt, Sampling, answer_all
+from luthier.models.dtype import pick_device
 from luthier.models.tuned import load_tuned
 from luthier.run import Run
 
@@ -114,7 +116,12 @@ def check_gguf(
         _compare_shape(file, AutoConfig.from_pretrained(**place), config)
         # With the source's config: the reader leaves out what it has no word for (the width of a
         # head, rotary scaling), though the file says it.
-        model = AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            **place,
+            config=copy.deepcopy(config),
+            dtype=getattr(torch, ref.arithmetic),
+            device_map=str(pick_device()),
+        )
         theirs = AutoTokenizer.from_pretrained(**place)
     except UserError:
         raise

@@ -34,6 +34,6 @@ def push(folder: Path, repo_id: str, public: bool = False) -> str:
                 "may write"
             ) from None
         raise UserError(f"the hub refused {repo_id}: {error}; {folder} is whole") from error
-    except OSError as error:
+    except Exception as error:  # of its HTTP client, whichever that is; nothing of ours runs there
         raise UserError(f"the hub does not answer: {error}; {folder} is whole") from error
     return str(where)
