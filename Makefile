@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench format setup clean
+.PHONY: demo test lint bench llama-cpp format setup clean
 
 demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
 	$(BIN)/luthier demo
@@ -23,7 +23,11 @@ format: $(READY)
 
 bench: $(READY)  ## measure on this machine; benchmarks/RESULTS.md keeps what was found
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/bench_export.py,$(wildcard benchmarks/bench_*.py)); do $(BIN)/python $$script || exit 1; done
+
+llama-cpp:  ## a real llama.cpp in an environment of its own; the tests of GGUF files then use it
+	$(PYTHON) -m venv .venv-llama-cpp
+	.venv-llama-cpp/bin/python -m pip install --quiet --only-binary :all: xllamacpp==2026.10.11549
 
 setup: $(READY)
 
@@ -35,4 +39,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) .venv-llama-cpp build dist src/*.egg-info

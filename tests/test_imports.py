@@ -29,10 +29,11 @@ ALLOWED = {
         *("recipe", "run", "models", "data", "advise"),
         *("train", "generate", "evaluate", "retrieve"),
     },
+    "export": {"recipe", "run", "models", "data", "kernels", "generate"},
     "demo": {"recipe", "run", "train", "evaluate"},
     "cli": {
         *("recipe", "run", "models", "data", "advise", "plan"),
-        *("train", "generate", "evaluate", "retrieve", "compare", "demo"),
+        *("train", "generate", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }
 FREE = {"errors", "files", "__version__"}

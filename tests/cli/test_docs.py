@@ -3,11 +3,14 @@
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers import Cli, write_rows
+from typer.testing import CliRunner
 
+from luthier.recipe import Recipe
 from luthier.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +80,31 @@ def test_the_commands_of_the_evaluation_guide(cli: Cli, tiny_model: Path, tmp_pa
         fell_short = 1 if line[0] == "gate" else 0  # four steps teach nothing
         assert done.returncode == fell_short, (line, done.stderr)
     assert (tmp_path / "runs/first/report.html").is_file()
+
+
+def test_the_commands_of_the_export_guide(
+    make_recipe: Callable[..., Recipe],
+    train: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Word for word, in this process, on two runs of the tiny model."""
+    from luthier.cli.main import app
+
+    short = ("train.max_steps=2", "train.eval_steps=2", "train.save_steps=2")
+    for name in ("first", "second"):
+        train(make_recipe(*short, f"run.name={name}"))
+    write_rows(tmp_path / "questions.jsonl", [{"prompt": f"Number {n}?"} for n in range(3)])
+    monkeypatch.chdir(tmp_path)
+    typed = commands("docs/export.md")
+    shapes = [line[3] for line in typed if line[0] == "export"]
+    assert shapes == ["gguf", "ollama", "adapter-gguf", "safetensors"]
+    for line in typed:
+        done = CliRunner().invoke(app, line)
+        assert done.exit_code == 0, (line, done.output, done.exception)
+    for made in ("merged", "both", *(f"runs/first/{shape}" for shape in shapes)):
+        assert (tmp_path / made).is_dir(), made
+    assert (tmp_path / "answers.jsonl").read_text("utf-8").count("\n") == 3
 
 
 @pytest.mark.real

@@ -219,7 +219,13 @@ def _p(value: float) -> str:
 
 def show_confusion(confusion: dict[str, Any]) -> None:
     """The tuned model's labels, a row a true one."""
-    table = Table("tuned: true \\ said", *(Column(Text(label)) for label in confusion["labels"]), "none", "recall", "F1")
+    table = Table(
+        "tuned: true \\ said",
+        *(Column(Text(label)) for label in confusion["labels"]),
+        "none",
+        "recall",
+        "F1",
+    )
     for label, counts, recall, f1 in zip(
         confusion["labels"],
         confusion["counts"],

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
-from luthier.errors import UserError
+from luthier.cli.evaluate import evaluation_progress
+from luthier.errors import Interrupted, UserError
 from luthier.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -35,8 +36,16 @@ Compare = Annotated[bool, typer.Option("--compare", help="Show base and tuned, o
 def generate(
     run_path: RunPath,
     prompt: Annotated[
-        list[str], typer.Option("--prompt", "-p", help="What to ask; '-' reads stdin. Repeatable.")
-    ],
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="What to ask; '-' reads stdin. Repeatable."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--input", help="Rows to answer, in any format of training data.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the answers to --input go, one JSON object a line.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers made at once.")] = 8,
     system: System = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -54,13 +63,23 @@ def generate(
     A run that learned plain text goes on from the prompt instead.
 
     Example: `luthier generate runs/demo -p "List files over 1 MB" --compare`
+
+    A whole file, which the same command goes on with after Ctrl-C or a kill:
+    `luthier generate runs/demo --input questions.jsonl --output answers.jsonl`
     """
     run = open_run(run_path)
+    if (source is None) != (output is None) or (source is None) == (not prompt):
+        raise UserError("give either --prompt, or --input and --output")
     from luthier.data.template import Messages
     from luthier.generate.answer import Sampling, answer_all
 
-    questions = [sys.stdin.read() if text == "-" else text for text in prompt]
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+    if source is not None and output is not None:
+        if compare or system:
+            raise UserError("--compare and --system are for --prompt, not for --input")
+        _answer_file(run, source, output, sampling, batch_size, base, adapter_scale, as_json)
+        return
+    questions = [sys.stdin.read() if text == "-" else text for text in prompt or []]
     models = _load(run, adapter_scale)
 
     def as_prompt(question: str) -> Messages | str:
@@ -70,7 +89,7 @@ def generate(
     for side in _sides(base, compare):
         with _pick(models, side) as model:
             answers[side] = answer_all(
-                model, models.tokenizer, [as_prompt(q) for q in questions], sampling, batch_size=8
+                model, models.tokenizer, [as_prompt(q) for q in questions], sampling, batch_size
             )
     if as_json:
         rows = [
@@ -84,6 +103,46 @@ def generate(
             if len(answers) > 1:
                 out.print(f"[bold]{side}:[/]")
             print(texts[i].strip())
+
+
+def _answer_file(
+    run: Run,
+    source: str,
+    output: Path,
+    sampling: "Sampling",
+    batch_size: int,
+    base: bool,
+    adapter_scale: float,
+    as_json: bool,
+) -> None:
+    from luthier.generate.batch import answer_file
+
+    side = _sides(base, False)[0]
+    try:
+        with err.status("loading"):
+            models = _load(run, adapter_scale)
+        with evaluation_progress() as on_progress, _pick(models, side) as model:
+            done = answer_file(
+                model,
+                models.tokenizer,
+                source,
+                output,
+                sampling,
+                batch_size,
+                f"{side} of {run.root.resolve()}, scale {adapter_scale:g}",
+                lambda rows, total: on_progress("answering", rows, total),
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; what was answered is in {output}.part, and the same command goes on from it"
+        ) from None
+    if as_json:
+        print_json({"output": str(output), **vars(done)})
+        return
+    before = f", {done.resumed} of them before" if done.resumed else ""
+    out.print(f"{done.rows} rows answered{before}: {output}", highlight=False, soft_wrap=True)
+    if done.errors:
+        err.print(f"{done.errors} rows could not be asked: see their 'error'", style="yellow")
 
 
 @app.command()

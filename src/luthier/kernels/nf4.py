@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor
+from transformers import BitsAndBytesConfig
 
 
 def is_4bit(layer: Any) -> bool:
@@ -19,3 +20,18 @@ def plain_weight(layer: Any, dtype: torch.dtype) -> Tensor:
         return plain
     expanded: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     return expanded.to(dtype)
+
+
+def through_4bit(weight: Tensor, config: BitsAndBytesConfig, blocksize: int) -> Tensor:
+    """What a layer that keeps ``weight`` (out, in) in 4 bits computes with, in its dtype.
+
+    Bit for bit what loading it with ``config`` gives, on the device of ``weight``.
+    """
+    packed, state = quantize_4bit(
+        weight.contiguous(),
+        blocksize=blocksize,
+        compress_statistics=config.bnb_4bit_use_double_quant,
+        quant_type=config.bnb_4bit_quant_type,
+    )
+    expanded: Tensor = dequantize_4bit(packed, state)
+    return expanded

@@ -54,8 +54,8 @@ def attach_adapter(model: PreTrainedModel, method: MethodGroup, on_meta: bool = 
         ) from error
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the saved adapter of ``folder`` on it, for inference.
+def load_adapter(model: PreTrainedModel, folder: Path, name: str = "default") -> PeftModel:
+    """The model with the saved adapter of ``folder`` on it as ``name``, for inference.
 
     Raises:
         UserError: the folder holds no adapter, or one for another model.
@@ -63,7 +63,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no adapter; has the run finished?")
     try:
-        return PeftModel.from_pretrained(model, str(folder))
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"the adapter in {folder} does not fit the model: {error}") from error
 

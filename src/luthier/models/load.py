@@ -79,14 +79,18 @@ def _guard_4bit_layers(model: PreTrainedModel) -> None:
     for name, module in model.named_modules():
         if not isinstance(module, Linear4bit) or module.weight.device.type != "cpu":
             continue
-        blocksize = module.weight.quant_state.blocksize
-        if module.in_features % blocksize:
-            raise UserError(
-                f"qlora cannot run this model on a CPU: the {module.in_features} inputs of {name} "
-                f"are not a multiple of {blocksize}, which its 4-bit library needs there; "
-                "use method.name lora, or a GPU"
-            )
+        refuse_cut_blocks(name, module.in_features, module.weight.quant_state.blocksize)
         module.support_avx512bf16_for_cpu = False
+
+
+def refuse_cut_blocks(name: str, in_features: int, blocksize: int) -> None:
+    """Raise where bitsandbytes would expand the 4-bit weights of a layer wrongly on a CPU."""
+    if in_features % blocksize:
+        raise UserError(
+            f"qlora cannot run this model on a CPU: the {in_features} inputs of {name} "
+            f"are not a multiple of {blocksize}, which its 4-bit library needs there; "
+            "use method.name lora, or a GPU"
+        )
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -1,0 +1,133 @@
+"""`luthier export`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.evaluate import evaluation_progress
+from luthier.errors import UserError
+from luthier.export.options import GgufType, Shape
+from luthier.run import open_run
+
+
+@app.command()
+def export(
+    run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    shape: Annotated[Shape, typer.Option("--to", help="What to make of it.")],
+    types: Annotated[
+        list[GgufType] | None,
+        typer.Option("--type", help="Of GGUF weights; repeat for several files. Default: q8_0."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; else RUN/<what>.")
+    ] = None,
+    check_rows: Annotated[
+        int, typer.Option(min=0, help="Held-out rows to compare with the run on; 0: none.")
+    ] = 64,
+    push: Annotated[
+        str | None, typer.Option(help="Upload to this hub repository too: owner/name.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Push for all to see.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a run ready for where it will answer, with a model card.
+
+    - `gguf`: llama.cpp's file, adapter merged, tokenizer and chat template inside
+    - `ollama`: the same and a Modelfile with the template in Ollama's language
+    - `safetensors`: a Transformers folder, as `luthier merge`
+    - `adapter-gguf`: the adapter alone, for llama.cpp's --lora
+
+    Each file is read back: all tensors against the weights, then its answers, tokens and perplexity
+    against the run's own on held-out rows.
+
+    Example: `luthier export runs/first --to gguf --type f16 --type q4_0`
+    """
+    run = open_run(run_path)
+    if types and shape not in ("gguf", "ollama"):
+        raise UserError(f"--type is of GGUF weights; --to {shape} takes none")
+    if shape == "ollama" and types and len(types) > 1:
+        raise UserError("a Modelfile names one file: give one --type with --to ollama")
+    if public and push is None:
+        raise UserError("--public says how to --push; name a repository: --push owner/name")
+    from luthier.export.export import export as export_run
+
+    folder = to or run.root / shape
+    chosen: list[GgufType] = list(dict.fromkeys(types or ["q8_0"]))
+    with evaluation_progress() as on_progress:
+        result = export_run(run, shape, folder, chosen, check_rows, on_progress)
+    if push is not None:
+        from luthier.export.push import push as upload
+
+        with err.status(f"uploading to {push}"):
+            result["pushed"] = upload(folder, push, public)
+    if as_json:
+        print_json(result)
+        return
+    _show(result)
+    if "pushed" in result:
+        out.print(f"uploaded: {result['pushed']}", highlight=False, soft_wrap=True)
+    out.print(str(folder), highlight=False, soft_wrap=True)
+
+
+def _show(result: dict[str, Any]) -> None:
+    if result["shape"] == "safetensors":
+        out.print(
+            f"{result['bytes'] / 2**20:,.1f} MiB of {result['dtype']} weights and a model card"
+        )
+        for check in result["checks"].values():
+            out.print(
+                f"loss {check['loss_before']:.5f} → {check['loss_after']:.5f}, the same likeliest "
+                f"token at {check['same_top']:.2%} of {check['positions']} positions",
+                highlight=False,
+            )
+        return
+    if result["shape"] == "adapter-gguf":
+        for file in result["files"]:
+            out.print(f"{file['file']}: {file['layers']} layers, {file['bytes'] / 2**20:,.1f} MiB")
+        return
+    _show_files(result["files"])
+
+
+def _show_files(files: list[dict[str, Any]]) -> None:
+    import math
+
+    table = Table("file")
+    for column in ("MiB", "rounding", "perplexity", "KL", "same token", "same answers"):
+        table.add_column(column, justify="right")
+    before: dict[str, Any] | None = None
+    for file in files:
+        check = file.get("check") or {}
+        difference = check.get("difference")
+        cells = [f"{file['bytes'] / 2**20:,.1f}", f"{file['rms_error']:.2%}"]
+        if difference is not None:
+            before = difference
+            cells += [
+                f"{math.exp(difference['loss_after']):.4f}",
+                f"{difference['kl']:.2g}",
+                f"{difference['same_top']:.1%}",
+                f"{check['same_answers']} of {check['answers']}",
+            ]
+        table.add_row(file["file"], *cells, *["–"] * (6 - len(cells)))
+    out.print(table)
+    if before is not None:
+        out.print(
+            f"the run itself: perplexity {math.exp(before['loss_before']):.4f} on {before['rows']} "
+            f"rows, {before['tokens']:,} tokens; every tensor was read back",
+            highlight=False,
+        )
+    for note in dict.fromkeys(note for file in files for note in _notes(file)):
+        out.print(f"[yellow]note:[/] {note}", highlight=False)
+
+
+def _notes(file: dict[str, Any]) -> list[str]:
+    check = file.get("check") or {}
+    notes = [*file["notes"], *check.get("notes", [])]
+    if check.get("same_tokens", 0) < check.get("texts", 0):
+        notes.append(
+            f"Transformers cuts {check['same_tokens']} of {check['texts']} texts into the same tokens "
+            "when it reads the tokenizer back"
+        )
+    return notes

@@ -1,0 +1,140 @@
+"""`luthier merge`."""
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.evaluate import evaluation_progress
+from luthier.errors import UserError
+from luthier.export.options import Combination, Onto
+from luthier.run import open_run
+
+if TYPE_CHECKING:
+    from luthier.export.same import Difference
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+RunPaths = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="One finished run, or several to combine.")
+]
+Dtype = Annotated[
+    DtypeName, typer.Option(help="Of the merged weights; auto: what the run computed in.")
+]
+
+
+@app.command()
+def merge(
+    run_paths: RunPaths,
+    to: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must not exist.")],
+    dtype: Dtype = "auto",
+    onto: Annotated[
+        Onto,
+        typer.Option(
+            help="The base as training saw it (its dtype, its 4 bits), or as it was published."
+        ),
+    ] = "trained",
+    weights: Annotated[
+        str | None, typer.Option(help="Weight of each run, as 0.7,0.3; else equal shares.")
+    ] = None,
+    combination: Annotated[
+        Combination, typer.Option(help="How several adapters become one; cat is the exact sum.")
+    ] = "cat",
+    density: Annotated[
+        float, typer.Option(min=0, max=1, help="Share that ties, dare and magnitude_prune keep.")
+    ] = 0.5,
+    max_shard_size: Annotated[
+        str, typer.Option(help="Largest file of weights, and the memory a merge takes.")
+    ] = "2GB",
+    check_rows: Annotated[
+        int, typer.Option(min=0, help="Held-out rows to compare outputs on; 0: no comparison.")
+    ] = 64,
+    as_json: Json = False,
+) -> None:
+    """Fold a run's adapter into its base: one folder that Transformers loads alone.
+
+    Merges in float32, tensor by tensor. A QLoRA adapter goes onto the 4-bit weights it was trained
+    against, expanded; `--onto original` goes onto the published ones instead and shows the cost.
+    Then base + adapter and the merged model are run on the same held-out rows.
+
+    Example: `luthier merge runs/first --out merged`
+
+    Several: `luthier merge runs/a runs/b --weights 0.7,0.3 --combination svd --out both`
+    """
+    runs = [open_run(path) for path in run_paths]
+    import torch
+
+    from luthier.export.merge import MergeOptions
+    from luthier.export.merge import merge as merge_runs
+
+    options = MergeOptions(
+        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        onto=onto,
+        weights=_numbers(weights, len(runs)),
+        combination=combination,
+        density=density,
+        max_shard_bytes=parse_size(max_shard_size),
+        check_rows=check_rows,
+    )
+    with evaluation_progress() as on_progress:
+        merged = merge_runs(runs, to, options, on_progress)
+    if as_json:
+        print_json(merged.as_dict())
+        return
+    if merged.layers:
+        what = f"{merged.layers} layers merged onto the base as {_ONTO[merged.onto]}"
+    else:
+        what = "a full run: there was nothing to merge, the weights were copied"
+    out.print(f"{what}; {merged.dtype}, {merged.bytes / 2**20:,.1f} MiB in {merged.files} file(s)")
+    if merged.untied:
+        out.print("the output layer has weights of its own now: the adapter changed one end alone")
+    for name, check in merged.checks.items():
+        show_difference(f"on rows of {name}", check, ("base + adapter", "merged"))
+    out.print(str(merged.folder), highlight=False, soft_wrap=True)
+
+
+_ONTO = {"trained": "training saw it", "original": "published"}
+
+
+def _numbers(text: str | None, count: int) -> tuple[float, ...]:
+    if text is None:
+        return ()
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--weights takes numbers such as 0.7,0.3, not '{text}'") from None
+    if len(numbers) != count:
+        raise UserError(f"--weights has {len(numbers)} numbers for {count} run(s)")
+    return numbers
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``2GB``, ``500MB``, ``100KB`` or a plain number."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.strip().upper())
+    size = int(float(match[1]) * units[match[2] or ""]) if match else 0
+    if size < 1:
+        raise UserError(f"--max-shard-size takes a size such as 2GB or 500MB, not '{text}'")
+    return size
+
+
+def show_difference(title: str, check: "Difference", names: tuple[str, str]) -> None:
+    """Loss and perplexity of both models, and how far their outputs are apart."""
+    table = Table("", *names, title=title, title_justify="left", title_style="")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("loss (nats a token)", f"{check.loss_before:.5f}", f"{check.loss_after:.5f}")
+    table.add_row(
+        "perplexity", f"{math.exp(check.loss_before):.4f}", f"{math.exp(check.loss_after):.4f}"
+    )
+    out.print(table)
+    out.print(
+        f"  {check.rows} rows, {check.tokens:,} tokens, computed in {check.arithmetic}; logits differ "
+        f"by {check.logits_mean:.2g} on average, {check.logits_max:.2g} at most;\n"
+        f"  KL {check.kl:.2g} nats a token; the same likeliest token at {check.same_top:.2%} of "
+        f"{check.positions} positions",
+        highlight=False,
+    )

@@ -1,0 +1,65 @@
+"""Rows to ask a model: any format of ``formats.py``, with or without the answer."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.data.conversation import Message, Origin
+from luthier.data.formats import detect_format, to_conversation, unknown_format
+from luthier.data.readers import BadRow
+from luthier.data.turns import as_turns
+
+_NO_ANSWER = "-"  # stands where a row has none, so that it reads as one that has
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask: ``prompt`` (messages, or text to go on from).
+
+    Attributes:
+        reference: the answer that the row came with, if any.
+        extra: the row's other fields.
+    """
+
+    origin: Origin
+    prompt: tuple[Message, ...] | str
+    reference: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def to_question(row: dict[str, Any], origin: Origin) -> Question:
+    """Read a row as a question.
+
+    Raises:
+        BadRow: it fits no format, or something but its answer is wrong.
+    """
+    filled = _with_an_answer(row)
+    whole = filled if filled is not None else row
+    kind = detect_format(whole)
+    if kind is None:
+        raise BadRow(origin, unknown_format(row))
+    read = to_conversation(whole, kind, origin)
+    if read.text is not None:
+        return Question(origin, read.text, extra=read.extra)
+    reference = None if filled is not None else read.reference
+    return Question(origin, read.prompt, reference, read.extra)
+
+
+def _with_an_answer(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A copy with a stand-in where the answer is missing; None where it is there."""
+    for key in ("messages", "conversations"):
+        if key in row:
+            turns = as_turns(row[key])
+            if not turns or not isinstance(turns[-1], dict):
+                return None
+            last = str(turns[-1].get("role", turns[-1].get("from"))).lower()
+            if last not in ("user", "human", "tool", "observation", "function"):
+                return None
+            return {**row, key: [*turns, {"role": "assistant", "content": _NO_ANSWER}]}
+    for question, answer in (("instruction", "output"), ("prompt", "completion")):
+        if question in row and "chosen" not in row and not row.get(answer):
+            turns = as_turns(row[question])
+            stand_in: Any = _NO_ANSWER
+            if turns is not None:
+                stand_in = [{"role": "assistant", "content": _NO_ANSWER}]
+            return {**row, answer: stand_in}
+    return None

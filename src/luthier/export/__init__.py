@@ -1,0 +1,1 @@
+"""From a run folder to what is deployed: merged weights, GGUF, Ollama, a model card."""

@@ -1,0 +1,153 @@
+"""A model card written from the run folder: what it was made of, how, and how good it is."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from luthier.files import write_text
+from luthier.models.known import KNOWN_MODELS
+from luthier.recipe import Recipe, hub_dataset
+from luthier.run import Run
+
+_RELATION = {"adapter-gguf": "adapter", "gguf": "quantized", "ollama": "quantized"}
+_METRICS = {
+    "exact_match": "exact match",
+    "rouge_l": "ROUGE-L (F1)",
+    "chrf": "chrF",
+    "sql_execution": "SQL execution accuracy",
+}
+
+
+def write_card(run: Run, folder: Path, shape: str, facts: dict[str, Any]) -> None:
+    """Write ``README.md`` into ``folder``, with metadata that the hub reads.
+
+    Args:
+        shape: what the folder holds: safetensors, gguf, ollama or adapter-gguf.
+        facts: what only the export knows: ``files`` (one a line, with what it is), ``use`` (how to
+            use it, as a fenced block) and ``checks`` (lines of Markdown).
+    """
+    recipe = run.recipe()
+    evaluation = _read(run.evaluation_path)
+    measured = _read(run.measured_path)
+    parts = [
+        f"# {run.root.name}",
+        _summary(recipe),
+        "## Use",
+        facts["use"],
+        "## Files",
+        "\n".join(f"- {line}" for line in facts["files"]),
+        "## Training",
+        _training(recipe, measured, _read(run.data_report_path)),
+        "## Evaluation",
+        _evaluation(evaluation, measured),
+    ]
+    if facts["checks"]:
+        parts += ["## Checked on export", "\n".join(facts["checks"])]
+    yaml = _metadata(run, recipe, shape).to_yaml()
+    write_text(folder / "README.md", f"---\n{yaml}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _metadata(run: Run, recipe: Recipe, shape: str) -> ModelCardData:
+    known = KNOWN_MODELS.get(recipe.model.source)
+    hub_id = base_on_the_hub(recipe)
+    datasets = [found[0] for source in recipe.train_files if (found := hub_dataset(source))]
+    merged = "finetune" if recipe.method.name == "full" else "merge"
+    return ModelCardData(
+        base_model=hub_id,
+        base_model_relation=_RELATION.get(shape, merged) if hub_id else None,
+        license=known.licence.lower() if known else None,
+        library_name="transformers" if shape == "safetensors" else "gguf",
+        pipeline_tag="text-generation",
+        datasets=datasets or None,
+        tags=["luthier", recipe.method.name],
+        model_name=run.root.name,
+    )
+
+
+def base_on_the_hub(recipe: Recipe) -> str | None:
+    """The base's id on the hub; None where it was a file or folder, whose place is nobody's matter."""
+    known = KNOWN_MODELS.get(recipe.model.source)
+    if known:
+        return known.hub_id
+    origin = str((recipe.provenance or {}).get("model", ""))
+    return origin.removeprefix("hub ") if origin.startswith("hub ") else None
+
+
+def _summary(recipe: Recipe) -> str:
+    base = base_on_the_hub(recipe)
+    name = f"[{base}](https://huggingface.co/{base})" if base else Path(recipe.model.source).name
+    how = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.method.name]
+    version = (recipe.provenance or {}).get("versions", {}).get("luthier", "")
+    return f"{name}, fine-tuned by {how} with Luthier {version}".rstrip() + "."
+
+
+def _training(recipe: Recipe, measured: dict[str, Any], report: dict[str, Any]) -> str:
+    method, train = recipe.method, recipe.train
+    sources = ", ".join(
+        source if hub_dataset(source) else Path(source).name for source in recipe.train_files
+    )
+    rows = report.get("rows", {})
+    lines = [f"data: {sources}"]
+    if rows:
+        lines.append(f"rows: {rows['train']:,} to train on, {rows['validation']:,} held out")
+    lines.append(f"loss on: {recipe.data.train_on}; rows up to {recipe.data.max_length:,} tokens")
+    if method.name != "full":
+        kind = "".join(
+            name
+            for name, on in ((", rank-stabilised", method.use_rslora), (", DoRA", method.use_dora))
+            if on
+        )
+        lines.append(
+            f"adapter: r={method.lora_r}, alpha={method.lora_alpha}, dropout="
+            f"{method.lora_dropout}, on {method.target_modules}{kind}"
+        )
+    if method.name == "qlora":
+        twice = ", doubly quantised" if method.bnb_4bit_use_double_quant else ""
+        lines.append(f"base while training: {method.bnb_4bit_quant_type} 4 bits{twice}")
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    lines.append(
+        f"{train.optim}, learning rate {train.learning_rate:g}, {train.lr_scheduler_type}, "
+        f"{batch} rows a step, seed {train.seed}"
+    )
+    if "tokens" in measured:
+        lines.append(
+            f"{measured['steps']:,} steps, {measured['tokens']:,} tokens, "
+            f"{measured['seconds'] / 60:.1f} minutes on {measured['device']} in {measured['dtype']}; "
+            f"the weights are those of step {measured['best_step']:,}"
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _evaluation(evaluation: dict[str, Any], measured: dict[str, Any]) -> str:
+    if not evaluation:
+        best = measured.get("best_eval_loss")
+        if best is None:
+            return "Not evaluated."
+        return (
+            f"Validation loss {best:.4f} nats a token, perplexity {math.exp(best):.3f}; "
+            "not compared with the base."
+        )
+    lines = [
+        f"On {evaluation['rows']:,} held-out rows ({evaluation['supervised_tokens']:,} tokens), "
+        f"{evaluation['answered_rows']:,} of them answered greedily:",
+        "",
+        "| | base | tuned |",
+        "|---|---|---|",
+    ]
+    for key, label in {"perplexity": "perplexity", **_METRICS}.items():
+        if key in evaluation["base"]:
+            cells = [evaluation[side][key] for side in ("base", "tuned")]
+            shown = [f"{c:.3f}" if key == "perplexity" else f"{c:.1%}" for c in cells]
+            lines.append(f"| {label} | {shown[0]} | {shown[1]} |")
+    return "\n".join(lines)

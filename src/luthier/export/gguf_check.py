@@ -1,0 +1,162 @@
+"""Does a GGUF file answer as the model did? Loaded again by Transformers, and asked."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from luthier.data.conversation import Conversation
+from luthier.data.prepare import held_out, trained_on
+from luthier.data.split import sample
+from luthier.data.tokens import TokenRow
+from luthier.errors import UserError
+from luthier.export.same import (
+    Difference,
+    Outputs,
+    check_rows,
+    difference,
+    exact_arithmetic,
+    outputs,
+)
+from luthier.generate.answer import Prompt, Sampling, answer_all
+from luthier.models.dtype import pick_device
+from luthier.models.tuned import load_tuned
+from luthier.run import Run
+
+_ANSWERED, _NEW_TOKENS = 8, 48
+# What every architecture's metadata says in the same words.
+_SHAPE = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "vocab_size",
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the tuned model itself makes of held-out rows."""
+
+    rows: list[TokenRow]
+    texts: list[str]
+    prompts: list[Prompt]
+    outputs: Outputs
+    answers: list[str]
+    arithmetic: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file against its source.
+
+    Attributes:
+        difference: of logits and loss; None where Transformers cannot read the file.
+        same_answers: greedy answers that are the same to the letter, of ``answers``.
+        same_tokens: held-out texts that are cut into the same tokens, of ``texts``.
+        notes: what could not be compared.
+    """
+
+    difference: Difference | None
+    answers: int
+    same_answers: int
+    texts: int
+    same_tokens: int
+    notes: list[str] = field(default_factory=list)
+
+
+def reference(run: Run, row_count: int) -> Reference:
+    """Load the run's own model and ask it; nothing of it stays in memory.
+
+    Raises:
+        UserError: it cannot be loaded, or there are no rows to ask about.
+    """
+    rows = check_rows(run, row_count)
+    seed = run.recipe().train.seed
+    spoken: list[Conversation] = [row for row in held_out(run) or trained_on(run) if row.messages]
+    prompts: list[Prompt] = [row.prompt for row in sample(spoken, _ANSWERED, seed)]
+    models = load_tuned(run)
+    arithmetic = exact_arithmetic(models.tuned)
+    texts = [str(models.tokenizer.decode(row.input_ids)) for row in rows]
+    found = outputs(models.tuned, rows)
+    answers = _answers(models.tuned, models.tokenizer, prompts)
+    return Reference(rows, texts, prompts, found, answers, arithmetic)
+
+
+def check_gguf(
+    file: Path,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    ref: Reference,
+) -> Checked:
+    """Load ``file`` through Transformers' own reader and compare it with its source.
+
+    Raises:
+        UserError: the file says another shape of model than ``config``.
+    """
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+        "local_files_only": True,
+    }
+    notes: list[str] = []
+    try:
+        _compare_shape(file, AutoConfig.from_pretrained(**place), config)
+        # With the source's config: the reader leaves out what it has no word for (the width of a
+        # head, rotary scaling), though the file says it.
+        model = AutoModelForCausalLM.from_pretrained(
+            **place,
+            config=copy.deepcopy(config),
+            dtype=getattr(torch, ref.arithmetic),
+            device_map=str(pick_device()),
+        )
+        theirs = AutoTokenizer.from_pretrained(**place)
+    except UserError:
+        raise
+    except Exception as error:  # of a file it has no reader for, it raises anything
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        note = f"Transformers cannot load this file, so its answers were not compared: {text}"
+        return Checked(None, 0, 0, 0, 0, [note])
+    exact_arithmetic(model)
+    after = outputs(model, ref.rows)
+    answers = _answers(model, tokenizer, ref.prompts)
+    same_tokens = sum(_ids(theirs, text) == _ids(tokenizer, text) for text in ref.texts)
+    return Checked(
+        difference=difference(ref.outputs, after, len(ref.rows), ref.arithmetic),
+        answers=len(answers),
+        same_answers=sum(a == b for a, b in zip(ref.answers, answers, strict=True)),
+        texts=len(ref.texts),
+        same_tokens=same_tokens,
+        notes=notes,
+    )
+
+
+def _answers(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> list[str]:
+    return answer_all(model, tokenizer, prompts, Sampling(_NEW_TOKENS), batch_size=8)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _compare_shape(file: Path, found: PreTrainedConfig, wanted: PreTrainedConfig) -> None:
+    for key in _SHAPE:
+        if getattr(found, key, None) != getattr(wanted, key):
+            raise UserError(
+                f"{file} says {key} {getattr(found, key, None)}, the model has "
+                f"{getattr(wanted, key)}"
+            )

@@ -1,0 +1,182 @@
+"""Write a run as a GGUF file, one tensor at a time, and read it back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGML_QUANT_VERSION,
+    GGMLQuantizationType,
+    GGUFReader,
+    GGUFWriter,
+    LlamaFileType,
+)
+from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
+
+from luthier.errors import UserError
+from luthier.export.gguf_arch import Architecture, architecture
+from luthier.export.gguf_tokens import write_tokenizer
+from luthier.export.options import GgufType
+from luthier.export.tuned import TunedWeights
+
+OnTensor = Callable[[int, int], None]
+Array = NDArray[np.float32]
+
+# The types that the gguf library writes as ggml does (its ternary and MXFP4 types are for models
+# trained in them). K-quants are llama.cpp's: `llama-quantize model-f16.gguf out.gguf q4_k_m`.
+_FILE_TYPES = {
+    "f32": LlamaFileType.ALL_F32,
+    "f16": LlamaFileType.MOSTLY_F16,
+    "bf16": LlamaFileType.MOSTLY_BF16,
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q5_1": LlamaFileType.MOSTLY_Q5_1,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+# Largest error of a weight, as a share of the largest weight of its block (of 32, or of its own for
+# the 16-bit types): half a step, and the rounding of the block's scale to 16 bits. Q4_0's and
+# Q5_0's steps reach one end of the range only, so that a weight at the other is off by a whole one.
+_BOUNDS = {
+    GGMLQuantizationType.F32: 0.0,
+    GGMLQuantizationType.F16: 2**-11,
+    GGMLQuantizationType.BF16: 2**-8,
+    GGMLQuantizationType.Q8_0: 0.5 / 127 + 2**-10,
+    GGMLQuantizationType.Q5_1: 1 / 31 + 2**-9,
+    GGMLQuantizationType.Q5_0: 1 / 16 + 2**-10,
+    GGMLQuantizationType.Q4_1: 1 / 15 + 2**-9,
+    GGMLQuantizationType.Q4_0: 1 / 8 + 2**-10,
+}
+_SUBNORMAL = 2**-24  # below it a 16-bit number has no digits left
+
+
+@dataclass(frozen=True)
+class Written:
+    """A GGUF file that was written and read back.
+
+    Attributes:
+        tensors: how many it holds.
+        rounded: how many of them are stored as asked; the rest are vectors, ends of the model in a
+            finer type, or have rows that are not whole blocks.
+        rms_error: root mean square of the rounding, over that of the weights.
+        notes: where llama.cpp computes otherwise, for people.
+    """
+
+    file: Path
+    type: GgufType
+    bytes: int
+    tensors: int
+    rounded: int
+    rms_error: float
+    notes: list[str]
+
+
+def write_gguf(
+    model: TunedWeights,
+    file: Path,
+    kind: GgufType,
+    name: str,
+    on_tensor: OnTensor = lambda *_: None,
+) -> Written:
+    """Write ``model`` to ``file``; the caller stages it (see ``files.py``).
+
+    Raises:
+        UserError: llama.cpp does not know the architecture or the tokenizer, or what is read back
+            is further from the weights than the type allows.
+    """
+    made = architecture(model.config)
+    writer = GGUFWriter(None, made.name)
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(int(_FILE_TYPES[kind]))
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    made.write_metadata(writer)
+    notes = [*made.notes, *write_tokenizer(writer, model.tokenizer, model.config.vocab_size)]
+    plan: dict[str, tuple[str, GGMLQuantizationType]] = {}
+    for parameter in model.parameters:
+        tensor = made.tensor_name(parameter)
+        shape = model.shape(parameter)
+        stored = _stored_type(tensor, shape, kind)
+        plan[parameter] = (tensor, stored)
+        writer.add_tensor_info(
+            tensor, shape, np.dtype(np.float32), _stored_bytes(shape, stored), raw_dtype=stored
+        )
+    for tensor, value in made.extra.items():
+        f32 = GGMLQuantizationType.F32
+        writer.add_tensor_info(tensor, value.shape, np.dtype(np.float32), value.numel() * 4, f32)
+    try:
+        writer.write_header_to_file(file)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, (parameter, (_, stored)) in enumerate(plan.items(), 1):
+            writer.write_tensor_data(quantize(_value(model, made, parameter), stored))
+            on_tensor(done, len(plan))
+        for value in made.extra.values():
+            writer.write_tensor_data(value.numpy())
+        writer.close()
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+    rms_error = _read_back(model, made, plan, file)
+    rounded = sum(stored.name.lower() == kind for _, stored in plan.values())
+    total = len(plan) + len(made.extra)
+    return Written(file, kind, file.stat().st_size, total, rounded, rms_error, notes)
+
+
+def _value(model: TunedWeights, made: Architecture, parameter: str) -> Array:
+    value: Array = made.lay_out(parameter, model(parameter)).numpy()
+    return value
+
+
+def _stored_type(tensor: str, shape: tuple[int, ...], kind: GgufType) -> GGMLQuantizationType:
+    """The type of one tensor in a file of ``kind``.
+
+    Vectors stay in float32, as llama.cpp computes with them. Both ends of the model get eight bits
+    in a file of fewer: they are the most sensitive (llama-quantize gives them six).
+    """
+    if len(shape) < 2:
+        return GGMLQuantizationType.F32
+    stored = GGMLQuantizationType[kind.upper()]
+    if kind[:2] in ("q4", "q5") and tensor in ("token_embd.weight", "output.weight"):
+        stored = GGMLQuantizationType.Q8_0
+    block, _ = GGML_QUANT_SIZES[stored]
+    return GGMLQuantizationType.F16 if shape[-1] % block else stored
+
+
+def _stored_bytes(shape: tuple[int, ...], stored: GGMLQuantizationType) -> int:
+    block, size = GGML_QUANT_SIZES[stored]
+    return int(np.prod(shape)) // block * size
+
+
+def _read_back(
+    model: TunedWeights,
+    made: Architecture,
+    plan: dict[str, tuple[str, GGMLQuantizationType]],
+    file: Path,
+) -> float:
+    """Compare every tensor of ``file`` with its source; the relative RMS error.
+
+    Raises:
+        UserError: one is missing, or further away than its type's rounding.
+    """
+    found = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    wrong = set(found) ^ {*(tensor for tensor, _ in plan.values()), *made.extra}
+    if wrong:
+        raise UserError(f"{file} holds other tensors than were written: {', '.join(sorted(wrong))}")
+    squares, weights = 0.0, 0.0
+    for parameter, (tensor, stored) in plan.items():
+        source = _value(model, made, parameter)
+        values = dequantize(found[tensor].data, stored).reshape(source.shape)
+        block = GGML_QUANT_SIZES[stored][0] if stored.name.startswith("Q") else 1
+        gap = np.abs(values - source).reshape(-1, block)
+        largest = np.abs(source).reshape(-1, block).max(axis=1, keepdims=True)
+        if not (gap <= largest * _BOUNDS[stored] + _SUBNORMAL).all():
+            raise UserError(
+                f"{tensor} of {file} is further from {parameter} than {stored.name} rounds; "
+                "the disk or the weights are damaged"
+            )
+        squares += float((gap.astype(np.float64) ** 2).sum())
+        weights += float((source.astype(np.float64) ** 2).sum())
+    return float(np.sqrt(squares / weights))

@@ -1,0 +1,297 @@
+"""A run's adapter folded into its base: a Transformers folder that needs nothing else.
+
+Tensor by tensor, in float32, by PEFT's own formulas; at most one shard is in memory.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from luthier.data.template import stop_token_ids
+from luthier.data.tokens import TokenRow
+from luthier.errors import UserError
+from luthier.export.card import write_card
+from luthier.export.combine import combine
+from luthier.export.options import Combination, Onto
+from luthier.export.same import Difference, check_rows, difference, exact_arithmetic, outputs
+from luthier.export.skeleton import adapted
+from luthier.export.tuned import TunedWeights, base_of
+from luthier.export.weights import write_shards
+from luthier.files import staged_folder
+from luthier.models.adapters import load_adapter
+from luthier.models.dtype import pick_device
+from luthier.models.load import load_model
+from luthier.models.tuned import load_base, run_dtype
+from luthier.recipe import Recipe
+from luthier.run import Run
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge.
+
+    Attributes:
+        dtype: of the merged weights; None for the dtype the run computed in.
+        onto: the base as the adapter's training saw it, or as it was published.
+        weights: of several adapters; empty for equal shares.
+        combination: how several become one (``combine.py``).
+        density: share of an adapter that the pruning combinations keep.
+        max_shard_bytes: largest file of weights.
+        check_rows: rows to compare outputs on; 0 for no comparison.
+    """
+
+    dtype: torch.dtype | None = None
+    onto: Onto = "trained"
+    weights: tuple[float, ...] = ()
+    combination: Combination = "cat"
+    density: float = 0.5
+    max_shard_bytes: int = 2 * 10**9
+    check_rows: int = 64
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merge wrote.
+
+    Attributes:
+        layers: how many layers an adapter was folded into.
+        untied: the output layer got weights of its own, since an adapter changed one end alone.
+        checks: by run, the merged model against base and adapter.
+    """
+
+    folder: Path
+    dtype: str
+    onto: str
+    layers: int
+    bytes: int
+    files: int
+    untied: bool
+    checks: dict[str, Difference] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        checks = {name: check.as_dict() for name, check in self.checks.items()}
+        return {**vars(self), "folder": str(self.folder), "checks": checks}
+
+
+def merge(
+    runs: Sequence[Run],
+    out: Path,
+    options: MergeOptions = MergeOptions(),  # frozen
+    on_progress: OnProgress = lambda *_: None,
+) -> Merged:
+    """Write the model of ``runs`` to ``out`` as a standalone Transformers folder.
+
+    One run: W' = W + scale · B A for each adapted layer (DoRA: times its magnitude). Several: their
+    adapters are combined first. A full run has nothing to merge: its weights are written in
+    ``dtype``.
+
+    Raises:
+        UserError: a run has not finished, the runs do not share a base, ``out`` is in use, or a
+            weight is no number.
+    """
+    refuse_occupied(out)
+    recipe = _common_recipe(runs, bool(options.weights))
+    weights = options.weights or tuple(1 / len(runs) for _ in runs)
+    rows: dict[str, list[TokenRow]] = {}
+    if options.check_rows:  # before the long part, since there may be none
+        rows = {str(run.root): check_rows(run, options.check_rows) for run in runs}
+    with tempfile.TemporaryDirectory() as scratch:
+        adapter = runs[0].adapter_path
+        if len(runs) > 1 or weights != (1.0,):
+            on_progress("combining", 0, 1)
+            adapter = Path(scratch)
+            config = base_of(runs[0], recipe)[1]
+            model = adapted(
+                config,
+                {f"run{i}": run.adapter_path for i, run in enumerate(runs)},
+                recipe.model.trust_remote_code,
+            )
+            combine(
+                model, weights, options.combination, options.density, recipe.train.seed, adapter
+            )
+            on_progress("combining", 1, 1)
+        merged = _write(recipe, runs[0], adapter, out, options, on_progress)
+        if rows:
+            merged.checks.update(_compare(runs[0], recipe, adapter, merged, rows, on_progress))
+    if len(runs) == 1:
+        write_card(runs[0], out, "safetensors", _facts(merged))
+    return merged
+
+
+def _facts(merged: Merged) -> dict[str, Any]:
+    """What the model card says of the files."""
+    use = (
+        "```python\nfrom transformers import pipeline\n\n"
+        f'answer = pipeline("text-generation", "{merged.folder.name}")\n'
+        'print(answer([{"role": "user", "content": "…"}]))\n```'
+    )
+    base = "as its adapter was trained on it" if merged.onto == "trained" else "as published"
+    what = f"adapter merged into the base {base}" if merged.layers else "all weights"
+    checks = [
+        f"- loss {check.loss_before:.4f} → {check.loss_after:.4f} nats a token on {check.rows} rows, "
+        f"the same likeliest token at {check.same_top:.1%} of {check.positions} positions"
+        for check in merged.checks.values()
+    ]
+    files = [f"`*.safetensors`: {merged.dtype}, {merged.bytes / 2**20:,.1f} MiB, {what}"]
+    return {"use": use, "files": files, "checks": checks}
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise unless ``out`` is free to be written.
+
+    Raises:
+        UserError: something is there already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another place, or delete it first")
+
+
+def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
+    recipes = [run.recipe() for run in runs]
+    for run in runs:
+        if not run.finished:
+            raise UserError(f"{run.root} has not finished training; run `luthier train` on it")
+    first = recipes[0]
+    several = len(runs) > 1 or weighted
+    if several and any(recipe.method.name == "full" for recipe in recipes):
+        raise UserError("only adapters can be weighted and combined; a full run has none")
+    for run, recipe in zip(runs[1:], recipes[1:], strict=True):
+        mine, theirs = (_what_it_learned_on(r) for r in (first, recipe))
+        differ = [key for key in mine if mine[key] != theirs[key]]
+        if differ:
+            raise UserError(
+                f"{run.root} learned on another base than {runs[0].root}: "
+                + ", ".join(f"{key} {mine[key]} and {theirs[key]}" for key in differ)
+            )
+    return first
+
+
+def _what_it_learned_on(recipe: Recipe) -> dict[str, Any]:
+    quantised = recipe.method.name == "qlora"
+    return {
+        "model.source": recipe.model.source,
+        "model.revision": recipe.model.revision,
+        "dtype": str(run_dtype(recipe)),
+        "4-bit": (recipe.method.bnb_4bit_quant_type, recipe.method.bnb_4bit_use_double_quant)
+        if quantised
+        else None,
+    }
+
+
+def _write(
+    recipe: Recipe,
+    run: Run,
+    adapter: Path,
+    out: Path,
+    options: MergeOptions,
+    on_progress: OnProgress,
+) -> Merged:
+    dtype = options.dtype or run_dtype(recipe)
+    model = TunedWeights(run, adapter, options.onto)
+    plan = {
+        name: (model.shape(name), dtype if model.is_float(name) else model.stored_dtype(name))
+        for name in model.parameters
+    }
+
+    def make(name: str) -> Tensor:
+        value = model(name)
+        if not value.is_floating_point():
+            return value
+        cast = value.to(dtype)
+        if not cast.isfinite().all():
+            raise UserError(f"{name} does not fit {dtype}: its largest is {value.abs().max():g}")
+        return cast
+
+    with staged_folder(out) as folder:
+        size = write_shards(
+            folder,
+            plan,
+            make,
+            options.max_shard_bytes,
+            lambda done, total: on_progress("merging", done, total),
+        )
+        write_companions(folder, model, dtype)
+    return Merged(
+        folder=out,
+        dtype=str(dtype).removeprefix("torch."),
+        onto=model.onto,
+        layers=model.layers,
+        bytes=size,
+        files=len(list(out.glob("*.safetensors"))),
+        untied=model.untied,
+    )
+
+
+def write_companions(folder: Path, model: TunedWeights, dtype: torch.dtype) -> None:
+    """All of a model folder but its weights: config, generation settings, tokenizer, own code.
+
+    The generation settings stop at what the chat template ends a turn with, so that the folder
+    answers as it was trained wherever it is loaded.
+    """
+    config, source, tokenizer = model.config, model.source, model.tokenizer
+    config.dtype = dtype
+    config.save_pretrained(str(folder))
+    try:
+        generation = GenerationConfig.from_pretrained(str(source), local_files_only=True)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    generation.eos_token_id = stop_token_ids(tokenizer)
+    generation.pad_token_id = tokenizer.pad_token_id
+    try:
+        generation.save_pretrained(str(folder))
+    except ValueError:  # settings that contradict each other, as some models ship them
+        GenerationConfig(
+            bos_token_id=generation.bos_token_id,
+            eos_token_id=generation.eos_token_id,
+            pad_token_id=generation.pad_token_id,
+        ).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    for file in [*source.glob("*.py"), *source.glob("LICENSE*")]:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _compare(
+    run: Run,
+    recipe: Recipe,
+    adapter: Path,
+    merged: Merged,
+    rows: dict[str, list[TokenRow]],
+    on_progress: OnProgress,
+) -> dict[str, Difference]:
+    """Base and adapter against the merged model, on held-out rows of each run."""
+    on_progress("comparing", 0, 2)
+    if recipe.method.name == "full":
+        before_model: nn.Module = load_model(
+            run.model_path,
+            torch.float32,
+            device=pick_device(),
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+    else:
+        before_model = load_adapter(load_base(recipe), adapter)
+    arithmetic = exact_arithmetic(before_model)
+    before = {name: outputs(before_model, tokens) for name, tokens in rows.items()}
+    del before_model
+    on_progress("comparing", 1, 2)
+    after_model = load_model(
+        merged.folder,
+        getattr(torch, merged.dtype),
+        device=pick_device(),
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    exact_arithmetic(after_model)
+    after = {name: outputs(after_model, tokens) for name, tokens in rows.items()}
+    on_progress("comparing", 2, 2)
+    return {
+        name: difference(before[name], after[name], len(tokens), arithmetic)
+        for name, tokens in rows.items()
+    }

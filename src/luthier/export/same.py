@@ -1,0 +1,136 @@
+"""Is the merged model the one that was trained? Logits and loss of both on the same rows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor, nn
+
+from luthier.data.batches import by_length, collate, to_device
+from luthier.data.conversation import Conversation
+from luthier.data.prepare import held_out, tokenise, trained_on
+from luthier.data.split import sample
+from luthier.data.tokens import Tokenizer, TokenRow
+from luthier.errors import UserError
+from luthier.kernels.loss import rows_stay_apart, supervised_logits
+from luthier.models.load import load_tokenizer
+from luthier.run import Run
+
+_KEPT = 256  # positions whose logits are kept: 256 k words of Gemma make 0.25 GiB
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one model's outputs are from another's, on the same supervised tokens.
+
+    Attributes:
+        loss_before: nats a supervised token.
+        logits: most and mean absolute difference, over ``positions`` positions and the vocabulary.
+        kl: mean Kullback-Leibler divergence, nats a token, of the second from the first.
+        same_top: share of positions with the same likeliest token.
+        arithmetic: dtype in which both were computed.
+    """
+
+    rows: int
+    tokens: int
+    loss_before: float
+    loss_after: float
+    positions: int
+    logits_max: float
+    logits_mean: float
+    kl: float
+    same_top: float
+    arithmetic: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Loss (nats a supervised token) over all rows, and logits (P, vocabulary) of the first ones."""
+
+    loss: float
+    tokens: int
+    logits: Tensor
+
+
+def check_rows(run: Run, limit: int) -> list[TokenRow]:
+    """Validation rows of a run as tokens, or training rows where it has no validation set."""
+    recipe = run.recipe()
+    rows: list[Conversation] = held_out(run) or trained_on(run)
+    tokenizer = load_tokenizer(run.weights_path(recipe), recipe.model.trust_remote_code)
+    chosen = sample(rows, limit, recipe.train.seed)
+    tokens = tokenise(chosen, recipe.data, Tokenizer(tokenizer, recipe.data.train_on))
+    if not any(any(row.supervised) for row in tokens):
+        raise UserError(f"{run.root} has no row to compare on; use --check-rows 0")
+    return tokens
+
+
+@torch.no_grad()
+def outputs(model: Any, rows: Sequence[TokenRow], batch_size: int = 8) -> Outputs:
+    """What ``model`` makes of ``rows``."""
+    device = next(model.parameters()).device
+    model.eval()
+    packed = rows_stay_apart(model)
+    total, tokens = 0.0, 0
+    kept: list[Tensor] = []
+    for group in by_length(rows, batch_size if packed else 1):
+        logits, targets = supervised_logits(model, to_device(collate([group]), device))
+        logits = logits.float()
+        total += F.cross_entropy(logits, targets, reduction="sum").item()
+        room = _KEPT - sum(len(piece) for piece in kept)
+        if room > 0:
+            kept.append(logits[:room].cpu())
+        tokens += len(targets)
+    return Outputs(total / tokens, tokens, torch.cat(kept))
+
+
+def difference(before: Outputs, after: Outputs, rows: int, arithmetic: str) -> Difference:
+    """``after`` against ``before``."""
+    gap = (before.logits - after.logits).abs()
+    p, q = before.logits.log_softmax(-1), after.logits.log_softmax(-1)
+    kl = F.kl_div(q, p, reduction="batchmean", log_target=True).item()
+    same = (before.logits.argmax(-1) == after.logits.argmax(-1)).float().mean().item()
+    return Difference(
+        rows=rows,
+        tokens=before.tokens,
+        loss_before=before.loss,
+        loss_after=after.loss,
+        positions=len(gap),
+        logits_max=gap.max().item(),
+        logits_mean=gap.mean().item(),
+        kl=max(kl, 0.0),
+        same_top=same,
+        arithmetic=arithmetic,
+    )
+
+
+def perplexity(loss: float) -> float:
+    """Of a mean loss in nats."""
+    return math.exp(min(loss, 700))
+
+
+def exact_arithmetic(model: nn.Module) -> str:
+    """Let ``model`` compute in float32 where it is on a CPU; its stored weights keep their values.
+
+    On a GPU it stays as it is: float32 weights might not fit where the run's own did.
+
+    Returns:
+        the name of the dtype it computes in.
+    """
+    first = next(p for p in model.parameters() if p.is_floating_point())
+    if first.device.type != "cpu":
+        return str(first.dtype).removeprefix("torch.")
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = torch.float32
+            module.compute_type_is_set = True
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    return "float32"

@@ -1,0 +1,67 @@
+"""A model with every layer and no weights, on which PEFT puts adapters."""
+
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from luthier.models.adapters import load_adapter
+
+
+def skeleton(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The float32 model of ``config`` on the CPU, its parameters zeros that take no memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            # Not on the meta device: PEFT moves an adapter to where its layer is. It also stores
+            # the base's embedding beside an adapter on it, which then needs room of its own.
+            value = torch.zeros(parameter.shape) if module in ends else _one_zero(parameter.shape)
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return model
+
+
+def _one_zero(shape: torch.Size) -> Tensor:
+    return torch.zeros(()).expand(shape)
+
+
+def adapted(
+    config: PreTrainedConfig, adapters: dict[str, Path], trust_remote_code: bool
+) -> PeftModel:
+    """The skeleton with the adapters of these folders on it, each under its name."""
+    (first, folder), *others = adapters.items()
+    model = load_adapter(skeleton(config, trust_remote_code), folder, first)
+    for name, folder in others:
+        model.load_adapter(str(folder), adapter_name=name)
+    return model
+
+
+def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+    """The adapted layers by their module's name in the base model."""
+    return {
+        name: module
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def four_bit_layers(
+    config: PreTrainedConfig, quantization: BitsAndBytesConfig, trust_remote_code: bool
+) -> set[str]:
+    """Names of the layers that Transformers keeps in 4 bits when it loads this model so."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code
+        )
+        AutoHfQuantizer.from_config(quantization, pre_quantized=False).preprocess_model(
+            model, device_map=None
+        )
+    return {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}

@@ -1,0 +1,202 @@
+"""Answer every row of a file: in order, none lost, and on from where it was stopped."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from luthier.data.questions import Question, to_question
+from luthier.data.readers import BadRow, read_rows
+from luthier.errors import UserError
+from luthier.files import staged_file
+from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
+from luthier.models.adapters import inner
+
+_BATCHES = 4  # in a chunk: rows of like length find each other in it, and it is what a kill costs
+
+Item = Question | BadRow
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How a file was answered: rows in all, those that could not be asked, those done before."""
+
+    rows: int
+    errors: int
+    resumed: int
+
+
+def answer_file(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    output: Path,
+    sampling: Sampling,
+    batch_size: int,
+    who: str,
+    on_rows: Callable[[int, int], None] = lambda *_: None,
+) -> Answered:
+    """Write one JSON object a row of ``source`` to ``output``, in its order.
+
+    A row that cannot be asked has its ``error`` in place of an ``answer``. Answers gather in
+    ``<output>.part``, a chunk at a time, each on the disk before the next begins; the same call goes
+    on from there, with the same answers as if it had not been stopped.
+
+    Args:
+        who: what answers; answers of another are not mixed in.
+        on_rows: told how many rows are done, and of how many.
+
+    Raises:
+        UserError: ``output`` exists, or its unfinished part is of other settings.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already; choose another --output, or delete it first")
+    total = sum(1 for _ in read_rows(source))
+    part = output.with_name(output.name + ".part")
+    chunk_size = batch_size * _BATCHES
+    settings = {
+        "input": source,
+        "rows": total,
+        "who": who,
+        "batch_size": batch_size,
+        **asdict(sampling),
+    }
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        done = _resume(part, settings, chunk_size, total)
+        on_rows(done, total)
+        items = islice(_items(source), done, None)
+        position = done
+        with part.open("ab") as file:
+            while chunk := list(islice(items, chunk_size)):
+                lines = _answer_chunk(model, tokenizer, chunk, sampling, batch_size)
+                _append(file, lines)
+                position += len(chunk)
+                on_rows(position, total)
+        errors = _finish(part, output)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {output}: {error.strerror or error}; the same command goes on from "
+            f"{part}"
+        ) from error
+    return Answered(total, errors, done)
+
+
+def _items(source: str) -> Iterator[Item]:
+    for item in read_rows(source):
+        if isinstance(item, BadRow):
+            yield item
+            continue
+        origin, row = item
+        try:
+            yield to_question(row, origin)
+        except BadRow as bad:
+            yield bad
+
+
+def _answer_chunk(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    chunk: Sequence[Item],
+    sampling: Sampling,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    positions = getattr(inner(model).config.get_text_config(), "max_position_embeddings", None)
+    errors: dict[int, str] = {}
+    together: dict[int, Prompt] = {}
+    alone: dict[int, Prompt] = {}
+    for index, item in enumerate(chunk):
+        if isinstance(item, BadRow):
+            errors[index] = item.reason
+            continue
+        try:
+            length = len(encode_prompt(tokenizer, item.prompt))
+        except UserError as error:  # the template refuses it
+            errors[index] = str(error)
+            continue
+        if positions is not None and length >= positions:
+            errors[index] = f"a prompt of {length} tokens fills the model's {positions} positions"
+        elif positions is not None and length + sampling.max_new_tokens > positions:
+            alone[index] = item.prompt  # in a batch it would cut the others' answers short
+        else:
+            together[index] = item.prompt
+    answers: dict[int, str] = {}
+    for group, size in ((together, batch_size), (alone, 1)):
+        if group:
+            texts = answer_all(model, tokenizer, list(group.values()), sampling, size)
+            answers |= dict(zip(group, texts, strict=True))
+    return [_line(item, answers.get(i), errors.get(i)) for i, item in enumerate(chunk)]
+
+
+def _line(item: Item, answer: str | None, error: str | None) -> dict[str, Any]:
+    line: dict[str, Any] = {"row": str(item.origin)}
+    if isinstance(item, Question):
+        prompt = item.prompt if isinstance(item.prompt, str) else list(item.prompt)
+        line["prompt"] = prompt
+    if error is not None:
+        return {**line, "error": error}
+    assert isinstance(item, Question)
+    line["answer"] = answer
+    if item.reference is not None:
+        line["reference"] = item.reference
+    return {**line, "extra": item.extra} if item.extra else line
+
+
+def _append(file: IO[bytes], lines: Sequence[dict[str, Any]]) -> None:
+    for line in lines:
+        file.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _resume(part: Path, settings: dict[str, Any], chunk_size: int, total: int) -> int:
+    """How many rows ``part`` holds in whole chunks; what a kill left half written is cut off.
+
+    Its first line are the settings.
+    """
+    if not part.exists():
+        with part.open("wb") as file:
+            _append(file, [settings])
+        return 0
+    with part.open("r+b") as file:
+        try:
+            theirs = json.loads(file.readline())
+        except ValueError:
+            theirs = None  # killed while it wrote its first line
+        if theirs is not None and theirs != settings:
+            differ = [key for key in settings if theirs.get(key) != settings[key]]
+            raise UserError(
+                f"{part} was begun with other settings ({', '.join(differ)}); use those to go on, "
+                "or delete it to start over"
+            )
+        if theirs is None:
+            file.seek(0)
+            file.truncate()
+            _append(file, [settings])
+            return 0
+        ends = [file.tell()]
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            ends.append(ends[-1] + len(line))
+        rows = len(ends) - 1
+        whole = rows if rows == total else rows - rows % chunk_size
+        file.truncate(ends[whole])
+    return whole
+
+
+def _finish(part: Path, output: Path) -> int:
+    """Move the answers to ``output``, whole; how many of them are errors."""
+    errors = 0
+    with part.open("rb") as source, staged_file(output) as target:
+        source.readline()
+        for line in source:
+            errors += "error" in json.loads(line)
+            target.write(line)
+    part.unlink()
+    return errors
