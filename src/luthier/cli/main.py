@@ -20,6 +20,7 @@ from luthier.cli import (  # noqa: F401  # they register
     generate,
     models,
     plan,
+    serve,
     train,
 )
 from luthier.cli.app import app, err
