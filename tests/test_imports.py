@@ -23,11 +23,12 @@ ALLOWED = {
     "plan": {"recipe", "models", "data", "kernels"},
     "train": {"recipe", "run", "models", "data", "kernels", "plan"},
     "generate": {"recipe", "run", "models", "data"},
+    "serve": {"recipe", "run", "models", "data", "generate"},
     "evaluate": {"recipe", "run", "models", "data", "kernels", "generate"},
     "demo": {"recipe", "run", "train", "evaluate"},
     "cli": {
         *("recipe", "run", "models", "data", "advise", "plan"),
-        *("train", "generate", "evaluate", "demo"),
+        *("train", "generate", "serve", "evaluate", "demo"),
     },
 }
 FREE = {"errors", "files", "__version__"}

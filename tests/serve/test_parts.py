@@ -18,7 +18,17 @@ from luthier.serve.server import check_address
 from luthier.serve.text import TextStream
 from luthier.serve.weights import CHUNK, Weights
 
-BATCHED = ["llama", "mistral", "mistral-window", "qwen2", "qwen3", "gemma3", "phi3", "gpt2", "mixtral"]
+BATCHED = [
+    "llama",
+    "mistral",
+    "mistral-window",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "phi3",
+    "gpt2",
+    "mixtral",
+]
 
 
 @pytest.mark.parametrize("family", [*BATCHED, "gemma2"])

@@ -95,9 +95,7 @@ def test_a_seed_draws_what_generate_draws_whatever_else_runs(client: OpenAI, run
 
 def test_a_stream_brings_the_same_text_and_the_usage(client: OpenAI) -> None:
     whole = ask(client, QUESTIONS[2])
-    chunks = list(
-        ask(client, QUESTIONS[2], stream=True, stream_options={"include_usage": True})
-    )
+    chunks = list(ask(client, QUESTIONS[2], stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == text_of(whole)
@@ -211,6 +209,7 @@ def test_penalties_and_bias(client: OpenAI) -> None:
     free = client.completions.create(
         model="one", prompt="hi", temperature=0, max_tokens=40, logit_bias={"2": -100}, logprobs=0
     )
+
     def kinds(answer: Any) -> int:
         return len(set(answer.choices[0].logprobs.tokens))
 
@@ -238,7 +237,9 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "said"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+@pytest.mark.parametrize(
+    ("body", "status", "said"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
+)
 def test_what_is_wrong_is_said_in_openais_form(
     address: str, body: dict[str, Any], status: int, said: str
 ) -> None:

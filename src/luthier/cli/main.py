@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from luthier import __version__
 from luthier.cli import (  # noqa: F401  # they register
     advise,
+    chat,
     data_check,
     data_files,
     data_fix,

@@ -92,6 +92,7 @@ def serve(
 
     def ready() -> None:
         out.print(f"serving {', '.join(models.by_name)} at {address}/v1", highlight=False)
+        out.file.flush()  # a pipe would keep it
 
     run_server(models, limits, bound, key, ready)
 

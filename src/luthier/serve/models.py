@@ -15,7 +15,7 @@ from luthier.data.template import stop_token_ids
 from luthier.errors import UserError
 from luthier.generate.answer import Prompt, encode_prompt
 from luthier.models.load import load_tokenizer
-from luthier.models.tuned import TunedModel, load_base, load_tuned
+from luthier.models.tuned import TunedModel, learned_turns, load_base, load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run, open_run
 from luthier.serve.grammar import Vocabulary
@@ -167,8 +167,7 @@ class Models:
 
     @staticmethod
     def _speech(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, weights: Weights) -> Speech:
-        chats = (recipe.provenance or {}).get("template") != "none"
-        return Speech(tokenizer, weights.vocabulary, chats)
+        return Speech(tokenizer, weights.vocabulary, learned_turns(recipe))
 
 
 def parse_run(text: str) -> tuple[str, Path]:
