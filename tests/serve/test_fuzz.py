@@ -74,7 +74,7 @@ def app(models: Models) -> Iterator[FastAPI]:
 
 async def post(app: FastAPI, path: str, content: bytes, kind: str) -> httpx2.Response:
     transport = httpx2.ASGITransport(app, raise_app_exceptions=True)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://here") as http:
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         return await http.post(path, content=content, headers={"Content-Type": kind})
 
 
@@ -123,7 +123,7 @@ def test_odd_fields(app: FastAPI, body: dict[str, Any], path: str) -> None:
 def test_garbage(app: FastAPI, content: bytes, method: str, path: str, kind: str) -> None:
     async def go() -> httpx2.Response:
         transport = httpx2.ASGITransport(app, raise_app_exceptions=True)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://here") as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             return await http.request(method, path, content=content, headers={"Content-Type": kind})
 
     got = asyncio.run(go())

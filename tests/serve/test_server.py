@@ -336,6 +336,7 @@ def test_a_full_run_and_its_base(runs: Path, by_generate: dict[str, list[str]]) 
         with ThreadPoolExecutor(2) as pool:
             both = list(pool.map(lambda n: text_of(ask(client, QUESTIONS[0], n)), ("whole", base)))
         assert both == [expected[0], by_generate["base"][0]]
+        assert httpx2.get(f"{url}/v1/models", headers={"Host": "evil.example"}).status_code == 403
         # Without a key nobody loads models.
         refused = httpx2.post(
             f"{url}/v1/load_lora_adapter", json={"lora_name": "a", "lora_path": str(runs / "one")}

@@ -10,6 +10,7 @@ from luthier.generate.answer import Sampling
 from luthier.serve.grammar import Grammar
 
 _LIKELY = 1024  # of the nucleus: sorting a whole vocabulary takes as long as the model
+_COLD = 1e-5  # below it, scores divided by a temperature would overflow
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Chooser:
         """The next token by its ``logits`` (V,), in whatever dtype the model gives them."""
         raw = logits.to(device="cpu", dtype=torch.float32, copy=True)
         scores = self._adjusted(raw)
-        greedy = self.choice.sampling.temperature == 0
+        greedy = self.choice.sampling.temperature < _COLD
         token = int(scores.argmax()) if greedy else self._draw(scores)
         self._seen.append(token)
         self._counts[token] = self._counts.get(token, 0) + 1

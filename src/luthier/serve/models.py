@@ -35,7 +35,13 @@ class Speech:
         self._one_at_a_time = threading.Lock()
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids, from any thread; see ``encode_prompt``."""
+        """Token ids, from any thread; see ``encode_prompt``.
+
+        Raises:
+            UnicodeError: the text holds half a surrogate pair, which JSON can write.
+        """
+        for text in [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]:
+            text.encode()
         with self._one_at_a_time:
             return encode_prompt(self.tokenizer, prompt)
 

@@ -1,6 +1,5 @@
 """The process around the application: address, sockets, signals."""
 
-import ipaddress
 import socket
 from collections.abc import Callable
 
@@ -8,6 +7,7 @@ import uvicorn
 
 from luthier.errors import UserError
 from luthier.serve.app import create_app
+from luthier.serve.guard import is_loopback
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
 
@@ -23,15 +23,6 @@ def check_address(host: str, api_key: str | None) -> None:
             f"on {host} others can reach this server: give it a key first "
             "(export LUTHIER_API_KEY=…, then --api-key-env LUTHIER_API_KEY), or use 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

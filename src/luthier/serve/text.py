@@ -43,8 +43,10 @@ class TextStream:
         if text.endswith(_BROKEN) and waiting < _PATIENCE:
             return ""
         self._text += text[len(before) :]
-        if text:
-            self._context, self._read = self._read, len(self._ids)
+        # A context without text of its own would lose a space: some decoders strip the first one.
+        if self._decode(self._ids[self._read :]):
+            self._context = self._read
+        self._read = len(self._ids)
         return self._release()
 
     def finish(self) -> str:
