@@ -169,3 +169,26 @@ def test_eight_at_once_on_the_real_model(
             together = list(pool.map(ask, prompts))
     assert together == alone == expected
     assert len(set(expected)) == 8
+
+
+def test_the_commands_of_the_serve_guide(
+    cli: Cli, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, but on a free port of this machine alone; then the snippet for the client."""
+    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).splitlines()
+    typed = [shlex.split(line)[1:] for line in blocks if line.startswith("luthier ")]
+    assert [line[0] for line in typed] == ["serve", "serve", "chat"]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(runs / "one")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUTHIER_API_KEY", "k")
+    with started(*typed[0][1:]) as (_, url):
+        (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+        names: dict[str, Any] = {}
+        exec(snippet.replace("http://127.0.0.1:8000/v1", url), names)
+        assert names["answer"].usage.completion_tokens > 0
+    with started(*typed[1][1:], "--host", "127.0.0.1") as (_, url):
+        assert "first" in [model.id for model in OpenAI(base_url=url, api_key="k").models.list()]
+    done = cli(*typed[2], stdin="hi\n", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
