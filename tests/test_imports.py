@@ -23,11 +23,12 @@ ALLOWED = {
     "plan": {"recipe", "models", "data", "kernels"},
     "train": {"recipe", "run", "models", "data", "kernels", "plan"},
     "generate": {"recipe", "run", "models", "data"},
+    "serve": {"recipe", "run", "models", "data", "generate"},
     "evaluate": {"recipe", "run", "models", "data", "kernels", "generate"},
     "retrieve": {"run", "models", "data", "generate"},
     "compare": {
         *("recipe", "run", "models", "data", "advise"),
-        *("train", "generate", "evaluate", "retrieve"),
+        *("train", "generate", "serve", "evaluate", "retrieve"),
     },
     "export": {"recipe", "run", "models", "data", "kernels", "generate"},
     "demo": {"recipe", "run", "train", "evaluate"},

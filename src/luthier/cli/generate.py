@@ -1,4 +1,4 @@
-"""`luthier generate` and `luthier chat`."""
+"""`luthier generate`, and the options of sampling."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -143,95 +143,6 @@ def _answer_file(
     out.print(f"{done.rows} rows answered{before}: {output}", highlight=False, soft_wrap=True)
     if done.errors:
         err.print(f"{done.errors} rows could not be asked: see their 'error'", style="yellow")
-
-
-@app.command()
-def chat(
-    run_path: RunPath,
-    system: System = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 0.9,
-    top_k: TopK = 0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = None,
-    base: Base = False,
-    compare: Compare = False,
-    adapter_scale: AdapterScale = 1.0,
-) -> None:
-    """Talk with a tuned model; answers appear as they are made.
-
-    `/base`, `/tuned` and `/compare` switch who answers, `/system TEXT` sets the system prompt,
-    `/reset` begins anew, `/quit` (or Ctrl-D) ends.
-    """
-    run = open_run(run_path)
-    if _plain_text(run):
-        raise UserError(f"{run.root} learned plain text, not turns; use `luthier generate`")
-    from luthier.generate.answer import Sampling
-
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    with err.status("loading"):
-        models = _load(run, adapter_scale)
-    err.print("/base /tuned /compare /system TEXT /reset /quit", style="dim")
-    sides = _sides(base, compare)
-    turns: list[dict[str, str]] = []
-    while True:
-        try:
-            line = _read_line()
-        except EOFError:
-            return
-        command, _, rest = line.partition(" ")
-        if not line:
-            continue
-        if command in ("/quit", "/exit"):
-            return
-        if command in ("/base", "/tuned", "/compare"):
-            sides = _sides(command == "/base", command == "/compare")
-        elif command == "/reset":
-            turns = []
-        elif command == "/system":
-            system, turns = rest or None, []
-        elif command.startswith("/"):
-            err.print(f"no command {command}", style="yellow", markup=False)
-        else:
-            turns = _converse(models, sides, system, turns, line, sampling)
-
-
-def _converse(
-    models: "TunedModel",
-    sides: list[str],
-    system: str | None,
-    turns: list[dict[str, str]],
-    line: str,
-    sampling: "Sampling",
-) -> list[dict[str, str]]:
-    """Answer one line; the conversation goes on from the last side's answer."""
-    from luthier.generate.answer import stream_answer
-
-    answer = ""
-    for side in sides:
-        if len(sides) > 1:
-            out.print(f"[bold]{side}:[/]")
-        with _pick(models, side) as model:
-            try:
-                answer = stream_answer(
-                    model,
-                    models.tokenizer,
-                    _messages(system, turns, line),
-                    sampling,
-                    lambda text: print(text, end="", flush=True),
-                )
-            except KeyboardInterrupt:  # stops this answer, not the conversation
-                print()
-                return turns
-        print()
-    return [*turns, {"role": "user", "content": line}, {"role": "assistant", "content": answer}]
-
-
-def _read_line() -> str:
-    if sys.stdin.isatty():
-        return out.input("[bold cyan]> [/]").strip()
-    return input().strip()
 
 
 def _messages(

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from luthier import __version__
 from luthier.cli import (  # noqa: F401  # they register
     advise,
+    chat,
     compare,
     data_check,
     data_files,
@@ -26,6 +27,7 @@ from luthier.cli import (  # noqa: F401  # they register
     plan,
     rag,
     report,
+    serve,
     train,
 )
 from luthier.cli.app import app, err

@@ -75,6 +75,22 @@ def scale_adapter(model: PeftModel, scale: float) -> None:
             module.scaling = {name: value * scale for name, value in module.scaling.items()}
 
 
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """Put the saved adapter of ``folder`` beside those that ``model`` has, for inference.
+
+    Raises:
+        UserError: as ``load_adapter``; the model is then as it was.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds no adapter; has the run finished?")
+    try:
+        model.load_adapter(str(folder), adapter_name=name)
+    except (RuntimeError, ValueError, OSError) as error:
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        raise UserError(f"the adapter in {folder} does not fit the model: {error}") from error
+
+
 def inner(model: nn.Module) -> Any:
     """The Transformers model inside its wrappers (DistributedDataParallel, PEFT)."""
     while isinstance(wrapped := getattr(model, "module", None), nn.Module):

@@ -89,6 +89,11 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     )
 
 
+def learned_turns(recipe: Recipe) -> bool:
+    """Whether a run learned conversations, by a chat template; False for plain text."""
+    return (recipe.provenance or {}).get("template") != "none"
+
+
 def run_dtype(recipe: Recipe) -> torch.dtype:
     """The dtype that a run computed in, from its resolved recipe."""
     assert recipe.provenance is not None

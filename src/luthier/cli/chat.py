@@ -1,0 +1,267 @@
+"""`luthier chat`."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from luthier.cli.app import AdapterScale, app, err, out
+from luthier.cli.generate import (
+    Base,
+    Compare,
+    MaxNewTokens,
+    RepetitionPenalty,
+    RunPath,
+    Seed,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+)
+from luthier.errors import UserError
+from luthier.files import write_jsonl
+from luthier.run import open_run
+
+if TYPE_CHECKING:
+    from prompt_toolkit.key_binding.key_processor import KeyPressEvent
+
+    from luthier.generate.answer import Sampling
+    from luthier.models.tuned import TunedModel
+
+_HELP = """\
+/base         the last question to the model as it was before tuning, side by side
+/compare      both models answer from now on; /tuned: only the tuned one again
+/system TEXT  set the system prompt, and begin anew; without TEXT: none
+/reset        begin anew
+/save FILE    write the conversation as a row that `luthier train` reads (.jsonl)
+/help         this
+/quit         end, as Ctrl-D does
+Several lines: put \"\"\" before and after, or press Alt-Enter for a new one. Ctrl-C stops an answer."""
+
+
+@app.command()
+def chat(
+    run_path: RunPath,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.9,
+    top_k: TopK = 0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    base: Base = False,
+    compare: Compare = False,
+    adapter_scale: AdapterScale = 1.0,
+) -> None:
+    """Talk with a tuned model; answers appear as they are made.
+
+    `/base` shows what the untuned model would have said, side by side; `/compare` does so from now
+    on. `/system TEXT`, `/reset`, `/save FILE`, `/help`; `/quit` or Ctrl-D ends. In a pipe, each
+    line of stdin is a turn.
+
+    Example: `luthier chat runs/first --system "Answer in one line."`
+    """
+    run = open_run(run_path)
+    from luthier.generate.answer import Sampling
+    from luthier.models.tuned import learned_turns, load_tuned
+
+    if not learned_turns(run.recipe()):
+        raise UserError(f"{run.root} learned plain text, not turns; use `luthier generate`")
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+    with err.status("loading"):
+        models = load_tuned(run, adapter_scale)
+    err.print("/help says what else can be typed", style="dim")
+    sides = ["base", "tuned"] if compare else ["base"] if base else ["tuned"]
+    Conversation(models, sampling, system, sides).follow(_turns())
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and who answers next.
+
+    Attributes:
+        sides: of `base` and `tuned`; the conversation goes on from the last one's answer.
+        turns: questions and answers, without the system prompt.
+    """
+
+    models: "TunedModel"
+    sampling: "Sampling"
+    system: str | None
+    sides: list[str]
+    turns: list[dict[str, str]] = field(default_factory=list)
+    saved: set[Path] = field(default_factory=set)
+
+    def follow(self, lines: Iterator[str]) -> None:
+        """Answer each line, or do what it says, until there are no more."""
+        for line in lines:
+            command, _, rest = line.partition(" ")
+            if command in ("/quit", "/exit"):
+                return
+            if not command.startswith("/"):
+                self._converse(line)
+            elif command == "/base":
+                self._base_beside_last()
+            elif command == "/compare":
+                self.sides = ["base", "tuned"]
+            elif command == "/tuned":
+                self.sides = ["tuned"]
+            elif command == "/reset":
+                self.turns = []
+            elif command == "/system":
+                self.system, self.turns = rest.strip() or None, []
+            elif command == "/save":
+                self._save(rest.strip())
+            elif command == "/help":
+                err.print(_HELP, markup=False, highlight=False)
+            else:
+                err.print(f"no command {command}; /help lists them", style="yellow", markup=False)
+
+    def _converse(self, line: str) -> None:
+        try:
+            answers = self._ask([*self.turns, {"role": "user", "content": line}], self.sides)
+        except KeyboardInterrupt:  # stops this answer, not the conversation
+            print()
+            return
+        self.turns += [
+            {"role": "user", "content": line},
+            {"role": "assistant", "content": answers[self.sides[-1]]},
+        ]
+
+    def _base_beside_last(self) -> None:
+        if not self.turns:
+            err.print("ask something first", style="yellow")
+            return
+        try:
+            self._ask(self.turns[:-1], ["base"], {"tuned": self.turns[-1]["content"]})
+        except KeyboardInterrupt:
+            print()
+
+    def _ask(
+        self, turns: list[dict[str, str]], sides: list[str], known: dict[str, str] | None = None
+    ) -> dict[str, str]:
+        """The answers by side, shown as they come; ``known`` ones stand beside them."""
+        answers = {**dict.fromkeys(sides, ""), **(known or {})}
+        if len(answers) == 1:
+            answers[sides[0]] = self._stream(
+                turns, sides[0], lambda text: print(text, end="", flush=True)
+            )
+            print()
+        elif out.is_terminal:
+            with Live(_columns(answers), console=out, refresh_per_second=8) as live:
+                for side in sides:
+
+                    def show(text: str, side: str = side) -> None:
+                        answers[side] += text
+                        live.update(_columns(answers))
+
+                    answers[side] = self._stream(turns, side, show)
+                    live.update(_columns(answers))
+        else:
+            for side in sides:
+                answers[side] = self._stream(turns, side, lambda _text: None)
+            for side, text in answers.items():
+                print(f"{side}:\n{text.strip()}")
+        return answers
+
+    def _stream(
+        self, turns: list[dict[str, str]], side: str, on_text: Callable[[str], None]
+    ) -> str:
+        from luthier.generate.answer import stream_answer
+
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        models = self.models
+        with models.as_base() if side == "base" else nullcontext(models.tuned) as model:
+            return stream_answer(
+                model, models.tokenizer, (*opening, *turns), self.sampling, on_text
+            )
+
+    def _save(self, name: str) -> None:
+        path = Path(name).expanduser()
+        if not name or not self.turns:
+            what = "ask something first" if name else "/save FILE: which file?"
+            err.print(what, style="yellow")
+            return
+        if path.exists() and path.resolve() not in self.saved:
+            err.print(f"{path} is there already; choose another", style="yellow", markup=False)
+            return
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        try:
+            write_jsonl(path, [{"messages": [*opening, *self.turns]}])
+        except UserError as error:  # a conversation does not end for that
+            err.print(str(error), style="yellow", markup=False)
+            return
+        self.saved.add(path.resolve())
+        err.print(f"saved {len(self.turns)} turns to {path}", style="dim", markup=False)
+
+
+def _columns(answers: dict[str, str]) -> Table:
+    """The answers side by side, base on the left."""
+    table = Table(expand=True)
+    for side in sorted(answers):
+        table.add_column(side, ratio=1, overflow="fold")
+    table.add_row(*(Text(answers[side].strip()) for side in sorted(answers)))
+    return table
+
+
+def _turns() -> Iterator[str]:
+    """What is typed or piped in, turn by turn; lines between triple quotes are one turn."""
+    read = _typed() if sys.stdin.isatty() else input
+    while True:
+        try:
+            line = read().strip()
+            if line.startswith('"""'):
+                line = line[3:]
+                while not line.endswith('"""'):
+                    line += "\n" + read()
+                line = line[:-3].strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:  # clears the line, as in a shell
+            continue
+        if line:
+            yield line
+
+
+def _typed() -> Callable[[], str]:
+    """Lines from a terminal: arrow keys edit and recall, also what earlier chats were asked."""
+    import platformdirs
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.formatted_text import HTML
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: "KeyPressEvent") -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("enter")
+    def _send(event: "KeyPressEvent") -> None:
+        event.current_buffer.validate_and_handle()
+
+    history: History = InMemoryHistory()
+    try:
+        path = platformdirs.user_state_path("luthier", ensure_exists=True) / "chat-history"
+        path.touch(mode=0o600)  # nobody else's business
+        history = FileHistory(path)
+    except OSError:
+        pass
+    commands = [line.split()[0] for line in _HELP.splitlines() if line.startswith("/")]
+    session: PromptSession[str] = PromptSession(
+        HTML("<ansicyan><b>&gt; </b></ansicyan>"),
+        history=history,
+        key_bindings=keys,
+        multiline=True,
+        prompt_continuation="  ",
+        completer=WordCompleter([*commands, "/tuned"], sentence=True),
+        complete_while_typing=False,
+    )
+    return session.prompt

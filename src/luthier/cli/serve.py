@@ -1,0 +1,106 @@
+"""`luthier serve`."""
+
+import os
+import shlex
+from typing import Annotated, Literal
+
+import typer
+
+from luthier.cli.app import app, err, out
+from luthier.errors import UserError
+
+
+@app.command()
+def serve(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN…", help="Folders of finished runs; NAME=RUN to name one."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; other than this machine needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Environment variable with the key that clients send."),
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Load the base of a full run too (adapters have it).")
+    ] = False,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers made at once.")] = 16,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help="Answers that may wait; more are refused (429).")
+    ] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of prompt and answer; default: the model's.")
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=1024, help="Largest request, in bytes.")] = 1 << 20,
+    request_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a request may take.")
+    ] = 300.0,
+    shutdown_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds for running answers to end in.")
+    ] = 30.0,
+    engine: Annotated[
+        Literal["own", "vllm"],
+        typer.Option(help="`vllm`: hand over to vLLM's server, on a GPU (written, not run)."),
+    ] = "own",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With `--engine vllm`: print its command only.")
+    ] = False,
+) -> None:
+    """Serve tuned models by OpenAI's protocol; any client of theirs works.
+
+    Each run answers to its folder's name, and the model it was tuned from to its own; adapters
+    over one base share it in memory. All clients' answers are made in one batch, token by token.
+
+    Example: `luthier serve runs/first --port 8000`, then with the `openai` package
+    `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")`
+    """
+    key = _key(api_key_env)
+    from luthier.serve.limits import Limits
+    from luthier.serve.server import bind, check_address
+
+    check_address(host, key)
+    if engine == "vllm":
+        from luthier.serve import vllm
+
+        line = vllm.command(runs, host, port, max_model_len)
+        if dry_run:
+            print(shlex.join(line))
+            return
+        vllm.hand_over(line, key)
+    if dry_run:
+        raise UserError("--dry-run goes with --engine vllm")
+    limits = Limits(
+        batch=max_batch,
+        queue=max_queue,
+        context=max_model_len,
+        new_tokens=max_new_tokens,
+        body=max_body,
+        seconds=request_timeout,
+        shutdown_seconds=shutdown_timeout,
+    )
+    bound = bind(host, port)
+    with err.status("loading"):
+        from luthier.serve.models import Models
+        from luthier.serve.server import serve as run_server
+
+        models = Models(runs, base)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+
+    def ready() -> None:
+        out.print(f"serving {', '.join(models.by_name)} at {address}/v1", highlight=False)
+        out.file.flush()  # a pipe would keep it
+
+    run_server(models, limits, bound, key, ready)
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"--api-key-env {variable}: that environment variable is not set")
+    return key

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: one worker batches all clients' answers, token by token."""

@@ -1,0 +1,28 @@
+"""How much a server takes on, so that no client can take it from the others."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a server; requests past them are refused, with the reason.
+
+    Attributes:
+        batch: answers that are made at once.
+        queue: answers that wait for a place among them.
+        context: tokens of prompt and answer together; None for the model's own positions.
+        new_tokens: of one answer, and what it gets that does not say.
+        choices: answers that one request may ask for (`n` times its prompts).
+        body: bytes of a request.
+        seconds: from a request's arrival to its last token.
+        shutdown_seconds: for running answers to end in once the server was told to stop.
+    """
+
+    batch: int = 16
+    queue: int = 64
+    context: int | None = None
+    new_tokens: int = 1024
+    choices: int = 16
+    body: int = 1 << 20
+    seconds: float = 300.0
+    shutdown_seconds: float = 30.0

@@ -1,0 +1,75 @@
+"""The process around the application: address, sockets, signals."""
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from luthier.errors import UserError
+from luthier.serve.app import create_app
+from luthier.serve.guard import is_loopback
+from luthier.serve.limits import Limits
+from luthier.serve.models import Models
+
+
+def check_address(host: str, api_key: str | None) -> None:
+    """Raise unless ``host`` is this machine alone, or there is a key.
+
+    Raises:
+        UserError: anybody on the network could use the models.
+    """
+    if api_key is None and not is_loopback(host):
+        raise UserError(
+            f"on {host} others can reach this server: give it a key first "
+            "(export LUTHIER_API_KEY=…, then --api-key-env LUTHIER_API_KEY), or use 127.0.0.1"
+        )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The socket to listen on, taken before models are loaded; port 0 takes a free one.
+
+    Raises:
+        UserError: the address is taken, or is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise UserError(f"cannot listen on {host}:{port}: {error}") from None
+    return bound
+
+
+def serve(
+    models: Models,
+    limits: Limits,
+    bound: socket.socket,
+    api_key: str | None,
+    on_ready: Callable[[], None],
+) -> None:
+    """Answer until SIGTERM or SIGINT, then let running answers finish, within the limits' bound.
+
+    Ends as uvicorn does, by the signal that came: SIGINT is a KeyboardInterrupt here.
+    """
+    config = uvicorn.Config(
+        create_app(models, limits, api_key),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(limits.shutdown_seconds)),
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    _Server(config, on_ready).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()

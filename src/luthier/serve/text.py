@@ -1,0 +1,89 @@
+"""From tokens to text as they come: whole characters only, and nothing past a stop sequence."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+_BROKEN = "\ufffd"  # stands for bytes that are no whole character (yet)
+_PATIENCE = 8  # tokens; no character is spread over more
+
+
+class TextStream:
+    """The text of one answer.
+
+    Args:
+        stops: sequences that end it; they are left out, also where they lie across tokens.
+
+    Attributes:
+        stopped: a stop sequence was found.
+        length: characters so far, those held back included.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stops = tuple(stops)
+        self._ids: list[int] = []
+        self._context = self._read = 0  # ids before `_read` are in `_text`; decode from `_context`
+        self._text = ""
+        self._sent = 0
+        self.stopped = False
+
+    @property
+    def length(self) -> int:
+        return len(self._text)
+
+    def add(self, token: int) -> str:
+        """The text that is certain now and was not before."""
+        self._ids.append(token)
+        # A token's text depends on those before it (spaces between words, bytes of a character):
+        # it is what it adds to them.
+        before = self._decode(self._ids[self._context : self._read])
+        text = self._decode(self._ids[self._context :])
+        waiting = len(self._ids) - self._read
+        if text.endswith(_BROKEN) and waiting < _PATIENCE:
+            return ""
+        self._text += text[len(before) :]
+        # A context without text of its own would lose a space: some decoders strip the first one.
+        if self._decode(self._ids[self._read :]):
+            self._context = self._read
+        self._read = len(self._ids)
+        return self._release()
+
+    def finish(self) -> str:
+        """The rest: what was held back because more might have come."""
+        if not self.stopped:
+            whole = self._decode(self._ids)
+            self._text += whole[len(self._text) :]
+            self._cut()
+            rest = self._text[self._sent :]
+            self._sent = len(self._text)
+            return rest
+        return ""
+
+    def _release(self) -> str:
+        self._cut()
+        end = len(self._text)
+        if not self.stopped:
+            end -= max((_overlap(self._text, stop) for stop in self._stops), default=0)
+        piece = self._text[self._sent : end]
+        self._sent = max(self._sent, end)
+        return piece
+
+    def _cut(self) -> None:
+        found = [at for stop in self._stops if (at := self._text.find(stop, self._sent)) >= 0]
+        if found:
+            self._text = self._text[: min(found)]
+            self.stopped = True
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of ``text`` may be the beginning of ``stop``."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

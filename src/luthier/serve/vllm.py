@@ -1,0 +1,83 @@
+"""Hand over to vLLM's own server, for machines with a GPU. Written and not run: no GPU was at hand.
+
+The options are those of vLLM's documentation (docs.vllm.ai: "vllm serve", "LoRA Adapters").
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+
+from luthier.errors import UserError
+from luthier.models.load import load_tokenizer
+from luthier.models.source import resolve
+from luthier.run import open_run
+from luthier.serve.models import base_key, base_name_of, parse_run
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` takes
+
+
+def command(runs: Sequence[str], host: str, port: int, context: int | None) -> list[str]:
+    """The command line that serves ``runs``.
+
+    Raises:
+        UserError: vLLM cannot serve these runs, or not together.
+    """
+    named = [(name, open_run(path)) for name, path in map(parse_run, runs)]
+    recipes = [run.recipe() for _, run in named]
+    for _, run in named:
+        if not run.finished:
+            raise UserError(
+                f"{run.root} has not finished training; run `luthier train` on it again"
+            )
+    first = recipes[0]
+    shared = ["--host", host, "--port", str(port)]
+    shared += ["--dtype", (first.provenance or {}).get("dtype", "auto")]
+    if context is not None:
+        shared += ["--max-model-len", str(context)]
+    if first.model.trust_remote_code:
+        shared.append("--trust-remote-code")
+    if any(recipe.method.name == "full" for recipe in recipes):
+        if len(named) > 1:
+            raise UserError("vLLM serves one full fine-tune, or adapters over one base; not both")
+        name, run = named[0]
+        return [
+            "vllm",
+            "serve",
+            str(run.model_path.resolve()),
+            "--served-model-name",
+            name,
+            *shared,
+        ]
+    if len({base_key(recipe) for recipe in recipes}) > 1:
+        raise UserError("vLLM serves adapters over one base; these runs have several")
+    if any(recipe.method.use_dora for recipe in recipes):
+        raise UserError("vLLM cannot run DoRA adapters; merge the run first, or use our own engine")
+    templates = {load_tokenizer(run.adapter_path).chat_template for _, run in named}
+    if len(templates) > 1:
+        raise UserError("vLLM takes one chat template; these runs have several")
+    rank = next((r for r in _RANKS if r >= max(x.method.lora_r for x in recipes)), None)
+    if rank is None:
+        raise UserError(f"vLLM runs adapters up to rank {_RANKS[-1]}")
+    made = ["vllm", "serve", str(resolve(first.model.source, first.model.revision).folder)]
+    made += ["--served-model-name", base_name_of(first)]
+    # The tokenizer of the run has the template that it trained with.
+    made += ["--tokenizer", str(named[0][1].adapter_path.resolve())]
+    if first.method.name == "qlora":
+        made += ["--quantization", "bitsandbytes"]
+    made += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(named))]
+    made += ["--lora-modules", *(f"{n}={run.adapter_path.resolve()}" for n, run in named)]
+    return [*made, *shared]
+
+
+def hand_over(line: Sequence[str], api_key: str | None) -> None:
+    """Become vLLM's server; comes back only by an error.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+    program = shutil.which(line[0])
+    if program is None:
+        raise UserError("vLLM is not installed here (it needs a GPU): pip install vllm")
+    if api_key is not None:
+        os.environ["VLLM_API_KEY"] = api_key  # not in the command line, which others can read
+    os.execv(program, list(line))  # noqa: S606

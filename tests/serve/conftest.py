@@ -1,0 +1,65 @@
+"""Runs of the tiny model, and a server over them that lives as long as the session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import Notes, write_rows
+from openai import OpenAI
+from serving import KEY, running
+
+from luthier.recipe import parse_recipe
+from luthier.run import Run, claim_run
+from luthier.serve.limits import Limits
+from luthier.serve.models import Models
+
+
+@pytest.fixture(scope="session")
+def runs(
+    tiny_model: Path, rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of the finished runs `one` and `two` (LoRA), `dora`, and `whole` (full)."""
+    from luthier.train.fit import fit
+
+    folder = tmp_path_factory.mktemp("served")
+    data = write_rows(folder / "rows.jsonl", rows)
+    for name, method, rate in (
+        ("one", "lora", "2e-2"),
+        ("two", "lora", "5e-2"),
+        ("dora", "lora", "3e-2"),
+        ("whole", "full", "1e-2"),
+    ):
+        recipe = parse_recipe(
+            "",
+            [
+                f"model.source={tiny_model}",
+                "model.dtype=float32",
+                f"method.name={method}",
+                f"method.use_dora={name == 'dora'}".lower(),
+                f"data.train={data}",
+                "data.max_length=128",
+                "train.max_steps=4",
+                f"train.learning_rate={rate}",
+                f"run.dir={folder}",
+                f"run.name={name}",
+            ],
+        )
+        run: Run = claim_run(recipe, "test")
+        fit(recipe, run, Notes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(runs: Path) -> Models:
+    return Models([str(runs / "one"), f"second={runs / 'two'}"])
+
+
+@pytest.fixture(scope="session")
+def address(models: Models) -> Iterator[str]:
+    with running(models, Limits(new_tokens=400), KEY) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> OpenAI:
+    return OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60)

@@ -1,0 +1,34 @@
+"""A server on a thread of the test's own process."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from luthier.serve.app import create_app
+from luthier.serve.limits import Limits
+from luthier.serve.models import Models
+from luthier.serve.server import bind
+
+KEY = "a key, kept"
+
+
+@contextmanager
+def running(models: Models, limits: Limits, key: str | None = None) -> Iterator[str]:
+    """A server on a thread of this process; its address."""
+    bound = bind("127.0.0.1", 0)
+    config = uvicorn.Config(
+        create_app(models, limits, key), log_level="error", timeout_graceful_shutdown=5
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        bound.close()
+    assert not thread.is_alive()
