@@ -73,6 +73,10 @@ class Run:
         return self.root / "tensorboard"
 
     @property
+    def bad_batch_path(self) -> Path:
+        return self.root / "bad-batch.json"
+
+    @property
     def log_path(self) -> Path:
         return self.root / "log.txt"
 

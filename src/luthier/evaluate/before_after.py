@@ -1,5 +1,6 @@
 """Base against tuned on rows neither was trained on: loss, perplexity, answers."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from luthier.data.conversation import Conversation
-from luthier.data.prepare import held_out, read_for_evaluation, tokenise
+from luthier.data.prepare import also_trained_on, held_out, read_for_evaluation, tokenise
 from luthier.data.split import sample
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
@@ -19,6 +20,8 @@ from luthier.kernels.loss import mean_loss, rows_stay_apart
 from luthier.models.tuned import TunedModel, load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -94,6 +97,13 @@ def _choose_rows(run: Run, recipe: Recipe, data: str | None) -> _Rows:
             raise UserError(f"{run.root} has no validation rows; give a file of rows with --data")
     else:
         source, rows = data, read_for_evaluation(data, recipe.data)
+        seen = also_trained_on(run, rows)
+        if seen:
+            log.warning(
+                "%d of the %d rows of %s were trained on (%s first): the tuned model has seen their "
+                "answers, so its figures are too good",
+                len(seen), len(rows), data, seen[0].origin,
+            )  # fmt: skip
     spoken = [row for row in rows if row.messages]
     return _Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import PeftModel
@@ -25,12 +26,28 @@ from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import rows_stay_apart
 from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import trainable_parameters
+from luthier.models.load import load_config
 from luthier.recipe import Recipe
 from luthier.run import Run, save_recipe
 from luthier.train.arguments import training_arguments
 from luthier.train.callbacks import Display, Recorder, StopRequest
+from luthier.train.checkpoints import usable_checkpoints
 from luthier.train.finish import Measured, finish, read_measured, stopped_early
 from luthier.train.forecast import forecast, write_plan
+from luthier.train.guards import (
+    base_loss,
+    check_embedding,
+    check_first_loss,
+    check_rows,
+    few_short,
+)
+from luthier.train.memory import (
+    OutOfMemory,
+    free_memory,
+    is_out_of_memory,
+    smaller_micro_batch,
+    with_micro_batch,
+)
 from luthier.train.provenance import changed_versions, resolved_recipe
 from luthier.train.runlog import logging_to_run
 from luthier.train.setup import (
@@ -41,6 +58,7 @@ from luthier.train.setup import (
     resolve_model,
 )
 from luthier.train.trainer import LuthierTrainer
+from luthier.train.watch import Watch
 
 
 def fit(recipe: Recipe, run: Run, display: Display) -> Measured:
@@ -54,16 +72,29 @@ def fit(recipe: Recipe, run: Run, display: Display) -> Measured:
         if run.finished:
             return read_measured(run)
         with logging_to_run() as log_to:
-            return _fit(recipe, run, display, log_to)
+            micro_batch: int | None = None
+            while True:
+                try:
+                    return _fit(recipe, run, display, log_to, micro_batch)
+                except OutOfMemory as error:
+                    micro_batch = smaller_micro_batch(recipe, run, error, display)
+                free_memory()  # once the error, and what it refers to, is gone
 
 
-def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], None]) -> Measured:
+def _fit(
+    recipe: Recipe,
+    run: Run,
+    display: Display,
+    log_to: Callable[[Path], None],
+    micro_batch: int | None,
+) -> Measured:
     # All that can fail for what the user wrote comes before the first file is written.
-    checkpoints = run.checkpoints()
+    checkpoints = usable_checkpoints(run, display)
     provenance = (run.recipe().provenance or {}) if checkpoints else {}
     setup = choose_setup(recipe)
     if checkpoints:  # measured once a run: a busy machine must not change the answer
         setup = replace(setup, dtype=getattr(torch, provenance["dtype"]))
+        micro_batch = provenance.get("micro_batch")
     resolved = resolve_model(recipe)
     tokenizer, template = load_prepared_tokenizer(recipe, resolved)
     if checkpoints:
@@ -78,6 +109,7 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
     if not any(row.conversation.messages for row in data.train):
         template = "none"  # plain text: nothing is rendered, neither now nor at inference
     _describe_data(data, template, display)
+    check_rows(data.train, data.validation, tokenizer, display)
     for substitute in setup.substitutes:
         display.note(substitute)
     plan = None if checkpoints else forecast(recipe, resolved, data, setup, display)
@@ -90,6 +122,9 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
         f"{recipe.method.name}: {trainable:,} of {total:,} parameters train "
         f"({trainable / total:.2%}), {setup.dtype_name} on {setup.device_name}"
     )
+    check_embedding(model, data.train, len(tokenizer))
+    few = few_short(data.train)
+    own_loss = base_loss(model, few) if few else None
     fast = install_checked(model, recipe.kernels)
     for missing in fast.missing:
         display.note(f"no fast path for {missing}")
@@ -97,14 +132,30 @@ def _fit(recipe: Recipe, run: Run, display: Display, log_to: Callable[[Path], No
     if not packed:
         display.note("this model cannot keep packed rows apart: each row runs by itself, slower")
     if not checkpoints:
-        save_recipe(run, resolved_recipe(recipe, resolved, setup, tokenizer, template, data))
+        resolved_now = resolved_recipe(recipe, resolved, setup, tokenizer, template, data)
+        if micro_batch is not None and resolved_now.provenance is not None:
+            resolved_now.provenance["micro_batch"] = micro_batch
+        save_recipe(run, resolved_now)
         store(data, run)
         write_plan(run, plan)
     log_to(run.log_path)
-    trainer, stop = _make_trainer(recipe, run, setup, model, data, packed, fast.head, display)
+    config = load_config(resolved.folder, recipe.model.trust_remote_code)
+    trainer, stop = _make_trainer(
+        with_micro_batch(recipe, micro_batch),
+        run,
+        setup,
+        model,
+        data,
+        packed,
+        fast.head,
+        config.get_text_config().vocab_size,
+        display,
+    )
+    if own_loss is not None:
+        check_first_loss(trainer, few, own_loss)
     with stop.listening(display):
         try:
-            _train(trainer, checkpoints, recipe)
+            _train(trainer, checkpoints)
         finally:
             display.end()
     ended = trainer.state.global_step >= trainer.state.max_steps or stopped_early(trainer.state)
@@ -121,11 +172,12 @@ def _make_trainer(
     data: Prepared,
     packed: bool,
     head: HeadLoss | None,
+    embedding_rows: int,
     display: Display,
 ) -> tuple[LuthierTrainer, StopRequest]:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_path)
     stop = StopRequest()
-    callbacks: list[TrainerCallback] = [Recorder(run, display, stop)]
+    callbacks: list[TrainerCallback] = [Recorder(run, display, stop), Watch(model, display)]
     if recipe.train.early_stopping_patience is not None and data.validation:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     trainer = LuthierTrainer(
@@ -137,13 +189,14 @@ def _make_trainer(
         packed=packed,
         head=head,
         save_total_limit=recipe.train.save_total_limit,
+        embedding_rows=embedding_rows,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, stop
 
 
-def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path], recipe: Recipe) -> None:
+def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path]) -> None:
     last = list(checkpoints.values())[-1] if checkpoints else None
     if last is not None:
         state = TrainerState.load_from_json(str(last / "trainer_state.json"))
@@ -152,12 +205,14 @@ def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path], recipe: Recipe
             return
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(str(error)) from None
+    except UnpicklingError as error:  # `weights_only` of torch.load
         raise UserError(
-            "the GPU ran out of memory; lower train.per_device_train_batch_size "
-            f"(now {recipe.train.per_device_train_batch_size}) or data.max_length, or set "
-            "train.gradient_checkpointing=true; raise train.gradient_accumulation_steps to keep "
-            f"the effective batch. {error}"
+            f"a file of the checkpoint {last} holds more than tensors and numbers, so it is not what "
+            "luthier wrote: it could run code and is not opened"
         ) from error
 
 

@@ -110,6 +110,7 @@ def build_model(
         torch.float32 if trained_whole else setup.dtype,
         quantization=quantization(recipe.method, setup.dtype),
         device=setup.device,
+        allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
     )
     model.config.use_cache = False
