@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench format setup clean
+.PHONY: demo test lint bench faults fuzz soak reliability format setup clean
 
 demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
 	$(BIN)/luthier demo
@@ -24,6 +24,21 @@ format: $(READY)
 bench: $(READY)  ## measure on this machine; benchmarks/RESULTS.md keeps what was found
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+faults: $(READY)  ## plant faults in the real trainer, print (fault, tries, survived, lost steps); half an hour
+	mkdir -p build/reliability
+	PYTHONPATH=tests $(BIN)/python tests/faults/run_faults.py --record build/reliability/faults.jsonl
+
+fuzz: $(READY)  ## 100,000 inputs for all that reads what strangers wrote; some minutes
+	mkdir -p build/reliability
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/run_fuzz.py --record build/reliability/fuzz.jsonl
+
+soak: $(READY)  ## 2,000 steps: memory flat, no file left open, no line of metrics missing
+	mkdir -p build/reliability
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py --record build/reliability/soak.jsonl
+
+reliability: faults fuzz soak  ## all three, and docs/reliability.md from what they found
+	PYTHONPATH=tests $(BIN)/python tests/faults/report.py build/reliability
 
 setup: $(READY)
 
