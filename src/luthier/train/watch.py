@@ -1,7 +1,7 @@
 """Checks while a run trains: gradients arrive, the learning rate is reached, frozen weights stay.
 
-Gradients are looked at in the first step of a session, weights where a checkpoint is due: no step
-pays for them.
+Gradients are looked at in the first step of a session; of weights a sample where a checkpoint is due,
+all at the end: no step pays for them.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from luthier.errors import UserError
 from luthier.train.callbacks import Display
 
-# Frozen weights up to so many bytes are hashed whole, of larger ones so many numbers a tensor.
+# Frozen weights up to so many bytes are hashed whole at the end; of a sample, so many numbers a tensor.
 _WHOLE = 2**29
 _SAMPLED = 4096
 _RATES = 10_000  # steps of the schedule that are looked at
@@ -30,7 +30,10 @@ class Watch(TrainerCallback):
         self.model = model
         self.display = display
         self.adapter = isinstance(model, PeftModel)
-        self.before = fingerprint(model) if self.adapter else {}
+        self.before = {
+            sampled: fingerprint(model, sampled) if self.adapter else {}
+            for sampled in (True, False)
+        }
         self.gradients_seen = False
 
     def on_train_begin(
@@ -61,22 +64,21 @@ class Watch(TrainerCallback):
     ) -> None:
         # Before the checkpoint is written, so that those that are there are good.
         if self.adapter and (control.should_save or control.should_evaluate):
-            self._check_base(state.global_step)
+            self._check_base(state.global_step, sampled=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self.adapter:
-            self._check_base(state.global_step)
+            self._check_base(state.global_step, sampled=False)
 
-    def _check_base(self, step: int) -> None:
-        after = fingerprint(self.model)
-        changed = sorted(name for name in self.before if after.get(name) != self.before[name])
+    def _check_base(self, step: int, sampled: bool) -> None:
+        before, after = self.before[sampled], fingerprint(self.model, sampled)
+        changed = sorted(name for name in before if after.get(name) != before[name])
         if changed:
             raise UserError(
                 f"by step {step} frozen weights of the base model had changed ({len(changed)} tensors, "
-                f"{changed[0]} first), so the adapter would not fit the base; nothing was saved since. "
-                "A library writes where it must not: report it, with the versions in recipe.yaml"
+                f"{changed[0]} first), so the adapter would not fit the base and the run ends here. A library writes where it must not: report it, with the versions in recipe.yaml"
             )
 
 
@@ -119,11 +121,11 @@ def check_gradients(model: nn.Module, display: Display) -> None:
         )
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """A hash of each frozen tensor by name, 4-bit scales included; a sample of large models."""
+def fingerprint(model: nn.Module, sampled: bool = False) -> dict[str, str]:
+    """A hash of each frozen tensor by name, 4-bit scales included; of a large model always a sample."""
     frozen = dict(_frozen(model))
-    whole = sum(tensor.nbytes for tensor in frozen.values()) <= _WHOLE
-    return {name: _hash(tensor, whole) for name, tensor in frozen.items()}
+    sampled |= sum(tensor.nbytes for tensor in frozen.values()) > _WHOLE
+    return {name: _hash(tensor, sampled) for name, tensor in frozen.items()}
 
 
 def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -138,9 +140,9 @@ def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             state = state.state2
 
 
-def _hash(tensor: Tensor, whole: bool) -> str:
+def _hash(tensor: Tensor, sampled: bool) -> str:
     numbers = tensor.reshape(-1)
-    if not whole:
+    if sampled:
         numbers = numbers[:: max(1, numbers.numel() // _SAMPLED)]
     data = numbers.contiguous().view(torch.uint8).cpu().numpy()
     return hashlib.sha256(memoryview(data)).hexdigest()
