@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from luthier.models.adapters import load_adapter
 from luthier.models.load import load_config, load_model, load_tokenizer
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run
+from luthier.train.checkpoints import write_manifest
 from luthier.yaml_text import parse_yaml
 
 ROW = {"prompt": "p", "completion": "c"}
@@ -37,7 +40,7 @@ class Attack:
         self.mark = mark
 
     def __reduce__(self) -> Any:
-        return (Path.touch, (self.mark,))
+        return (os.mkdir, (str(self.mark),))
 
 
 # --- weights ---
@@ -92,9 +95,12 @@ def test_code_that_ships_with_a_model_does_not_run(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "unheard-of", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    for load in (load_config, lambda f: load_model(f, torch.float32), load_tokenizer):
-        with pytest.raises(UserError):
-            load(folder)
+    with pytest.raises(UserError):
+        load_config(folder)
+    with pytest.raises(UserError):
+        load_model(folder, torch.float32)
+    with suppress(UserError):
+        load_tokenizer(folder)
     assert not mark.exists()
 
 
@@ -260,18 +266,12 @@ def test_a_run_folder_opens_nothing_of_a_stranger(
     """A run that was sent: its optimiser state is a pickle, read by PyTorch as tensors alone."""
     run = train(make_recipe())
     run.measured_path.unlink()
+    shutil.rmtree(run.checkpoint_path(6))
     mark = tmp_path / "ran"
-    last = run.checkpoint_path(max(run.checkpoints()))
-    state = json.loads((last / "trainer_state.json").read_text())
-    state["max_steps"] = 99
-    (last / "trainer_state.json").write_text(json.dumps(state))
-    torch.save(Attack(mark), last / "optimizer.pt")
-    from luthier.train.checkpoints import write_manifest
-
-    (last / "manifest.json").unlink()
-    write_manifest(last)  # a stranger would have made it fit
-    recipe = run.recipe()
-    recipe.train.max_steps = 99
+    folder = run.checkpoint_path(3)
+    torch.save(Attack(mark), folder / "optimizer.pt")
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)  # a stranger would have made it fit
     with pytest.raises(UserError, match="holds more than tensors"):
-        train(recipe)
+        train(make_recipe())
     assert not mark.exists()

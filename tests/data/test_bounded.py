@@ -102,5 +102,5 @@ def test_a_template_bomb_is_one_clear_error(
 
     bomb = tmp_path / "bomb.jinja"
     bomb.write_text(CHATML + "{{ 'x' * 99999999999 }}")
-    with pytest.raises(UserError, match="60 rows cannot be used"):
+    with pytest.raises(UserError, match="rows cannot be used"):
         train(make_recipe(f"data.template={bomb}"))

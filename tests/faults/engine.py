@@ -130,6 +130,7 @@ class Bench:
     def become_nobody(self) -> None:
         """In a forked process: root may write anywhere, and is of no use to test that."""
         if os.geteuid() == 0:
+            os.environ["HOME"] = str(self.folder)
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
@@ -315,7 +316,7 @@ def bad_checkpoint(bench: Bench, draw: random.Random) -> Try:
     content = bytearray(file.read_bytes())
     cut = draw.random() < 0.5
     if cut:
-        content = content[: draw.randrange(len(content))]
+        content = content[: draw.randrange(len(content) - 1)]
     else:
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     file.write_bytes(content)

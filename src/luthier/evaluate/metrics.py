@@ -55,7 +55,9 @@ def sql_execution(folder: Path) -> Metric:
 
     @cache
     def connect(name: str) -> Any:
-        if Path(name).name != name or "\0" in name:  # rows come from anywhere; a name is no path
+        if (
+            Path(name).name != name or name.startswith(".") or "\0" in name
+        ):  # rows come from anywhere; a name is no path
             raise UserError(f"'{name}' is not the name of a database in {folder}")
         for ending in (".sql", ".sqlite", ".db"):
             if (file := folder / f"{name}{ending}").is_file():

@@ -78,7 +78,8 @@ class Watch(TrainerCallback):
         if changed:
             raise UserError(
                 f"by step {step} frozen weights of the base model had changed ({len(changed)} tensors, "
-                f"{changed[0]} first), so the adapter would not fit the base and the run ends here. A library writes where it must not: report it, with the versions in recipe.yaml"
+                f"{changed[0]} first), so the adapter would not fit the base and the run ends here. A "
+                "library writes where it must not: report it, with the versions in recipe.yaml"
             )
 
 
