@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench llama-cpp format setup clean
+.PHONY: demo test lint bench llama-cpp faults fuzz soak reliability format setup clean
 
 demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
 	$(BIN)/luthier demo
@@ -28,6 +28,21 @@ bench: $(READY)  ## measure on this machine; benchmarks/RESULTS.md keeps what wa
 llama-cpp:  ## a real llama.cpp in an environment of its own; the tests of GGUF files then use it
 	$(PYTHON) -m venv .venv-llama-cpp
 	.venv-llama-cpp/bin/python -m pip install --quiet --only-binary :all: xllamacpp==2026.10.11549
+
+faults: $(READY)  ## plant faults in the real trainer, print (fault, tries, survived, lost steps); half an hour
+	mkdir -p build/reliability
+	PYTHONPATH=tests $(BIN)/python tests/faults/run_faults.py --record build/reliability/faults.jsonl
+
+fuzz: $(READY)  ## 100,000 inputs for all that reads what strangers wrote; some minutes
+	mkdir -p build/reliability
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/run_fuzz.py --record build/reliability/fuzz.jsonl
+
+soak: $(READY)  ## 2,000 steps: memory flat, no file left open, no line of metrics missing
+	mkdir -p build/reliability
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py --record build/reliability/soak.jsonl
+
+reliability: faults fuzz soak  ## all three, and docs/reliability.md from what they found
+	PYTHONPATH=tests $(BIN)/python tests/faults/report.py build/reliability
 
 setup: $(READY)
 

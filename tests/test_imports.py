@@ -14,6 +14,8 @@ ROOT = Path(luthier.__file__).parent
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "yaml_text": set(),
+    "credentials": set(),
     "recipe": set(),
     "run": {"recipe"},
     "models": {"recipe", "run"},
@@ -37,7 +39,7 @@ ALLOWED = {
         *("train", "generate", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }
-FREE = {"errors", "files", "__version__"}
+FREE = {"errors", "files", "yaml_text", "credentials", "__version__"}
 
 
 def imported_parts(source: str) -> set[str]:

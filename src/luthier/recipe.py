@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from luthier.credentials import holds_secret, masked
 from luthier.errors import UserError
+from luthier.yaml_text import parse_yaml
 
 # What differs between the methods. Sources: full 2e-5 (Alpaca, Taori et al. 2023); LoRA 3e-4 (Hu et
 # al. 2021, and "LoRA Without Regret", Thinking Machines 2025: about ten times the rate of full
@@ -64,6 +67,9 @@ class ModelGroup(_Group):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="dtype of frozen weights and of the arithmetic; weights that train stay float32",
+    )
+    allow_pickle: bool = Field(
+        False, description="read .bin weights too, where there are no safetensors (tensors only)"
     )
     trust_remote_code: bool = Field(False, description="run Python code that ships with the model")
 
@@ -132,6 +138,9 @@ class TrainGroup(_Group):
     max_steps: int = Field(-1, ge=-1, description="stop after so many steps; -1: by epochs")
     per_device_train_batch_size: int = Field(4, ge=1, description="rows a micro-batch")
     gradient_accumulation_steps: int = Field(4, ge=1, description="micro-batches a step")
+    auto_batch: bool = Field(
+        False, description="out of memory: smaller micro-batches, as many rows a step, and go on"
+    )
     per_device_eval_batch_size: int = Field(8, ge=1, description="rows an evaluation batch")
     learning_rate: float | None = Field(None, gt=0, description="peak rate; None: the method's")
     lr_scheduler_type: Literal[
@@ -397,15 +406,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), origin: str = "recipe") -> Recipe:
     """Like ``load_recipe``, from YAML text; ``origin`` names it in messages."""
-    try:
-        # The loader is a SafeLoader: it builds plain data, never objects.
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{origin}, line {mark.line + 1}" if mark else origin
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    except RecursionError:
-        raise UserError(f"{origin}: nested too deeply to be a recipe") from None
+    tree = parse_yaml(text, origin)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -413,25 +414,17 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), origin: str = "recipe
     for override in overrides:
         _apply(tree, override)
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(dict(issue)) for issue in error.errors()]
         raise UserError(f"{origin}: " + "\n".join(lines)) from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a later duplicate key win in silence; here it is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node.value, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key_node.value}' stands twice", key_node.start_mark
-                )
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+    for key, value in _flatten(recipe.settings()):
+        if holds_secret(str(value)):
+            raise UserError(
+                f"{origin}: '{key}' holds a password or token, which would be kept in every run; take "
+                "it out and log in with `hf auth login`"
+            )
+    return recipe
 
 
 def _apply(tree: dict[Any, Any], override: str) -> None:
@@ -439,10 +432,7 @@ def _apply(tree: dict[Any, Any], override: str) -> None:
     path = key.strip().split(".")
     if not equals or len(path) != 2 or not all(path):
         raise UserError(f"--set takes group.key=value (train.learning_rate=1e-4), not '{override}'")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: '{value}' is not a YAML value") from None
+    parsed = parse_yaml(value, f"--set {key}")
     group = tree.setdefault(path[0], {})
     if group is None:
         group = tree[path[0]] = {}
@@ -462,7 +452,8 @@ def _explain(issue: dict[str, Any]) -> str:
     message = issue["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    return f"'{where}' is {issue['input']!r}: {message[0].lower()}{message[1:]}"
+    given = reprlib.repr(issue["input"])
+    return f"'{where}' is {masked(given)}: {message[0].lower()}{message[1:]}"
 
 
 def _nearest(where: str) -> str:

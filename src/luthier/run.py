@@ -82,6 +82,10 @@ class Run:
         return self.root / "tensorboard"
 
     @property
+    def bad_batch_path(self) -> Path:
+        return self.root / "bad-batch.json"
+
+    @property
     def log_path(self) -> Path:
         return self.root / "log.txt"
 

@@ -153,7 +153,9 @@ def test_other_rows_than_the_runs_own(
 
 
 def test_what_cannot_be_evaluated_says_why(make_recipe: MakeRecipe, train: Train) -> None:
-    run = train(make_recipe("data.validation_fraction=0", "train.max_steps=1"))
+    run = train(
+        make_recipe("data.validation_fraction=0", "train.max_steps=1", "train.warmup_ratio=0")
+    )
     with pytest.raises(UserError, match="has no validation rows"):
         evaluate_run(run)
     with pytest.raises(UserError, match="did you mean 'rouge_l'"):

@@ -55,6 +55,7 @@ def test_1x16_and_4x4_give_the_same_gradient(
                 f"method.name={method}",
                 "method.lora_dropout=0",
                 "train.max_steps=1",
+                "train.warmup_ratio=0",
                 "train.max_grad_norm=0",
                 f"train.per_device_train_batch_size={rows}",
                 f"train.gradient_accumulation_steps={accumulation}",
@@ -75,7 +76,7 @@ def test_packing_changes_which_rows_share_a_batch_but_not_what_a_row_gives(
     make_recipe: MakeRecipe, step_gradients: Callable[[Recipe], dict[str, Tensor]]
 ) -> None:
     # A batch as large as the data: both ways see every row once, in one step.
-    common = ("train.max_steps=1", "train.max_grad_norm=0", "train.per_device_train_batch_size=64",
+    common = ("train.max_steps=1", "train.warmup_ratio=0", "train.max_grad_norm=0", "train.per_device_train_batch_size=64",
               "train.gradient_accumulation_steps=1", "method.lora_dropout=0")  # fmt: skip
     plain = step_gradients(make_recipe(*common, "run.name=plain"))
     packed = step_gradients(make_recipe(*common, "run.name=packed", "data.packing=true"))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from luthier.advise.answers import Answers
 from luthier.advise.decide import LEAST
 from luthier.errors import UserError
+from luthier.yaml_text import parse_yaml
 
 # A query where nothing else is said.
 USUAL = {"prompt_tokens": 300, "completion_tokens": 150, "context_tokens": 2000, "queries": 10_000}
@@ -82,13 +83,9 @@ def load_prices(path: Path | None = None) -> Prices:
     if path is None:
         return Prices.model_validate(values)
     try:
-        mine = yaml.safe_load(path.read_text("utf-8"))
+        mine = parse_yaml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prices {path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML") from None
     if not isinstance(mine, dict):
         raise UserError(
             f"{path}: prices are lines of 'name: number'; names are {', '.join(values)}"

@@ -31,6 +31,13 @@ def train(
             help="Override one key of the recipe; may be repeated.",
         ),
     ] = None,
+    check_determinism: Annotated[
+        bool,
+        typer.Option(
+            "--verify-determinism",
+            help="Train the first 10 steps twice, aside, and compare the bytes; 1 if they differ.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train by a recipe: full, LoRA or QLoRA.
@@ -44,6 +51,9 @@ def train(
     Example: `luthier train recipes/lora.yaml --set data.train=my.jsonl --set run.name=first`
     """
     recipe, run = _find(recipe_path, overrides or [])
+    if check_determinism:
+        _verify_determinism(recipe, as_json)
+        return
     from luthier.evaluate.probe.quick import QuickProbe
     from luthier.train.fit import fit
     from luthier.train.progress import make_display
@@ -61,6 +71,26 @@ def train(
         out.print(f"{run.root} has finished before; choose another run.name to train anew")
     show_measured(run.root, measured)
     out.print(f"next: luthier evaluate {run.root}", highlight=False)
+
+
+def _verify_determinism(recipe: Recipe, as_json: bool) -> None:
+    from luthier.train.determinism import STEPS, verify_determinism
+
+    found = verify_determinism(recipe)
+    if as_json:
+        print_json({"same": not found, "differences": found})
+    elif found:
+        out.print("two runs of this recipe differ here:", style="bold red")
+        for difference in found:
+            out.print(f"  {difference}", markup=False, highlight=False)
+    else:
+        out.print(
+            f"the same bytes twice, over {STEPS} steps at most: weights, optimiser, random state and "
+            "every logged number",
+            highlight=False,
+        )
+    if found:
+        raise typer.Exit(1)
 
 
 def _find(path: Path, overrides: list[str]) -> tuple[Recipe, Run]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from luthier.data.conversation import Origin
 from luthier.data.readers import BadRow, Item, read_rows
 from luthier.errors import UserError
+from luthier.yaml_text import parse_yaml
 
 Row = dict[str, Any]
 
@@ -98,7 +97,12 @@ def _llama_factory(path: Path, name: str) -> ForeignSet:
     _only(given, set(_FACTORY_COLUMNS), f"{place}, columns")
     _only(tags, set(_FACTORY_TAGS), f"{place}, tags")
     if "file_name" in entry:
-        source = str(path.parent / entry["file_name"])
+        source = str(path.parent / str(entry["file_name"]))
+        if not Path(source).resolve().is_relative_to(path.parent.resolve()):
+            raise UserError(
+                f"{place}: file_name {entry['file_name']!r} leads out of the folder of the data set; "
+                "name that file itself if you mean it"
+            )
     elif "hf_hub_url" in entry:
         source = entry["hf_hub_url"] + (f":{entry['split']}" if "split" in entry else "")
     else:
@@ -168,8 +172,8 @@ _AXOLOTL_KEYS = {
 
 def _axolotl(path: Path) -> list[ForeignSet]:
     try:
-        config = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        config = parse_yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable YAML: {error}") from None
     entries = config.get("datasets") if isinstance(config, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

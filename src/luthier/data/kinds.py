@@ -4,9 +4,11 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
+
+from luthier.errors import UserError
 
 READABLE = (".jsonl", ".json", ".csv", ".parquet")
 COMPRESSED = (".gz", ".zst")  # after the ending of any kind but Parquet, which compresses itself
@@ -15,6 +17,10 @@ COMPRESSED = (".gz", ".zst")  # after the ending of any kind but Parquet, which 
 ARCHIVE_ERRORS = (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError)
 
 _CHUNK = 1 << 16
+_COMPRESSED_CHUNK = 1 << 12  # of zstd, which may unpack four bytes to 128 KiB
+
+# A file that unpacks to more than this, and to so many times its size, is a bomb and no text.
+_LARGE, _RATIO = 100 * 2**20, 200
 
 
 def kind_of(name: str) -> tuple[str, str] | None:
@@ -40,10 +46,37 @@ def open_bytes(path: Path) -> IO[bytes]:
     """
     compression = path.suffix.lower()
     if compression == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), _CHUNK)
+        return io.BufferedReader(_Bounded(gzip.open(path, "rb"), path), _CHUNK)
     if compression == ".zst":
-        return io.BufferedReader(_ZstdReader(path), _CHUNK)
+        return io.BufferedReader(_Bounded(_ZstdReader(path), path), _CHUNK)
     return path.open("rb")
+
+
+class _Bounded(io.RawIOBase):
+    """Passes on what ``inner`` unpacks, until it is too much for the file it comes from."""
+
+    def __init__(self, inner: Any, path: Path) -> None:
+        self._inner = inner
+        self._path = path
+        self._most = max(_LARGE, _RATIO * path.stat().st_size)
+        self._unpacked = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
+        count: int = self._inner.readinto(buffer)
+        self._unpacked += count
+        if self._unpacked > self._most:
+            raise UserError(
+                f"{self._path} unpacks to over {_RATIO} times its size, more than text ever does; if "
+                "you trust it, unpack it yourself"
+            )
+        return count
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
 
 
 class _ZstdReader(io.RawIOBase):
@@ -61,7 +94,7 @@ class _ZstdReader(io.RawIOBase):
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         while not self._ready:
-            data = self._compressed or self._file.read(_CHUNK)
+            data = self._compressed or self._file.read(_COMPRESSED_CHUNK)
             self._compressed = b""
             if not data:
                 if not self._fresh:

@@ -5,12 +5,14 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from luthier.data.conversation import Origin
 from luthier.data.kinds import ARCHIVE_ERRORS, endings, kind_of, open_bytes
 from luthier.data.sources import find_files
 from luthier.errors import UserError
+
+_LONGEST = 64 * 2**20  # of a row; a longer one is no training data
 
 
 class BadRow(Exception):
@@ -60,11 +62,21 @@ def _read_file(file: str) -> Iterator[Item]:
 
 def _jsonl(path: Path, name: str) -> Iterator[Item]:
     with open_bytes(path) as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(_lines(file, b"", name), start=1):
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as Windows writes it
             if raw.strip():
                 yield _parse(raw, Origin(name, number))
+
+
+def _lines(file: Any, end: AnyStr, name: str) -> Iterator[AnyStr]:
+    """The lines of a file, none longer than ``_LONGEST``; ``end`` is what an ended file reads."""
+    number = 0
+    while (line := file.readline(_LONGEST + 1)) != end:
+        number += 1
+        if len(line) > _LONGEST:
+            raise UserError(f"{name}, line {number}: longer than {_LONGEST >> 20} Mi characters")
+        yield line
 
 
 def _json(path: Path, name: str) -> Iterator[Item]:
@@ -109,9 +121,9 @@ def _checked(row: Any, origin: Origin) -> Item:
 
 
 def _csv(path: Path, name: str) -> Iterator[Item]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB a field refuses long documents
+    csv.field_size_limit(_LONGEST)  # the default of 128 KiB a field refuses long documents
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.DictReader(_lines(file, "", name), strict=True)
         try:
             for row in reader:
                 # A quoted field may span lines: the reader stands on the row's last one.

@@ -42,6 +42,9 @@ def find_files(source: str) -> list[str]:
 
 
 def _below(folder: Path, name: str) -> list[Path]:
+    root = folder.resolve()
+    if root.parent.name == "snapshots":  # the hub's cache: its files are links into its blobs
+        root = root.parent.parent
     files = [
         path
         for path in sorted(folder.rglob("*"))
@@ -50,6 +53,12 @@ def _below(folder: Path, name: str) -> list[Path]:
     ]
     if not files:
         raise UserError(f"{name} holds no data file: they end in {endings()}")
+    for path in files:
+        if not path.resolve().is_relative_to(root):
+            raise UserError(
+                f"{path} is a link out of its folder, to {path.resolve()}; name that file itself if "
+                "you mean it"
+            )
     return files
 
 

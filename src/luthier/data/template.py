@@ -10,6 +10,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Message, flatten
 from luthier.errors import UserError
 
@@ -95,7 +96,7 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
 ) -> str:
-    """The text of ``messages``; Transformers runs the template in a sandbox.
+    """The text of ``messages``; the template runs in a sandbox, within bounds of time and memory.
 
     Raises:
         TemplateRejects: the template raised an error over them.
@@ -105,10 +106,13 @@ def render(
     turns = [dict(m) for m in messages] if own_input else flatten(messages)
     tools = messages[0].get("tools") if messages else None
     try:
-        text = tokenizer.apply_chat_template(
-            turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except (TemplateError, TypeError, ValueError) as error:
+        with bounded():
+            text = tokenizer.apply_chat_template(
+                turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+    except MemoryError:
+        raise TemplateRejects("the chat template asks for too much memory") from None
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, TooMuch) as error:
         raise TemplateRejects(f"the chat template refuses it: {error}") from None
     assert isinstance(text, str)
     return text

@@ -1,5 +1,6 @@
 """Base against tuned on rows neither was trained on: loss, perplexity, answers, and how sure."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from luthier.data.conversation import Conversation
-from luthier.data.prepare import held_out, read_for_evaluation, tokenise, trained_on
+from luthier.data.prepare import (
+    also_trained_on,
+    held_out,
+    read_for_evaluation,
+    tokenise,
+    trained_on,
+)
 from luthier.data.split import sample, without_overlap
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
@@ -25,6 +32,8 @@ from luthier.kernels.loss import rows_stay_apart
 from luthier.models.tuned import TunedModel, load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -147,6 +156,13 @@ def choose_rows(run: Run, recipe: Recipe, data: str | None) -> Rows:
             raise UserError(f"{run.root} has no validation rows; give a file of rows with --data")
     else:
         source, rows = data, read_for_evaluation(data, recipe.data)
+        seen = also_trained_on(run, rows)
+        if seen:
+            log.warning(
+                "%d of the %d rows of %s were trained on (%s first): the tuned model has seen their "
+                "answers, so its figures are too good",
+                len(seen), len(rows), data, seen[0].origin,
+            )  # fmt: skip
     spoken = [row for row in rows if row.messages]
     return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 

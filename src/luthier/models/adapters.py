@@ -62,6 +62,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str = "default") ->
     """
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no adapter; has the run finished?")
+    if not (
+        folder / "adapter_model.safetensors"
+    ).is_file():  # PEFT would read a pickle in its place
+        raise UserError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
     try:
         return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (RuntimeError, ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from luthier.errors import UserError
+from luthier.models.gguf_header import check_header
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -13,9 +14,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with file.open("rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise UserError(f"{file} is not a GGUF file")
+    check_header(file)
     try:
         model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)

@@ -1,7 +1,9 @@
 """Load a model and its tokenizer from a resolved folder."""
 
+import hashlib
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from transformers import (
@@ -41,10 +43,13 @@ def load_model(
     quantization: BitsAndBytesConfig | None = None,
     device: torch.device | None = None,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> PreTrainedModel:
     """The causal language model in ``folder``, weights in ``dtype``, on ``device``.
 
-    Only safetensors files are read: a pickled checkpoint can run code when it is opened.
+    Only safetensors files are read, unless ``allow_pickle``: a pickled checkpoint can run code when
+    it is opened. Where it is allowed PyTorch reads it with ``weights_only``, which refuses all but
+    tensors and plain values.
 
     Raises:
         UserError: the folder holds no weights that can be read this way, or they do not suit the
@@ -57,10 +62,10 @@ def load_model(
             quantization_config=quantization,
             device_map=str(device) if device is not None else None,
             trust_remote_code=trust_remote_code,
-            use_safetensors=True,
+            use_safetensors=None if allow_pickle else True,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise UserError(_load_failure(folder, error)) from error
     if quantization is not None:
         _guard_4bit_layers(model)
@@ -118,6 +123,11 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hex SHA-256 of the chat template, by which a run is held to the one it trained with."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
 def quantization(method: MethodGroup, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """The 4-bit storage of QLoRA (Dettmers et al. 2023), computing in ``compute_dtype``.
 
@@ -143,6 +153,7 @@ def _load_failure(folder: Path, error: Exception) -> str:
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         return (
             f"{folder} holds pickled weights (.bin), which can run code when opened; "
-            "convert them to safetensors first"
+            "convert them to safetensors, or set model.allow_pickle: true to read them as far as they "
+            f"hold tensors alone ({text})"
         )
     return f"cannot load the model in {folder}: {text}"

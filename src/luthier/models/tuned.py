@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from luthier.errors import UserError
 from luthier.models.adapters import load_adapter, scale_adapter
 from luthier.models.dtype import pick_device
-from luthier.models.load import load_model, load_tokenizer, quantization
+from luthier.models.load import load_model, load_tokenizer, quantization, template_hash
 from luthier.models.source import resolve
 from luthier.recipe import Recipe
 from luthier.run import Run
@@ -62,6 +62,13 @@ def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
     if not run.finished:
         raise UserError(f"{run.root} has not finished training; run `luthier train` on it again")
     tokenizer = load_tokenizer(weights, recipe.model.trust_remote_code)
+    trained_with = (recipe.provenance or {}).get("template_sha256")
+    if template_hash(tokenizer) != trained_with:
+        raise UserError(
+            f"the chat template in {weights} is not the one {run.root} was trained with, so prompts "
+            "would not be what the model has learned; put the tokenizer's files back as the run wrote "
+            "them (chat_template.jinja, tokenizer_config.json)"
+        )
     if recipe.method.name != "full":
         tuned = load_adapter(load_base(recipe), weights)
         scale_adapter(tuned, adapter_scale)
@@ -85,6 +92,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         dtype,
         quantization=quantization(recipe.method, dtype),
         device=pick_device(),
+        allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
     )
 

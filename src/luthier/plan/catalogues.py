@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from luthier.errors import UserError
 from luthier.models.load import load_config
 from luthier.models.source import resolve
+from luthier.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def accelerators(overrides: Path | None = None) -> dict[str, Accelerator]:
 
 def _read_overrides(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        entries = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = parse_yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the hardware file {path}: {error}") from None
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise UserError(

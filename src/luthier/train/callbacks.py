@@ -1,7 +1,6 @@
 """What happens around the steps: metrics.jsonl, the display, stopping on request."""
 
 import json
-import math
 import resource
 import signal
 import sys
@@ -108,11 +107,15 @@ class Recorder(TrainerCallback):
     ) -> None:
         logs: dict[str, float] = kwargs["logs"]
         evaluated = {key: value for key, value in logs.items() if key.startswith("eval_")}
-        if "loss" not in logs and not evaluated:
+        if not {"loss", "skipped"} & logs.keys() and not evaluated:
             return  # the Trainer's closing summary; measured.json has what it says
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
+        if "skipped" in logs:
+            line["skipped"] = logs["skipped"]
+            self.display.note(
+                f"{logs['skipped']} steps up to {state.global_step} left out: loss or gradient was no number"
+            )
         if "loss" in logs:
-            self._check_finite(args, state, logs)
             line |= {
                 key: logs[key] for key in ("loss", "grad_norm", "learning_rate") if key in logs
             }
@@ -124,21 +127,15 @@ class Recorder(TrainerCallback):
             line |= evaluated
         line["memory_bytes"] = peak_memory()
         line["seconds"] = round(self.seconds, 3)
-        with self.run.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.run.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.run.metrics_path}: {error.strerror}; the checkpoints are whole: "
+                "free some space and run the same command again"
+            ) from error
         self.display.logged(line)
-
-    def _check_finite(
-        self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]
-    ) -> None:
-        # With float16 the loss scale makes single gradients overflow; those steps are left out.
-        norm = 0.0 if args.fp16 else logs.get("grad_norm", 0.0)
-        if math.isfinite(logs["loss"]) and math.isfinite(norm):
-            return
-        raise UserError(
-            f"training diverged at step {state.global_step}: loss {logs['loss']}, gradient norm "
-            f"{norm}; lower train.learning_rate (now {args.learning_rate:g}) or look at the data"
-        )
 
 
 def forget_after(run: Run, step: int) -> float:

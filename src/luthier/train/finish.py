@@ -13,6 +13,7 @@ from luthier.files import staged_folder, write_json
 from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.callbacks import peak_memory
+from luthier.train.checkpoints import damage
 from luthier.train.forecast import plan_errors
 from luthier.train.probe import ForgettingWatch
 from luthier.train.setup import Setup
@@ -128,6 +129,12 @@ def finish(
 
 def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Put a checkpoint's weights and the tokenizer, chat template included, into ``target``."""
+    fault = damage(checkpoint)
+    if fault is not None:
+        raise UserError(
+            f"the checkpoint of the best weights, {checkpoint}, was damaged since: {fault}; run the "
+            "same command again, which goes on from one that is whole"
+        )
     try:
         with staged_folder(target) as folder:
             for file in checkpoint.iterdir():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import PeftModel
@@ -27,12 +28,28 @@ from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import rows_stay_apart
 from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import trainable_parameters
+from luthier.models.load import load_config
 from luthier.recipe import Recipe
 from luthier.run import Run, save_recipe
 from luthier.train.arguments import training_arguments
 from luthier.train.callbacks import Display, Recorder, StopRequest
+from luthier.train.checkpoints import usable_checkpoints
 from luthier.train.finish import Measured, finish, read_measured, stopped_early
 from luthier.train.forecast import forecast, write_plan
+from luthier.train.guards import (
+    base_loss,
+    check_embedding,
+    check_first_loss,
+    check_rows,
+    few_short,
+)
+from luthier.train.memory import (
+    OutOfMemory,
+    free_memory,
+    is_out_of_memory,
+    smaller_micro_batch,
+    with_micro_batch,
+)
 from luthier.train.probe import ForgettingWatch, Probe
 from luthier.train.provenance import changed_versions, resolved_recipe
 from luthier.train.runlog import logging_to_run
@@ -44,6 +61,7 @@ from luthier.train.setup import (
     resolve_model,
 )
 from luthier.train.trainer import LuthierTrainer
+from luthier.train.watch import Watch
 
 
 def fit(recipe: Recipe, run: Run, display: Display, probe: Probe | None = None) -> Measured:
@@ -59,7 +77,13 @@ def fit(recipe: Recipe, run: Run, display: Display, probe: Probe | None = None) 
         if run.finished:
             return read_measured(run)
         with logging_to_run() as log_to:
-            return _fit(recipe, run, display, probe, log_to)
+            micro_batch: int | None = None
+            while True:
+                try:
+                    return _fit(recipe, run, display, probe, log_to, micro_batch)
+                except OutOfMemory as error:
+                    micro_batch = smaller_micro_batch(recipe, run, error, display)
+                free_memory()  # once the error, and what it refers to, is gone
 
 
 def _fit(
@@ -68,13 +92,15 @@ def _fit(
     display: Display,
     probe: Probe | None,
     log_to: Callable[[Path], None],
+    micro_batch: int | None,
 ) -> Measured:
     # All that can fail for what the user wrote comes before the first file is written.
-    checkpoints = run.checkpoints()
+    checkpoints = usable_checkpoints(run, display)
     provenance = (run.recipe().provenance or {}) if checkpoints else {}
     setup = choose_setup(recipe)
     if checkpoints:  # measured once a run: a busy machine must not change the answer
         setup = replace(setup, dtype=getattr(torch, provenance["dtype"]))
+        micro_batch = provenance.get("micro_batch")
     resolved = resolve_model(recipe)
     tokenizer, template = load_prepared_tokenizer(recipe, resolved)
     if checkpoints:
@@ -89,6 +115,7 @@ def _fit(
     if not any(row.conversation.messages for row in data.train):
         template = "none"  # plain text: nothing is rendered, neither now nor at inference
     _describe_data(data, template, display)
+    check_rows(data.train, data.validation, tokenizer, display)
     for substitute in setup.substitutes:
         display.note(substitute)
     plan = None if checkpoints else forecast(recipe, resolved, data, setup, display)
@@ -106,6 +133,9 @@ def _fit(
         display.note(
             "compiling the element-wise work: some ten seconds, the first time on a machine"
         )
+    check_embedding(model, data.train, len(tokenizer))
+    few = few_short(data.train)
+    own_loss = base_loss(model, few) if few else None
     fast = install_checked(model, recipe.kernels, compiled)
     for missing in fast.missing:
         display.note(f"no fast path for {missing}")
@@ -113,18 +143,33 @@ def _fit(
     if not packed:
         display.note("this model cannot keep packed rows apart: each row runs by itself, slower")
     if not checkpoints:
-        save_recipe(run, resolved_recipe(recipe, resolved, setup, tokenizer, template, data))
+        resolved_now = resolved_recipe(recipe, resolved, setup, tokenizer, template, data)
+        if micro_batch is not None and resolved_now.provenance is not None:
+            resolved_now.provenance["micro_batch"] = micro_batch
+        save_recipe(run, resolved_now)
         store(data, run)
         write_plan(run, plan)
     log_to(run.log_path)
     bound = partial(probe, model, tokenizer) if probe is not None else None
+    config = load_config(resolved.folder, recipe.model.trust_remote_code)
     trainer, stop = _make_trainer(
-        recipe, run, setup, model, data, packed, fast.head, bound, display
+        with_micro_batch(recipe, micro_batch),
+        run,
+        setup,
+        model,
+        data,
+        packed,
+        fast.head,
+        config.get_text_config().vocab_size,
+        bound,
+        display,
     )
     trainer.args.eval_on_start = bound is not None and bool(data.validation) and not checkpoints
+    if own_loss is not None:
+        check_first_loss(trainer, few, own_loss)
     with stop.listening(display):
         try:
-            _train(trainer, checkpoints, recipe)
+            _train(trainer, checkpoints)
         finally:
             display.end()
     ended = trainer.state.global_step >= trainer.state.max_steps or stopped_early(trainer.state)
@@ -149,12 +194,13 @@ def _make_trainer(
     data: Prepared,
     packed: bool,
     head: HeadLoss | None,
+    embedding_rows: int,
     probe: Callable[[], dict[str, float]] | None,
     display: Display,
 ) -> tuple[LuthierTrainer, StopRequest]:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_path)
     stop = StopRequest()
-    callbacks: list[TrainerCallback] = [Recorder(run, display, stop)]
+    callbacks: list[TrainerCallback] = [Recorder(run, display, stop), Watch(model, display)]
     if recipe.train.early_stopping_patience is not None and data.validation:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     if recipe.train.stop_on_forgetting is not None and data.validation:
@@ -169,6 +215,7 @@ def _make_trainer(
         packed=packed,
         head=head,
         recipe=recipe.train,
+        embedding_rows=embedding_rows,
         callbacks=callbacks,
         probe=probe,
     )
@@ -176,7 +223,7 @@ def _make_trainer(
     return trainer, stop
 
 
-def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path], recipe: Recipe) -> None:
+def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path]) -> None:
     last = list(checkpoints.values())[-1] if checkpoints else None
     if last is not None:
         state = TrainerState.load_from_json(str(last / "trainer_state.json"))
@@ -185,12 +232,14 @@ def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path], recipe: Recipe
             return
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(str(error)) from None
+    except UnpicklingError as error:  # `weights_only` of torch.load
         raise UserError(
-            "the GPU ran out of memory; lower train.per_device_train_batch_size "
-            f"(now {recipe.train.per_device_train_batch_size}) or data.max_length, or set "
-            "train.gradient_checkpointing=true; raise train.gradient_accumulation_steps to keep "
-            f"the effective batch. {error}"
+            f"a file of the checkpoint {last} holds more than tensors and numbers, so it is not what "
+            "luthier wrote: it could run code and is not opened"
         ) from error
 
 

@@ -1,6 +1,5 @@
 """What a run depends on besides its settings, kept in its recipe.yaml."""
 
-import hashlib
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier import __version__
 from luthier.data.prepare import Prepared
 from luthier.errors import UserError
+from luthier.models.load import template_hash
 from luthier.models.source import ResolvedModel
 from luthier.recipe import Recipe
 from luthier.train.setup import Setup
@@ -32,7 +32,7 @@ def resolved_recipe(
         "substitutes": setup.substitutes,
         "model": resolved.origin,
         "template": template,
-        "template_sha256": _template_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
         "data_sha256": {source["file"]: source["sha256"] for source in data.report["sources"]},
     }
     return full
@@ -47,17 +47,13 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-
-
 def changed_versions(provenance: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Which packages differ from when the run was begun, as ``name old -> new``.
 
     Raises:
         UserError: the chat template differs, which would change what is learned.
     """
-    if provenance["template_sha256"] != _template_hash(tokenizer):
+    if provenance["template_sha256"] != template_hash(tokenizer):
         raise UserError(
             "the model's chat template is not the one this run was begun with; "
             "choose another run.name to start anew"

@@ -6,10 +6,19 @@ from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from luthier.credentials import masked
+
 # Apart from the other loggers: what goes here was shown on the display already.
 run_log = logging.getLogger("luthier.run_log")
 run_log.propagate = False
 run_log.setLevel(logging.INFO)
+
+
+class _Masking(logging.Formatter):
+    """Keeps tokens and passwords out of what is written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 @contextmanager
@@ -22,7 +31,9 @@ def logging_to_run() -> Iterator[Callable[[Path], None]]:
 
     def write_to(path: Path) -> None:
         file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(_Masking("%(asctime)s %(levelname)s %(message)s"))
+        if memory.target is not None:  # the run begins anew
+            memory.target.close()
         memory.setTarget(file)
         memory.capacity = 0  # from now on each record is written as it comes
         memory.flush()

@@ -113,6 +113,7 @@ def build_model(
         trained_dtype(setup.optim) if trained_whole else setup.dtype,
         quantization=quantization(recipe.method, setup.dtype),
         device=setup.device,
+        allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
     )
     model.config.use_cache = False

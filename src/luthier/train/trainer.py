@@ -16,13 +16,15 @@ from transformers.trainer_callback import ExportableState
 from luthier.data.batches import RowDataset, collate
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
-from luthier.files import remove_folder, staged_folder
+from luthier.files import remove_folder, staged_folder, write_json
 from luthier.kernels.head import HeadLoss
 from luthier.kernels.loss import loss_sum, mean_loss
 from luthier.recipe import TrainGroup
 from luthier.run import Run
+from luthier.train.checkpoints import check_saved, write_manifest
 from luthier.train.optimizers import BF16AdamW, step_in_backward
 from luthier.train.probe import ForgettingWatch
+from luthier.train.skips import Skips, batch_rows
 
 
 class LuthierTrainer(Trainer):
@@ -39,6 +41,7 @@ class LuthierTrainer(Trainer):
         packed: bool,
         head: HeadLoss | None,
         recipe: TrainGroup,
+        embedding_rows: int,
         callbacks: list[TrainerCallback],
         probe: Callable[[], dict[str, float]] | None = None,
     ) -> None:
@@ -61,6 +64,8 @@ class LuthierTrainer(Trainer):
         self.head = head
         self.recipe = recipe
         self.probe = probe
+        self.embedding_rows = embedding_rows  # of the model as its folder holds it
+        self.skips = Skips()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimiser, stepping in the backward where that is asked for."""
@@ -85,15 +90,67 @@ class LuthierTrainer(Trainer):
         which a mean of means is not when rows differ in length.
         """
         assert num_items_in_batch is not None and not return_outputs
+        if not inputs["predicts"].numel():
+            raise UserError(
+                f"no token of a batch counts in the loss (step {self.state.global_step + 1}): all its "
+                "labels are masked; look at rows with `luthier data show`"
+            )
         with save_on_cpu(pin_memory=True) if self._offloads else nullcontext():
             total = loss_sum(model, inputs, packed=self.packed, head=self.head)
         loss = total / num_items_in_batch
+        if self.recipe.optimizer_in_backward and not loss.isfinite():
+            # No later moment comes before the weights change.
+            raise UserError(
+                f"training diverged at step {self.state.global_step + 1}: the loss is {loss.item()}; "
+                f"lower train.learning_rate (now {self.args.learning_rate:g}) or look at the data"
+            )
         # Gradients are averaged over processes, while N was summed over them.
         return loss * self.accelerator.num_processes
 
     @property
     def _offloads(self) -> bool:
         return self.recipe.activation_offload and self.args.device.type == "cuda"
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: Any
+    ) -> tuple[list[Any], Tensor | int | None]:
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.skips.begin(batches, self._tr_loss)
+        return batches, count
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm; where it or the loss is no number, the step that follows changes nothing."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # With float16 the loss scale makes gradients overflow now and then; its scaler skips those.
+        # Processes must agree, and of the two only the norm is the same in all.
+        numbers = [] if self.args.fp16 else [float(norm)]
+        if self.accelerator.num_processes == 1:
+            numbers.append(float(self._tr_loss))
+        if not all(map(math.isfinite, numbers)):
+            if not self.args.fp16:
+                model.zero_grad(set_to_none=True)
+            self._skip(float(norm))
+        return norm
+
+    def _skip(self, norm: float) -> None:
+        loss = float(self._tr_loss)
+        self._tr_loss.copy_(self.skips.take_back())
+        if not self.skips.too_many(self.state.max_steps):
+            return
+        step, path = self.state.global_step + 1, self.run_folder.bad_batch_path
+        assert isinstance(self.train_dataset, RowDataset)
+        rows = batch_rows(self.skips.batches, self.train_dataset)
+        write_json(path, {"step": step, "loss": repr(loss), "grad_norm": repr(norm), "rows": rows})
+        raise UserError(
+            f"training diverged at step {step}: loss {loss}, gradient norm {norm}, and "
+            f"{self.skips.total - 1} steps before were left out for the same; the rows of this one are "
+            f"in {path}. Look at them, or lower train.learning_rate (now {self.args.learning_rate:g})"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self.skips.correct(logs)
+        super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss and perplexity over every supervised token of the validation rows, and the probe.
@@ -164,6 +221,8 @@ class LuthierTrainer(Trainer):
                 self._save_scaler(str(folder))
                 self._save_rng_state(str(folder))
                 self.state.save_to_json(str(folder / "trainer_state.json"))
+                check_saved(model, folder, self.embedding_rows)
+                write_manifest(folder)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
             raise UserError(
                 f"cannot write the checkpoint {target}: {error}\n"

@@ -1,0 +1,82 @@
+"""Out of memory: what was foretold, and going on with smaller micro-batches of the same step."""
+
+import gc
+import json
+
+import torch
+
+from luthier.errors import UserError
+from luthier.recipe import Recipe
+from luthier.run import Run, save_recipe
+from luthier.train.callbacks import Display
+
+
+class OutOfMemory(Exception):
+    """The device ran out of memory in a training step or an evaluation."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is PyTorch's or Python's way to say that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU's allocator has no error class of its own.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def with_micro_batch(recipe: Recipe, rows: int | None) -> Recipe:
+    """The recipe with micro-batches of ``rows`` rows and as many rows a step as before."""
+    if rows is None:
+        return recipe
+    smaller = recipe.model_copy(deep=True)
+    train = smaller.train
+    train.gradient_accumulation_steps *= train.per_device_train_batch_size // rows
+    train.per_device_train_batch_size = rows
+    return smaller
+
+
+def smaller_micro_batch(recipe: Recipe, run: Run, error: OutOfMemory, display: Display) -> int:
+    """The next smaller micro-batch, kept in the run's provenance for the sessions after this one.
+
+    Raises:
+        UserError: ``train.auto_batch`` is off, or a micro-batch is one row already.
+    """
+    begun = run.recipe()
+    begun.provenance = begun.provenance or {}
+    rows = begun.provenance.get("micro_batch") or recipe.train.per_device_train_batch_size
+    foretold = _foretold(run)
+    if rows == 1 or not recipe.train.auto_batch:
+        advice = (
+            "lower data.max_length or set train.gradient_checkpointing=true"
+            if rows == 1
+            else "set train.auto_batch=true to go on with smaller micro-batches of the same step, or "
+            f"lower train.per_device_train_batch_size (now {rows}) or data.max_length, or set "
+            "train.gradient_checkpointing=true"
+        )
+        raise UserError(f"out of memory with {rows} rows at a time{foretold}; {advice}. {error}")
+    smaller = next(size for size in range(rows // 2, 0, -1) if rows % size == 0)
+    steps = sorted(run.checkpoints())
+    display.note(
+        f"out of memory with {rows} rows at a time{foretold}; going on from "
+        f"{f'step {steps[-1]}' if steps else 'the beginning'} with {smaller} at a time, "
+        "as many a step as before"
+    )
+    begun.provenance["micro_batch"] = smaller
+    save_recipe(run, begun)
+    return smaller
+
+
+def free_memory() -> None:
+    """Give back what a model and its optimiser held, once nothing refers to them."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _foretold(run: Run) -> str:
+    if not run.plan_path.is_file():
+        return ""
+    plan = json.loads(run.plan_path.read_text("utf-8"))
+    return (
+        f" (the plan said {plan['memory']['peak'] / 2**30:.2f} GiB at the peak, of "
+        f"{plan['device_bytes'] / 2**30:.1f} GiB)"
+    )

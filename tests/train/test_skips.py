@@ -1,0 +1,98 @@
+"""A step whose loss or gradient is no number changes nothing; many of them end the run."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import Notes, read_metrics
+from safetensors.torch import load_file
+
+from luthier.errors import UserError
+from luthier.recipe import Recipe
+from luthier.run import Run, claim_run
+from luthier.train.skips import Skips
+from luthier.train.trainer import LuthierTrainer
+
+MakeRecipe = Callable[..., Recipe]
+Train = Callable[..., Run]
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """The loss of these steps (from 1) is no number."""
+    real = LuthierTrainer.compute_loss
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = real(self, *args, **kwargs)
+        taken = self.state.global_step + 1
+        return loss * math.nan if taken in steps and torch.is_grad_enabled() else loss
+
+    monkeypatch.setattr(LuthierTrainer, "compute_loss", call)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_step_left_out_changes_no_weight(
+    method: str, make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = [
+        f"method.name={method}", "train.save_steps=1", "train.save_total_limit=9",
+        "train.weight_decay=0.1",
+    ]  # fmt: skip
+    plant(monkeypatch, {4})
+    notes = Notes()
+    run = train(make_recipe(*common), notes)
+    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    after = {step: load_file(run.checkpoint_path(step) / name) for step in (3, 4, 5)}
+    assert all(torch.equal(after[3][key], after[4][key]) for key in after[3])
+    assert any(not torch.equal(after[4][key], after[5][key]) for key in after[3])
+    lines = read_metrics(run)
+    skipped = [line for line in lines if "skipped" in line]
+    assert [(line["step"], line["skipped"], "loss" in line) for line in skipped] == [(4, 1, False)]
+    assert any("left out" in note for note in notes.notes)
+    # Every line is JSON that others can read, too.
+    for text in run.metrics_path.read_text().splitlines():
+        json.loads(text, parse_constant=pytest.fail)
+
+
+def test_the_mean_is_over_the_steps_that_counted(
+    make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, {2})
+    common = ("train.max_steps=3", "train.eval_steps=3")
+    each = train(make_recipe(*common, "run.name=each"))
+    window = train(make_recipe(*common, "train.logging_steps=3", "run.name=window"))
+    losses = [line["loss"] for line in read_metrics(each) if "loss" in line]
+    (line,) = [line for line in read_metrics(window) if "loss" in line]
+    assert len(losses) == 2
+    assert line["loss"] == pytest.approx(sum(losses) / 2)
+    assert line["skipped"] == 1
+
+
+def test_three_in_a_row_stop_the_run_and_show_the_rows(
+    make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, {2, 4, 5, 6})
+    recipe = make_recipe("train.max_steps=12")
+    with pytest.raises(UserError, match=r"diverged at step 6: loss nan.*bad-batch\.json"):
+        train(recipe)
+    run = claim_run(recipe, "x")
+    batch = json.loads(run.bad_batch_path.read_text())
+    assert batch["step"] == 6
+    assert len(batch["rows"]) == 4
+    for row in batch["rows"]:
+        assert row["origin"][0].endswith("rows.jsonl")
+        assert row["messages"][-1]["role"] == "assistant"
+        assert row["input_ids"]
+    assert max(run.checkpoints()) == 3  # what was saved before stays
+
+
+def test_scattered_ones_are_bounded_too() -> None:
+    skips = Skips()
+    for step in range(1, 30):
+        skips.begin([], torch.zeros(()))
+        if step % 2 == 0:
+            skips.take_back()
+            assert skips.too_many(100) == (step // 2 > 10)
+            assert not skips.too_many(10_000)
