@@ -309,6 +309,10 @@ class Recipe(_Group):
         train = self.train
         if train.optim == "adamw_bf16" and self.method.name != "full":
             raise ValueError("train.optim adamw_bf16 is for method.name full; adapters are small")
+        if train.optim == "adamw_bf16" and self.model.dtype not in ("auto", "bfloat16"):
+            raise ValueError(
+                "train.optim adamw_bf16 computes in bfloat16: leave model.dtype at auto"
+            )
         if train.optimizer_in_backward and (
             train.gradient_accumulation_steps > 1 or train.max_grad_norm > 0
         ):

@@ -124,6 +124,7 @@ def test_bfloat16_weights_are_saved_as_such(make_recipe: Callable[..., Recipe]) 
     run = train(
         make_recipe,
         "small",
+        "model.dtype=auto",
         *ONE_PASS,
         "train.optim=adamw_bf16",
         "train.optimizer_in_backward=true",
@@ -137,3 +138,5 @@ def test_what_cannot_go_together_is_said(make_recipe: Callable[..., Recipe]) -> 
         make_recipe("train.optimizer_in_backward=true")
     with pytest.raises(UserError, match="is for method"):
         make_recipe("method.name=lora", "train.optim=adamw_bf16")
+    with pytest.raises(UserError, match=r"leave model\.dtype at auto"):
+        make_recipe("method.name=full", "train.optim=adamw_bf16", "model.dtype=float32")

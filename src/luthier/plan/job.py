@@ -108,7 +108,7 @@ def job_from_lengths(
         model=recipe.model.source,
         config=config,
         method=recipe.method,
-        dtype=dtype,
+        dtype=torch.bfloat16 if train.optim == "adamw_bf16" else dtype,
         optim=optim or train.optim,
         gradient_checkpointing=train.gradient_checkpointing,
         optimizer_in_backward=train.optimizer_in_backward,

@@ -61,6 +61,8 @@ def choose_setup(recipe: Recipe) -> Setup:
         )
     assert recipe.train.optim is not None  # the recipe filled in the method's
     optim: str = recipe.train.optim
+    if optim == "adamw_bf16":
+        dtype = torch.bfloat16
     substitutes = []
     if optim in _UNPAGED and device.type != "cuda":
         substitutes.append(
