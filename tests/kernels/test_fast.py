@@ -342,6 +342,23 @@ def test_dropping_in_place_and_in_groups_of_rows_is_the_same(
         assert torch.equal(dropout.drop_(values.clone(), 0.3, 9), dropped)
 
 
+def test_recomputation_keeps_no_layer_alive() -> None:
+    """After the backward only gradients are left, and its peak does not grow with the layers."""
+    from luthier.plan.live import LiveStorage
+
+    model = adapted("llama").train()
+    install(model, ALL)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    batch = collate([[row] for row in random_rows(5)])
+    with LiveStorage() as live:
+        live.add([*model.parameters(), *model.buffers(), *batch.values()])
+        before = live.live
+        loss_sum(model, batch).backward()
+        gradients = sum(4 * p.grad.numel() for p in model.parameters() if p.grad is not None)
+        assert live.live - before < 1.1 * gradients + 10_000
+
+
 def test_memory_grows_with_tokens_not_with_their_square() -> None:
     from luthier.kernels.attention import attend_by_rows
     from luthier.plan.live import LiveStorage

@@ -48,8 +48,10 @@ class AdaptedGroup:
                 result: Tensor = plain(layer, x, *args, **kwargs)
                 return result
             if self._input is not x or index not in self._ready:
-                self._input = x
+                self._input, self._ready = None, {}
+                # Recomputation breaks off in here once it has what it wants: then nothing is kept.
                 self._ready = dict(enumerate(adapted_linears(x, self.layers)))
+                self._input = x
             output = self._ready.pop(index)
             if not self._ready:
                 self._input = None
