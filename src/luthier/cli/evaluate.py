@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
@@ -219,13 +220,7 @@ def _p(value: float) -> str:
 
 def show_confusion(confusion: dict[str, Any]) -> None:
     """The tuned model's labels, a row a true one."""
-    table = Table(
-        "tuned: true \\ said",
-        *(Column(Text(label)) for label in confusion["labels"]),
-        "none",
-        "recall",
-        "F1",
-    )
+    table = Table("tuned: true \\ said", *map(escape, confusion["labels"]), "none", "recall", "F1")
     for label, counts, recall, f1 in zip(
         confusion["labels"],
         confusion["counts"],
