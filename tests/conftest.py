@@ -67,6 +67,7 @@ def make_recipe(tiny_model: Path, data_file: Path, tmp_path: Path) -> Callable[.
             "train.eval_steps=3",
             "train.save_steps=3",
             "train.learning_rate=1e-2",
+            "evaluate.probe=false",
             f"run.dir={tmp_path / 'runs'}",
             "run.name=run",
         ]

@@ -24,7 +24,7 @@ def finished(
         f"model: {{source: {tiny_model}, dtype: float32}}\n"
         "data: {train: rows.jsonl, max_length: 128}\n"
         "train: {max_steps: 6, learning_rate: 1.0e-2}\n"
-        "evaluate: {max_new_tokens: 6}\n"
+        "evaluate: {max_new_tokens: 6, probe: false}\n"
     )
     done = cli("train", "recipe.yaml", "--set", "run.name=first", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -77,6 +77,25 @@ def test_the_commands_of_the_rag_guide(cli: Cli, real_model: Path, tmp_path: Pat
     assert rag > zero_shot  # facts that no model can know
 
 
+def test_the_commands_of_the_evaluation_guide(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Number {n}?", "completion": f"It is {n % 9}."} for n in range(60)]
+    write_rows(tmp_path / "my.jsonl", rows)
+    write_rows(tmp_path / "test.jsonl", rows[::6])
+    (tmp_path / "my_metric.py").write_text("def score(answer, row):\n    return len(answer)\n")
+    sets = ["data.train=my.jsonl", "run.name=first", f"model.source={tiny_model}"]
+    sets += ["train.max_steps=4", "evaluate.max_new_tokens=4", "model.dtype=float32"]
+    overrides = [part for item in sets for part in ("--set", item)]
+    trained = cli("train", ROOT / "recipes/lora.yaml", *overrides, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    typed = commands("docs/evaluate.md")
+    assert [line[0] for line in typed] == ["evaluate", "gate", "report"]
+    for line in typed:
+        done = cli(*line, cwd=tmp_path)
+        fell_short = 1 if line[0] == "gate" else 0  # four steps teach nothing
+        assert done.returncode == fell_short, (line, done.stderr)
+    assert (tmp_path / "runs/first/report.html").is_file()
+
+
 def test_the_commands_of_the_comparison_guide(cli: Cli, recipe_file: Path) -> None:
     typed = commands("docs/compare.md")
     assert [line[0] for line in typed] == ["compare", "compare"]

@@ -145,6 +145,10 @@ def test_other_rows_than_the_runs_own(
     rows = [{"instruction": f"Repeat {i}", "output": str(i)} for i in range(5)]
     evaluation = evaluate_run(run, str(write_rows(tmp_path / "other.jsonl", rows)))
     assert evaluation["rows"] == 5
+    assert evaluation["seen_in_training"] == 0
+    again = evaluate_run(run, str(run.recipe().train_files[0]))
+    trained = len(run.train_path.read_text().splitlines())
+    assert again["seen_in_training"] == trained
     assert evaluation["answered_rows"] == len(evaluation["samples"]) == 2
 
 

@@ -192,6 +192,10 @@ def test_a_users_metric(tmp_path: Path) -> None:
         path.write_text(code)
         with pytest.raises(UserError, match=said):
             load_user_metric(path).score("a", row("b"))
+    path.rename(tmp_path / "chrf.py")
+    (tmp_path / "chrf.py").write_text("def score(a, r): return 1")
+    with pytest.raises(UserError, match="two metrics are named chrf"):
+        make_metrics(["chrf", str(tmp_path / "chrf.py")], EvaluateGroup(), [])
     with pytest.raises(UserError, match="no metric file"):
         load_user_metric(tmp_path / "none.py")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -103,7 +104,7 @@ def show_comparison(evaluation: dict[str, Any]) -> None:
     title = f"{evaluation['rows']} held-out rows, {evaluation['supervised_tokens']:,} tokens scored"
     if evaluation["answered_rows"]:
         title += f", {evaluation['answered_rows']} answered"
-    table = Table("", "base", "tuned", "change", "p", "verdict")
+    table = _figures("", "base", "tuned", "change", "p", "verdict")
     for entry in evaluation["metrics"].values():
         form = _percent if entry["share"] else _number
         test = entry["test"]
@@ -126,6 +127,9 @@ def show_comparison(evaluation: dict[str, Any]) -> None:
         )
     out.print(title, highlight=False)
     out.print(table)
+    if evaluation["seen_in_training"]:
+        warning = f"{evaluation['seen_in_training']} of these rows were trained on: figures flatter"
+        out.print(warning, style="bold yellow", highlight=False)
     out.print("[95% interval]; change is in points for shares", style="dim", markup=False)
     if evaluation["classification"]:
         show_confusion(evaluation["classification"]["tuned"])
@@ -141,8 +145,17 @@ VERDICT_STYLES = {
 }
 
 
+def _figures(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name)
+    return table
+
+
 def _with_interval(side: dict[str, Any], form: Callable[[float], str]) -> Text:
-    return Text(f"{form(side['mean'])} [{form(side['low'])}, {form(side['high'])}]")
+    low, high = (form(side[key]).removesuffix("%") for key in ("low", "high"))
+    return Text(f"{form(side['mean'])} [{low}, {high}]")
 
 
 def _percent(value: float) -> str:
@@ -155,7 +168,7 @@ def _number(value: float) -> str:
 
 def show_forgetting(found: dict[str, Any]) -> None:
     """What the general probe found, its verdict, and what to do."""
-    table = Table("general skill", "base", "tuned", "change", "p")
+    table = _figures("general skill", "base", "tuned", "change", "p")
     for name, entry in {"all questions": found["accuracy"], **found["areas"]}.items():
         test = entry["test"]
         table.add_row(
@@ -206,7 +219,7 @@ def _p(value: float) -> str:
 
 def show_confusion(confusion: dict[str, Any]) -> None:
     """The tuned model's labels, a row a true one."""
-    table = Table("tuned: true \\ said", *confusion["labels"], "none", "recall", "F1")
+    table = Table("tuned: true \\ said", *map(Text, confusion["labels"]), "none", "recall", "F1")
     for label, counts, recall, f1 in zip(
         confusion["labels"],
         confusion["counts"],

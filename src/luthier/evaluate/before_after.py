@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.data.conversation import Conversation
 from luthier.data.prepare import held_out, read_for_evaluation, tokenise, trained_on
-from luthier.data.split import sample
+from luthier.data.split import sample, without_overlap
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
 from luthier.evaluate.answering import answer_kept
@@ -75,7 +75,8 @@ def evaluate_run(
         ``base`` and ``tuned`` each with ``loss`` (nats a supervised token), ``perplexity`` and the
         mean of each metric; ``metrics`` with the interval of each side and the paired test;
         ``classification`` with the confusion matrix of each side where the references are labels;
-        ``forgetting`` with the probe's verdict, or None; ``samples`` with the answers of both side by side.
+        ``forgetting`` with the probe's verdict, or None; ``seen_in_training``, how many rows' prompts
+        the run learned from; ``samples`` with the answers of both side by side.
 
     Raises:
         UserError: the run has not finished, there is nothing to evaluate on, or a row, a metric or
@@ -90,6 +91,8 @@ def evaluate_run(
         rows.answered,
         run.evaluation_folder / "judge.jsonl",
     )
+    training = trained_on(run)
+    _, seen = without_overlap(rows.all, training)
     models = load_tuned(run, adapter_scale)
     weights = sha256(run.measured_path)  # other after the run was trained anew
     names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
@@ -98,13 +101,12 @@ def evaluate_run(
         sides = measure_sides(models, recipe, rows, graded, store, names, on_progress)
         forgetting = None
         if recipe.evaluate.probe if probe is None else probe:
-            forgetting = probe_forgetting(
-                run, models, recipe, trained_on(run), store, names, on_progress
-            )
+            forgetting = probe_forgetting(run, models, recipe, training, store, names, on_progress)
             write_jsonl(run.evaluation_folder / "probe.jsonl", forgetting.pop("answers"))
         evaluation = {
             "data": rows.source,
             "rows": len(rows.all),
+            "seen_in_training": len(seen),
             "supervised_tokens": sum(loss.tokens for loss in sides["base"].losses),
             "answered_rows": len(rows.answered),
             "adapter_scale": adapter_scale,

@@ -1,5 +1,6 @@
 """How good an answer is: the metrics by name, each one number a row."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from luthier.data.conversation import Conversation
+from luthier.errors import UserError
 from luthier.evaluate import text
 from luthier.evaluate.classification import find_labels, label_score
 from luthier.evaluate.judge import Judge
@@ -87,7 +89,11 @@ def make_metrics(
         ),
         "judge": lambda: Metric("judge", "judge", Judge(settings, judged), workers=8),
     }
-    return [available[name]() if name in available else _user(Path(name)) for name in named]
+    metrics = [available[name]() if name in available else _user(Path(name)) for name in named]
+    twice = [name for name, count in Counter(m.name for m in metrics).items() if count > 1]
+    if twice:
+        raise UserError(f"two metrics are named {twice[0]}; give the file another name")
+    return metrics
 
 
 def _of_text(score: Callable[[str, str], float]) -> Score:

@@ -42,6 +42,7 @@ def ask(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
+    questions: Sequence[Question],
     *,
     plain: bool,
     store: Store,
@@ -52,6 +53,7 @@ def ask(
     """Score ``items`` and the passages; ``model`` is in evaluation mode.
 
     Args:
+        questions: the multiple-choice items as ``tokenised`` makes them, in their order.
         plain: the run learned plain text, so questions are put without a chat template.
         store, side: as for ``answer_kept``.
         name: of this model, for progress.
@@ -59,7 +61,6 @@ def ask(
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
     total = len(items)
-    questions = [tokenised(tokenizer, item, plain=plain) for item in choices]
     scores = choice_scores(
         model, questions, lambda done: on_progress(f"probe of {name}", done, total)
     )

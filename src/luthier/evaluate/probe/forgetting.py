@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.data.conversation import Conversation
 from luthier.evaluate.perplexity import loss_and_perplexity
-from luthier.evaluate.probe.asking import OnProgress, Probed, ask
+from luthier.evaluate.probe.asking import OnProgress, Probed, ask, tokenised
 from luthier.evaluate.probe.divergence import divergences
 from luthier.evaluate.probe.items import UNRELATED, load_items, load_passages
 from luthier.evaluate.probe.leakage import Leakage, find_leakage, markers_of
@@ -38,6 +38,11 @@ def probe_forgetting(
     items = load_items()
     plain = (recipe.provenance or {}).get("template") == "none"
     seconds: dict[str, float] = {}
+    on_progress("reading the probe", 0, 1)
+    questions = [
+        tokenised(models.tokenizer, item, plain=plain) for item in items if item.answer is not None
+    ]
+    on_progress("reading the probe", 1, 1)
 
     def put(side: str, model: Model) -> Probed:
         started = time.perf_counter()
@@ -45,6 +50,7 @@ def probe_forgetting(
             model,
             models.tokenizer,
             items,
+            questions,
             plain=plain,
             store=store,
             side=names[side],

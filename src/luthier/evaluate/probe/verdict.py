@@ -43,11 +43,15 @@ def judge(found: dict[str, Any], limits: EvaluateGroup) -> Forgetting:
 
     lost, test = _lost(found["accuracy"])
     if test["verdict"] == "worse":
-        weigh(lost, limits.max_accuracy_drop, f"accuracy on general questions fell by {lost:.1%}")
+        weigh(
+            lost,
+            limits.max_accuracy_drop,
+            f"accuracy on general questions fell by {100 * lost:.1f} points",
+        )
     for area, compared in found["areas"].items():
         lost, test = _lost(compared)
         if test["verdict"] == "worse" and test["p"] * len(found["areas"]) < 0.05:
-            weigh(lost, limits.max_accuracy_drop, f"{area} fell by {lost:.1%}")
+            weigh(lost, limits.max_accuracy_drop, f"{area} fell by {100 * lost:.1f} points")
     perplexity = found["text"]["perplexity"]
     if perplexity["test"]["verdict"] == "worse":
         ratio = perplexity["ratio"]["ratio"]
