@@ -266,6 +266,11 @@ def _show(comparison: dict[str, Any]) -> None:
     )
 
     out.print(f"{comparison['rows']} rows of {comparison['data']}", highlight=False, markup=False)
+    if comparison["seen_in_training"]:
+        out.print(
+            f"{comparison['seen_in_training']} rows were trained on: they say nothing about new ones",
+            style="bold red",
+        )
     if comparison["kind"] == "methods":
         tables = [f(comparison) for f in (quality_table, resources_table, tests_table)]
     else:
