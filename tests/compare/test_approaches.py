@@ -95,6 +95,7 @@ def test_all_five_side_by_side(
         assert entry["groups"]["old"]["exact_match"]["rows"] == 3
         assert (entry["against_first"] is None) == (name == "zero-shot")
     assert comparison["rules"][0]["advised"] == "rag"
+    assert comparison["seen_in_training"] == 0
     # Again: all of it is kept, nothing is asked anew.
     monkeypatch.setattr(module, "answer_all", lambda *_: pytest.fail("asked again"))
     again = compare_approaches(question, out, load_prices(), by="kind")

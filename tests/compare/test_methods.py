@@ -40,10 +40,10 @@ def test_the_table_is_what_the_runs_say(compared: Path) -> None:
     )
     full, lora = comparison["variants"]
     for variant in (full, lora):
-        (run,) = variant["runs"]
-        measured = json.loads((Path(run) / "measured.json").read_text())
-        evaluation = json.loads((Path(run) / "evaluation.json").read_text())
-        plan = json.loads((Path(run) / "plan.json").read_text())
+        run = compared / variant["runs"][0]
+        measured = json.loads((run / "measured.json").read_text())
+        evaluation = json.loads((run / "evaluation.json").read_text())
+        plan = json.loads((run / "plan.json").read_text())
         assert variant["peak_measured_bytes"] == measured["peak_memory_bytes"]
         assert variant["peak_predicted_bytes"] == plan["memory"]["peak"]
         assert variant["seconds"] == pytest.approx(measured["seconds"])
@@ -52,7 +52,7 @@ def test_the_table_is_what_the_runs_say(compared: Path) -> None:
             tuned = evaluation["metrics"][metric]["tuned"]
             assert variant["scores"][metric]["mean"] == pytest.approx(tuned["mean"])
         assert [step for step, _ in variant["curve"]["eval_loss"]] == [2, 4]
-        weights = Path(run) / measured["weights"]
+        weights = run / measured["weights"]
         assert variant["weights_bytes"] == sum(
             file.stat().st_size for file in weights.glob("*.safetensors")
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from luthier.advise.answers import Goal
@@ -266,14 +266,24 @@ def _show(comparison: dict[str, Any]) -> None:
     )
 
     out.print(f"{comparison['rows']} rows of {comparison['data']}", highlight=False, markup=False)
+    if comparison["seen_in_training"]:
+        out.print(
+            f"{comparison['seen_in_training']} rows were trained on: they say nothing about new ones",
+            style="bold red",
+        )
     if comparison["kind"] == "methods":
         tables = [f(comparison) for f in (quality_table, resources_table, tests_table)]
     else:
-        tables = [approaches_table(comparison)]
+        head, rows = approaches_table(comparison)
+        reached = 1 + len(comparison["metrics"])  # all of it side by side is wider than a terminal
+        tables = [
+            (head[:reached], [row[:reached] for row in rows]),
+            (head[:1] + head[reached:], [row[:1] + row[reached:] for row in rows]),
+        ]
         tables += [groups_table(comparison)] if comparison["by"] else []
         tables += [rules_table(comparison)] if comparison["rules"] else []
     for head, rows in tables:
-        table = Table(*head)
+        table = Table(Column(head[0], no_wrap=True), *head[1:])
         for row in rows:
             table.add_row(*map(Text, row))
         out.print(table)

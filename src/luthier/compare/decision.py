@@ -13,6 +13,8 @@ from luthier.advise.costs import Prices
 from luthier.compare.approaches import Asked, OnProgress, Question, Record, ask_all
 from luthier.compare.prompts import KINDS, Approach
 from luthier.compare.rules import check_rules
+from luthier.data.prepare import trained_on
+from luthier.data.split import without_overlap
 from luthier.evaluate.metrics import Metric, make_metrics
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.files import write_json
@@ -63,6 +65,7 @@ def compare_approaches(
         "kind": "approaches",
         "data": question.data,
         "rows": len(asked.rows),
+        "seen_in_training": _seen(asked, question.run),
         "documents": str(question.documents) if question.documents else None,
         "index": asdict(asked.manifest) if asked.manifest else None,
         "model": question.recipe.model.source,
@@ -92,6 +95,11 @@ def compare_approaches(
     }
     write_json(out / COMPARISON, comparison)
     return comparison
+
+
+def _seen(asked: Asked, run: Run | None) -> int:
+    """How many questions the run was trained on: those say nothing about new ones."""
+    return 0 if run is None else len(without_overlap(asked.rows, trained_on(run))[1])
 
 
 def _is_share(scores: dict[Approach, list[float]]) -> bool:

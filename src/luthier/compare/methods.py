@@ -156,6 +156,7 @@ def _summary(
         "train": trained[0].variant.recipe.train_files,
         "data": data or "the validation rows of the runs",
         "rows": first["answered_rows"],
+        "seen_in_training": max(one.evaluation["seen_in_training"] for one in trained),
         "seeds": len(groups[reference]),
         "varied": list(trained[0].variant.changes),
         "reference": reference,

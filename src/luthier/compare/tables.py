@@ -106,7 +106,7 @@ def resources_table(comparison: dict[str, Any]) -> Table:
             f"{entry['tokens_per_second']:,.0f}",
             f"{entry['weights_bytes'] / 2**20:,.1f} MiB",
         ]
-        rows.append(row + [f"{entry['cost']:.4f}"] * costs)
+        rows.append([*row, f"{entry['cost']:.4f}"] if costs else row)
     return head + ["$"] * costs, rows
 
 
