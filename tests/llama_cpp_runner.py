@@ -56,7 +56,7 @@ def main() -> None:
         "text": [],
     }
     for prompt in asked.get("prompts", []):
-        body = {"prompt": prompt, "temperature": 0, "samplers": [], "cache_prompt": False}
+        body = {"prompt": prompt, "top_k": 1, "samplers": ["top_k"], "cache_prompt": False}
         first = ask(
             address, "/completion", {**body, "n_predict": 1, "n_probs": asked.get("top", 1)}
         )

@@ -52,7 +52,7 @@ def full_run(
 
 def finish_run(run: Run, tokenizer: PreTrainedTokenizerFast) -> Run:
     """Write what a finished run has beside its weights."""
-    rows = [{"file": "x.jsonl", "line": n, "messages": chat(n)} for n in range(12)]
+    rows = [{"messages": chat(n), "origin": ["x.jsonl", n + 1], "extra": {}} for n in range(12)]
     run.train_path.parent.mkdir(parents=True, exist_ok=True)
     for path in (run.train_path, run.validation_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
