@@ -27,7 +27,8 @@ def export(
         ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write; else RUN/<what>.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to write; else RUN/gguf, RUN/ollama …"),
     ] = None,
     check_rows: Annotated[
         int, typer.Option(min=0, help="Held-out rows to compare with the run on; 0: none.")
