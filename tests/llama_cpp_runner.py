@@ -56,12 +56,13 @@ def main() -> None:
         "text": [],
     }
     for prompt in asked.get("prompts", []):
-        body = {"prompt": prompt, "temperature": 0, "samplers": [], "cache_prompt": False}
+        body = {"prompt": prompt, "top_k": 1, "samplers": ["top_k"], "cache_prompt": False}
         first = ask(
             address, "/completion", {**body, "n_predict": 1, "n_probs": asked.get("top", 1)}
         )
-        found = first["completion_probabilities"][0]["top_logprobs"]
-        answer["top"].append({entry["id"]: entry["logprob"] for entry in found})
+        # Of a prompt that is answered by its end at once, the server tells no probabilities.
+        found = first.get("completion_probabilities") or [{"top_logprobs": []}]
+        answer["top"].append({e["id"]: e["logprob"] for e in found[0]["top_logprobs"]})
         done = ask(
             address, "/completion", {**body, "n_predict": asked["new"], "return_tokens": True}
         )

@@ -32,7 +32,8 @@ def full_run(
     """A finished full run whose model is a random one of ``family``."""
     run = Run(root)
     tokenizer = make_tokenizer(CHAT_FAMILIES[chat])
-    model = make_model(family, vocabulary or len(tokenizer))
+    # Some rows of the embedding have no token, as in most real models.
+    model = make_model(family, vocabulary or len(tokenizer) + 6)
     for name, value in config.items():
         setattr(model.config, name, value)
     if config:  # what is computed at the start depends on it
@@ -51,7 +52,7 @@ def full_run(
 
 def finish_run(run: Run, tokenizer: PreTrainedTokenizerFast) -> Run:
     """Write what a finished run has beside its weights."""
-    rows = [{"file": "x.jsonl", "line": n, "messages": chat(n)} for n in range(12)]
+    rows = [{"messages": chat(n), "origin": ["x.jsonl", n + 1], "extra": {}} for n in range(12)]
     run.train_path.parent.mkdir(parents=True, exist_ok=True)
     for path in (run.train_path, run.validation_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))

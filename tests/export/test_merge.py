@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import make_model, save_tiny
+from families import save_tiny
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -193,7 +193,10 @@ def test_experts_are_refused_with_a_way_out(
 
 
 def test_weighted_sums_of_adapters(
-    make_recipe: Callable[..., Recipe], train: Callable[..., Run], tmp_path: Path
+    make_recipe: Callable[..., Recipe],
+    train: Callable[..., Run],
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     """`cat` is the exact sum, also with rank-stabilised scales, where PEFT alone is off by √r."""
     runs = [
@@ -205,7 +208,7 @@ def test_weighted_sums_of_adapters(
     merged = merge(runs, tmp_path / "both", options)
     assert set(merged.checks) == {str(run.root) for run in runs}
     assert all(check.logits_max < 2e-5 for check in merged.checks.values())
-    base = make_model("llama").state_dict()
+    base = tensors(tiny_model)
     for name, tensor in tensors(tmp_path / "both").items():
         expected = base[name] + 0.7 * (parts[0][name] - base[name])
         expected -= 0.3 * (parts[1][name] - base[name])
@@ -219,7 +222,7 @@ def test_other_combinations_run_and_repeat(
     tmp_path: Path,
     combination: str,
 ) -> None:
-    runs = [train(make_recipe(f"run.name={n}", f"train.seed={n}")) for n in (1, 2)]
+    runs = [train(make_recipe(f"run.name=seed-{n}", f"train.seed={n}")) for n in (1, 2)]
     options = MergeOptions(dtype=torch.float32, combination=combination)  # type: ignore[arg-type]
     merge(runs, tmp_path / "one", options)
     merge(runs, tmp_path / "two", options)

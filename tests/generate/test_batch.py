@@ -25,6 +25,7 @@ from luthier.run import Run
 
 SAMPLING = Sampling(max_new_tokens=6, temperature=1.0, seed=3)
 TOKENIZER = make_tokenizer(CHAT_FAMILIES["chatml"])
+TOKENIZER.pad_token = TOKENIZER.eos_token  # as load_tokenizer does
 MODEL = make_model("llama", len(TOKENIZER))
 
 

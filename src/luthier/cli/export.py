@@ -1,7 +1,8 @@
 """`luthier export`."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.table import Table
@@ -18,11 +19,16 @@ def export(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     shape: Annotated[Shape, typer.Option("--to", help="What to make of it.")],
     types: Annotated[
-        list[GgufType] | None,
-        typer.Option("--type", help="Of GGUF weights; repeat for several files. Default: q8_0."),
+        list[str] | None,
+        typer.Option(
+            "--type",
+            help=f"Of GGUF weights: {', '.join(get_args(GgufType))}; repeat for several files. "
+            "Default: q8_0.",
+        ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write; else RUN/<what>.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to write; else RUN/gguf, RUN/ollama …"),
     ] = None,
     check_rows: Annotated[
         int, typer.Option(min=0, help="Held-out rows to compare with the run on; 0: none.")
@@ -50,12 +56,15 @@ def export(
         raise UserError(f"--type is of GGUF weights; --to {shape} takes none")
     if shape == "ollama" and types and len(types) > 1:
         raise UserError("a Modelfile names one file: give one --type with --to ollama")
+    unknown = [kind for kind in types or [] if kind not in get_args(GgufType)]
+    if unknown:
+        raise UserError(f"no type '{unknown[0]}'; types are {', '.join(get_args(GgufType))}")
     if public and push is None:
         raise UserError("--public says how to --push; name a repository: --push owner/name")
     from luthier.export.export import export as export_run
 
     folder = to or run.root / shape
-    chosen: list[GgufType] = list(dict.fromkeys(types or ["q8_0"]))
+    chosen = cast(list[GgufType], list(dict.fromkeys(types or ["q8_0"])))
     with evaluation_progress() as on_progress:
         result = export_run(run, shape, folder, chosen, check_rows, on_progress)
     if push is not None:
@@ -92,8 +101,6 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _show_files(files: list[dict[str, Any]]) -> None:
-    import math
-
     table = Table("file")
     for column in ("MiB", "rounding", "perplexity", "KL", "same token", "same answers"):
         table.add_column(column, justify="right")

@@ -44,7 +44,7 @@ def merge(
         Combination, typer.Option(help="How several adapters become one; cat is the exact sum.")
     ] = "cat",
     density: Annotated[
-        float, typer.Option(min=0, max=1, help="Share that ties, dare and magnitude_prune keep.")
+        float, typer.Option(min=0.01, max=1, help="Share that ties, dare and magnitude_prune keep.")
     ] = 0.5,
     max_shard_size: Annotated[
         str, typer.Option(help="Largest file of weights, and the memory a merge takes.")
