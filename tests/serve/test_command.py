@@ -19,12 +19,15 @@ from helpers import Cli
 from openai import OpenAI
 from serving import running
 
+from luthier.errors import UserError
 from luthier.generate.answer import Sampling, answer_all
 from luthier.models.tuned import load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run
+from luthier.serve import vllm
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
+from luthier.serve.server import bind
 
 
 @contextmanager
@@ -69,21 +72,31 @@ def test_sigterm_lets_a_stream_finish(runs: Path) -> None:
     ("arguments", "said"),
     [
         (["{runs}/none"], "no run folder at"),
-        (["{runs}/one", "{runs}/one"], "two models would be called 'one'"),
         (["{runs}/one", "--host", "0.0.0.0"], "give it a key first"),
-        (["{runs}/one", "--host", "203.0.113.7", "--api-key-env", "K"], "cannot listen"),
-        (["{runs}/one", "--api-key-env", "NOT_SET"], "NOT_SET: that environment variable"),
-        (["a b={runs}/one"], "is no name for a model"),
-        (["{runs}/dora", "--engine", "vllm"], "vLLM cannot run DoRA"),
         (["{runs}/one", "--engine", "vllm"], "vLLM is not installed"),
     ],
 )
 def test_bad_input_is_said(arguments: list[str], said: str, cli: Cli, runs: Path) -> None:
     filled = [argument.format(runs=runs) for argument in arguments]
-    done = cli("serve", *filled, "--port", "0", K="k")
+    done = cli("serve", *filled, "--port", "0")
     assert done.returncode == 2, done.stderr
     assert said in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_other_bad_input(runs: Path) -> None:
+    for names, said in (
+        ([f"{runs}/one", f"{runs}/one"], "two models would be called 'one'"),
+        ([f"a b={runs}/one"], "is no name for a model"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Models(names)
+    with pytest.raises(UserError, match="cannot run DoRA"):
+        vllm.command([f"{runs}/dora"], "127.0.0.1", 8000, None)
+    with pytest.raises(UserError, match="not both"):
+        vllm.command([f"{runs}/whole", f"{runs}/one"], "127.0.0.1", 8000, None)
+    with pytest.raises(UserError, match="cannot listen"):
+        bind("203.0.113.7", 0)
 
 
 def test_vllms_command(cli: Cli, runs: Path) -> None:
@@ -96,9 +109,9 @@ def test_vllms_command(cli: Cli, runs: Path) -> None:
     assert modules == [f"one={runs / 'one' / 'adapter'}", f"b={runs / 'two' / 'adapter'}"]
     tokenizer = Path(line[line.index("--tokenizer") + 1])
     assert (tokenizer / "chat_template.jinja").is_file()
-    full = cli("serve", runs / "whole", "--engine", "vllm", "--dry-run", "--max-model-len", "99")
-    assert shlex.split(full.stdout)[2] == str(runs / "whole" / "model")
-    assert "--max-model-len 99" in full.stdout
+    full = vllm.command([str(runs / "whole")], "127.0.0.1", 8000, 99)
+    assert full[2] == str(runs / "whole" / "model")
+    assert full[full.index("--max-model-len") + 1] == "99"
 
 
 def test_chat_in_a_pipe(cli: Cli, runs: Path, tmp_path: Path) -> None:

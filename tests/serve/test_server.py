@@ -20,7 +20,8 @@ from luthier.serve.limits import Limits
 from luthier.serve.models import Models
 
 QUESTIONS = [f"Repeat the number {n}, please" for n in range(8)]
-BASE = "llama-tiny"
+# Random draws say more about a model than its likeliest tokens, which of a tiny one are all alike.
+DRAWN = {"temperature": 0.1, "seed": 5}
 
 
 def messages(text: str) -> Any:
@@ -43,7 +44,7 @@ def by_generate(runs: Path) -> dict[str, list[str]]:
     for name, folder in (("one", "one"), ("second", "two")):
         tuned = load_tuned(Run(runs / folder))
         prompts = [tuple(messages(q)) for q in QUESTIONS]
-        sampling = Sampling(max_new_tokens=24)
+        sampling = Sampling(max_new_tokens=24, **DRAWN)  # type: ignore[arg-type]
         answers[name] = answer_all(tuned.tuned, tuned.tokenizer, prompts, sampling, 1)
         if name == "one":
             with tuned.as_base() as base:
@@ -69,12 +70,22 @@ def test_answers_are_those_of_generate_alone_and_together(
     names = {"one": "one", "second": "second", "base": str(base)}
     jobs = [(kind, i) for i in range(8) for kind in names]
     with ThreadPoolExecutor(len(jobs)) as pool:
-        together = list(pool.map(lambda j: ask(client, QUESTIONS[j[1]], names[j[0]]), jobs))
+        together = list(
+            pool.map(lambda j: ask(client, QUESTIONS[j[1]], names[j[0]], **DRAWN), jobs)
+        )
     for (kind, i), answer in zip(jobs, together, strict=True):
         assert text_of(answer) == by_generate[kind][i], (kind, i)
-    assert text_of(ask(client, QUESTIONS[0])) == by_generate["one"][0]
+    assert text_of(ask(client, QUESTIONS[0], **DRAWN)) == by_generate["one"][0]
     # The comparison could tell the models apart.
-    assert by_generate["one"] != by_generate["second"] != by_generate["base"]
+    assert len({tuple(answers) for answers in by_generate.values()}) == 3
+
+
+def test_greedy_answers_are_those_of_generate(client: OpenAI, runs: Path) -> None:
+    tuned = load_tuned(Run(runs / "one"))
+    prompts = [tuple(messages(q)) for q in QUESTIONS]
+    expected = answer_all(tuned.tuned, tuned.tokenizer, prompts, Sampling(24), 1)
+    with ThreadPoolExecutor(8) as pool:
+        assert [text_of(a) for a in pool.map(lambda q: ask(client, q), QUESTIONS)] == expected
 
 
 def test_a_seed_draws_what_generate_draws_whatever_else_runs(client: OpenAI, runs: Path) -> None:
@@ -119,7 +130,7 @@ def test_stop_sequences_across_tokens(client: OpenAI) -> None:
         assert text_of(answer) == expected
         assert answer.choices[0].finish_reason == "stop"
         tokens = answer.choices[0].logprobs.content
-        assert sum(len(t.token) for t in tokens[:-1]) < max(1, len(expected))
+        assert sum(len(t.token) for t in tokens[:-1]) <= len(expected)
         streamed = ask(client, QUESTIONS[3], stop=stop, stream=True)
         pieces = [c.choices[0].delta.content or "" for c in streamed]
         assert "".join(pieces) == expected
@@ -171,7 +182,9 @@ def test_completions_go_on_from_text_and_from_tokens(client: OpenAI, runs: Path)
         model="one", prompt=[text, "SELECT"], n=2, temperature=1, seed=3, max_tokens=9
     )
     assert [choice.index for choice in many.choices] == [0, 1, 2, 3]
-    assert len({choice.text for choice in many.choices}) == 4
+    one, two, three, four = (choice.text for choice in many.choices)
+    assert one != two  # answers to one prompt draw differently
+    assert three != four
 
 
 def test_json_mode_and_schemas(client: OpenAI) -> None:
@@ -297,26 +310,29 @@ def test_adapters_come_and_go(client: OpenAI, address: str, runs: Path, models: 
     def post(verb: str, **body: str) -> Any:
         return httpx2.post(f"{address}/v1/{verb}_lora_adapter", json=body, headers=headers)
 
-    before = text_of(ask(client, QUESTIONS[5]))
+    before = text_of(ask(client, QUESTIONS[5], **DRAWN))
     assert post("load", lora_name="third", lora_path=str(runs / "dora")).status_code == 200
     try:
         tuned = load_tuned(Run(runs / "dora"))
         expected = answer_all(
-            tuned.tuned, tuned.tokenizer, [tuple(messages(QUESTIONS[5]))], Sampling(24), 1
+            tuned.tuned,
+            tuned.tokenizer,
+            [tuple(messages(QUESTIONS[5]))],
+            Sampling(24, temperature=0.1, seed=5),
+            1,
         )
         with ThreadPoolExecutor(6) as pool:
             names = ["third", "one"] * 3
-            answers = list(pool.map(lambda name: text_of(ask(client, QUESTIONS[5], name)), names))
+            got = pool.map(lambda name: ask(client, QUESTIONS[5], name, **DRAWN), names)
+            answers = [text_of(answer) for answer in got]
         assert answers == [expected[0], before] * 3
         assert expected[0] != before
-        assert "already" in post("load", lora_name="third", lora_path=str(runs / "dora")).text or (
-            post("load", lora_name="third", lora_path=str(runs / "dora")).status_code == 400
-        )
+        assert post("load", lora_name="third", lora_path=str(runs / "dora")).status_code == 400
     finally:
         assert post("unload", lora_name="third").status_code == 200
     with pytest.raises(openai.NotFoundError):
         ask(client, "hi", "third")
-    assert text_of(ask(client, QUESTIONS[5])) == before
+    assert text_of(ask(client, QUESTIONS[5], **DRAWN)) == before
     assert post("load", lora_name="w", lora_path=str(runs / "whole")).status_code == 400
     assert post("load", lora_name="w", lora_path="/etc").status_code == 400
     assert post("unload", lora_name=str(models.by_name["one"].parent)).status_code == 400
@@ -331,10 +347,15 @@ def test_a_full_run_and_its_base(runs: Path, by_generate: dict[str, list[str]]) 
         base = next(name for name in names if name != "whole")
         tuned = load_tuned(Run(runs / "whole"))
         expected = answer_all(
-            tuned.tuned, tuned.tokenizer, [tuple(messages(QUESTIONS[0]))], Sampling(24), 1
+            tuned.tuned,
+            tuned.tokenizer,
+            [tuple(messages(QUESTIONS[0]))],
+            Sampling(24, temperature=0.1, seed=5),
+            1,
         )
         with ThreadPoolExecutor(2) as pool:
-            both = list(pool.map(lambda n: text_of(ask(client, QUESTIONS[0], n)), ("whole", base)))
+            got = pool.map(lambda n: ask(client, QUESTIONS[0], n, **DRAWN), ("whole", base))
+            both = [text_of(answer) for answer in got]
         assert both == [expected[0], by_generate["base"][0]]
         assert httpx2.get(f"{url}/v1/models", headers={"Host": "evil.example"}).status_code == 403
         # Without a key nobody loads models.

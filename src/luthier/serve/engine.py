@@ -1,6 +1,6 @@
 """Continuous batching: one worker thread makes the next token of every running answer at each step.
 
-Answers join when their prompt was read and leave with their last token. A prompt is read alone, a
+Answers join when their prompt was read and leave with their last token. Each prompt is read alone, a
 piece between two steps, and every row attends by itself (`rows.py`), so that an answer does not
 depend on its neighbours beyond the rounding of matrix products.
 """
@@ -20,7 +20,7 @@ from luthier.serve.choose import Choice, Chooser, Chosen
 from luthier.serve.grammar import Grammar
 from luthier.serve.limits import Limits
 from luthier.serve.text import TextStream
-from luthier.serve.weights import Memory, Reading, Weights
+from luthier.serve.weights import CHUNK, Memory, Reading, Weights
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -232,10 +232,14 @@ class Engine:
         answer.deliver(Piece("", finish=finish, made=answer.made))
 
     def _read_on(self) -> None:
-        """Read a piece of the oldest prompt."""
-        if not self._reading:
-            return
-        answer = self._reading[0]
+        """Read prompts, the oldest first, `CHUNK` tokens of them or little more."""
+        read = 0
+        while self._reading and read < CHUNK:
+            answer = self._reading[0]
+            read += min(CHUNK, len(answer.ask.prompt))
+            self._read_piece(answer)
+
+    def _read_piece(self, answer: Answer) -> None:
         ask = answer.ask
         try:
             if answer.reading is None:
