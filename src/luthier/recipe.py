@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import json
 import re
-import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,8 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "qlora": {"learning_rate": 2e-4, "weight_decay": 0.0, "optim": "paged_adamw_8bit"},
 }
 
+
+_SHOWN = 200  # characters of a wrong value in a message
 
 MethodName = Literal["full", "lora", "qlora"]
 
@@ -456,8 +457,9 @@ def _explain(issue: dict[str, Any]) -> str:
     message = issue["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    given = reprlib.repr(issue["input"])
-    return f"'{where}' is {masked(given)}: {message[0].lower()}{message[1:]}"
+    given = masked(repr(issue["input"]))
+    given = given if len(given) <= _SHOWN else given[:_SHOWN] + " …"
+    return f"'{where}' is {given}: {message[0].lower()}{message[1:]}"
 
 
 def _nearest(where: str) -> str:

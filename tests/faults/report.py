@@ -31,16 +31,22 @@ def main(folder: Path) -> None:
         "WHEN": datetime.now(UTC).date().isoformat(),
         "MACHINE": machine(),
     }
+    for key in ("FAULTS", "FUZZ", "SOAK"):
+        parts[key] = parts[key] or "(not recorded yet)"
     for key, value in parts.items():
         text = text.replace(f"@{key}@", value)
     (ROOT / "docs" / "reliability.md").write_text(text, "utf-8")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def faults(tries: list[dict[str, Any]]) -> str:
+    if not tries:
+        return ""
     rows = ["| fault | tries | survived | steps taken again (mean, most) |", "|---|---:|---:|---|"]
     rows += [
         f"| {f} | {count} | {survived} | {lost} |" for f, count, survived, lost in table(tries)
@@ -49,6 +55,8 @@ def faults(tries: list[dict[str, Any]]) -> str:
 
 
 def fuzz(records: list[dict[str, Any]]) -> str:
+    if not records:
+        return ""
     targets: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         targets[record["target"]].append(record)
@@ -63,6 +71,8 @@ def fuzz(records: list[dict[str, Any]]) -> str:
 
 
 def soak(records: list[dict[str, Any]]) -> str:
+    if not records:
+        return ""
     rows = [
         "| steps | seconds | resident, early | at the end | growth | open files | lines missing |",
         "|---:|---:|---:|---:|---:|---|---:|",
