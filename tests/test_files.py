@@ -86,3 +86,11 @@ def test_a_read_only_folder_is_the_users_error(tmp_path: Path) -> None:
             write_text(tmp_path / "a", "x")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_home_that_is_not_there_is_said() -> None:
+    from luthier.files import user_path
+
+    assert user_path("~/x") == Path.home() / "x"
+    with pytest.raises(UserError, match="there is no user of that name"):
+        user_path("~nobody-of-this-name/x")

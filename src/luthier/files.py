@@ -40,6 +40,18 @@ def staged_file(path: Path) -> Iterator[IO[bytes]]:
             staging.unlink(missing_ok=True)
 
 
+def user_path(text: str) -> Path:
+    """The path that a person wrote, ``~`` and ``~name`` expanded.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: there is no user of that name here") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8: the old content or the new, never a part.
 

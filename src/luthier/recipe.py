@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from luthier.credentials import holds_secret, masked
 from luthier.errors import UserError
+from luthier.files import user_path
 from luthier.yaml_text import parse_yaml
 
 # What differs between the methods. Sources: full 2e-5 (Alpaca, Taori et al. 2023); LoRA 3e-4 (Hu et
@@ -331,7 +332,7 @@ class Recipe(_Group):
     def with_absolute_paths(self) -> "Recipe":
         """A copy that means the same from any working folder."""
         full = self.model_copy(deep=True)
-        if Path(self.model.source).expanduser().exists():
+        if user_path(self.model.source).exists():
             full.model.source = _absolute(self.model.source)
         full.data.train = [_absolute_data(source) for source in self.train_files]
         if self.data.validation is not None:
@@ -374,7 +375,7 @@ class Recipe(_Group):
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(user_path(path).resolve())
 
 
 def _absolute_data(source: str) -> str:

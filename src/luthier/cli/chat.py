@@ -25,7 +25,7 @@ from luthier.cli.generate import (
     TopP,
 )
 from luthier.errors import UserError
-from luthier.files import write_jsonl
+from luthier.files import user_path, write_jsonl
 from luthier.run import open_run
 
 if TYPE_CHECKING:
@@ -182,7 +182,11 @@ class Conversation:
             )
 
     def _save(self, name: str) -> None:
-        path = Path(name).expanduser()
+        try:
+            path = user_path(name)
+        except UserError as error:
+            err.print(str(error), style="yellow", markup=False)
+            return
         if not name or not self.turns:
             what = "ask something first" if name else "/save FILE: which file?"
             err.print(what, style="yellow")

@@ -14,6 +14,7 @@ from typing import Any
 from luthier.data.conversation import Origin
 from luthier.data.readers import BadRow, Item, read_rows
 from luthier.errors import UserError
+from luthier.files import user_path
 from luthier.yaml_text import parse_yaml
 
 Row = dict[str, Any]
@@ -53,7 +54,7 @@ def _translated(described: ForeignSet, origin: Origin, row: Row) -> Item:
 
 def _described(source: str) -> list[ForeignSet] | None:
     file, _, name = source.partition(":")
-    path = Path(file).expanduser()
+    path = user_path(file)
     if path.name == "dataset_info.json" and path.is_file():
         return [_llama_factory(path, name)]
     if path.suffix in (".yaml", ".yml") and path.is_file():

@@ -17,7 +17,7 @@ from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
 from luthier.data.tokens import Tokenizer, TokenRow, cut
 from luthier.errors import UserError
-from luthier.files import sha256, write_json, write_jsonl
+from luthier.files import sha256, user_path, write_json, write_jsonl
 from luthier.recipe import DataGroup, Recipe
 from luthier.run import Run
 
@@ -207,7 +207,7 @@ def _read(
                 rows.append(to_conversation(row, fmt, origin))
             except BadRow as bad:
                 left_out.bad.append(bad)
-        digest = sha256(Path(file).expanduser())
+        digest = sha256(user_path(file))
         read.append(Source(file, fmt or "unknown", digest, len(rows) - before))
     if left_out.bad and (data.on_bad_row == "error" or not rows):
         raise UserError(_bad_rows_message(left_out.bad))

@@ -11,6 +11,7 @@ from luthier.data.conversation import Origin
 from luthier.data.kinds import ARCHIVE_ERRORS, endings, kind_of, open_bytes
 from luthier.data.sources import find_files
 from luthier.errors import UserError
+from luthier.files import user_path
 
 _LONGEST = 64 * 2**20  # of a row; a longer one is no training data
 
@@ -40,7 +41,7 @@ def read_rows(source: str) -> Iterator[Item]:
 
 
 def _read_file(file: str) -> Iterator[Item]:
-    path = Path(file).expanduser()
+    path = user_path(file)
     kinds = kind_of(path.name)
     if kinds is None:
         raise UserError(f"{file}: data files end in {endings()}")

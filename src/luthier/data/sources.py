@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 
 from luthier.data.kinds import COMPRESSED, READABLE, endings, kind_of
 from luthier.errors import UserError
+from luthier.files import user_path
 from luthier.recipe import hub_dataset
 
 # Descriptions that stand beside data on the hub and in LLaMA-Factory's folders; no rows in them.
@@ -23,7 +24,7 @@ def find_files(source: str) -> list[str]:
     Raises:
         UserError: there is nothing there, or nothing readable, or the hub does not give it.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return [str(file) for file in _below(path, source)]
     if path.exists():

@@ -4,7 +4,6 @@ What is trained is the template's own rendering, and the same template answers a
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Message, flatten
 from luthier.errors import UserError
+from luthier.files import user_path
 
 # The prompt of Stanford Alpaca (Taori et al. 2023), multi-turn by repetition.
 ALPACA_TEMPLATE = """\
@@ -78,7 +78,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
     if choice == "alpaca":
         tokenizer.chat_template = _bos(tokenizer) + ALPACA_TEMPLATE
         return "alpaca"
-    path = Path(choice).expanduser()
+    path = user_path(choice)
     if not path.is_file():
         raise UserError(
             f"data.template '{choice}' is not auto, model, alpaca, nor a file that exists"
@@ -112,7 +112,15 @@ def render(
             )
     except MemoryError:
         raise TemplateRejects("the chat template asks for too much memory") from None
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, TooMuch) as error:
+    except (
+        TemplateError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        TooMuch,
+    ) as error:
         raise TemplateRejects(f"the chat template refuses it: {error}") from None
     assert isinstance(text, str)
     return text

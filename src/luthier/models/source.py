@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from luthier.errors import UserError
-from luthier.files import staged_folder
+from luthier.files import staged_folder, user_path
 from luthier.models.gguf import convert_gguf
 from luthier.models.known import KNOWN_MODELS
 from luthier.models.pull import HUB_PATTERNS, cache_folder, pull
@@ -36,7 +36,7 @@ def resolve(source: str, revision: str | None = None, weights: bool = True) -> R
     Raises:
         UserError: there is no such model; the message names the nearest known one.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source in KNOWN_MODELS:
         if KNOWN_MODELS[source].purpose == "embedding":
             raise UserError(f"'{source}' embeds sentences, for retrieval; it does not write text")
