@@ -12,6 +12,7 @@ import torch
 from families import CHAT_FAMILIES, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from luthier.models.load import template_hash
 from luthier.recipe import parse_recipe
 from luthier.run import Run, save_recipe
 
@@ -60,7 +61,12 @@ def finish_run(run: Run, tokenizer: PreTrainedTokenizerFast) -> Run:
         "",
         ["model.source=tiny", "data.train=x.jsonl", "method.name=full", "data.max_length=128"],
     )
-    recipe.provenance = {"dtype": "float32", "template": "model", "versions": {}}
+    recipe.provenance = {
+        "dtype": "float32",
+        "template": "model",
+        "template_sha256": template_hash(tokenizer),
+        "versions": {},
+    }
     save_recipe(run, recipe)
     run.measured_path.write_text(json.dumps({"steps": 1, "best_eval_loss": None}))
     return run

@@ -36,7 +36,7 @@ ALLOWED = {
     "demo": {"recipe", "run", "train", "evaluate"},
     "cli": {
         *("recipe", "run", "models", "data", "advise", "plan"),
-        *("train", "generate", "evaluate", "retrieve", "compare", "export", "demo"),
+        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }
 FREE = {"errors", "files", "yaml_text", "credentials", "__version__"}

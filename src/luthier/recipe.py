@@ -369,9 +369,17 @@ class Recipe(_Group):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, keys in the order of the groups above."""
-        return yaml.safe_dump(
-            self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True
-        )
+        return yaml.safe_dump(_without_defaults_of_none(self), sort_keys=False, allow_unicode=True)
+
+
+def _without_defaults_of_none(group: BaseModel) -> dict[str, Any]:
+    """All keys but those that are None by default; one that was set to None has to be told."""
+    told: dict[str, Any] = {}
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if value is not None or field.get_default(call_default_factory=True) is not None:
+            told[name] = _without_defaults_of_none(value) if isinstance(value, BaseModel) else value
+    return told
 
 
 def _absolute(path: str) -> str:

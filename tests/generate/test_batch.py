@@ -189,7 +189,12 @@ def test_killed_by_the_system_and_asked_again(
 def test_the_command_says_what_does_not_go_together(
     cli: Cli, make_recipe: Callable[..., Recipe], train: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = train(make_recipe("train.max_steps=1", "train.eval_steps=1", "train.save_steps=1"))
+    run = train(
+        make_recipe(
+            *("train.max_steps=1", "train.eval_steps=1", "train.save_steps=1"),
+            "train.warmup_ratio=0",
+        )
+    )
     for typed in ([], ["--input", "x"], ["-p", "a", "--input", "x", "--output", "y"]):
         done = cli("generate", run.root, *typed)
         assert done.returncode == 2 and "either --prompt" in done.stderr

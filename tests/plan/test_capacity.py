@@ -48,16 +48,17 @@ def test_changes_are_tried_in_order_and_stop_where_one_fits() -> None:
 
     assert changes(0.9)[0] == "recompute activations"
     little = changes(0.01)
-    assert little[:6] == [
+    assert little[:7] == [
         "recompute activations",
         "micro-batches of 4",
         "micro-batches of 2",
         "micro-batches of 1",
         "8-bit paged optimiser",
+        "bfloat16 weights and states, rounded stochastically",
         "lora instead of full",
     ]
-    assert little[6] == "qlora instead of full"
-    assert little[7].startswith("2 of them, sharded")
+    assert little[7] == "qlora instead of full"
+    assert little[8].startswith("2 of them, sharded")
 
 
 def test_sharding_splits_what_stays() -> None:

@@ -36,6 +36,7 @@ def runs(
                 f"data.train={data}",
                 "data.max_length=128",
                 "train.max_steps=1",
+                "train.warmup_ratio=0",
                 f"run.dir={folder}",
                 f"run.name={name}",
             ],

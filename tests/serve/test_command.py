@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def test_the_commands_of_the_serve_guide(
     typed = [shlex.split(line)[1:] for line in blocks if line.startswith("luthier ")]
     assert [line[0] for line in typed] == ["serve", "serve", "chat"]
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "first").symlink_to(runs / "one")
+    shutil.copytree(runs / "one", tmp_path / "runs" / "first")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LUTHIER_API_KEY", "k")
     with started(*typed[0][1:]) as (_, url):

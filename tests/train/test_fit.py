@@ -28,7 +28,7 @@ Train = Callable[..., Run]
 def test_each_method_learns_and_leaves_a_whole_run(
     method: str, make_recipe: MakeRecipe, train: Train, tiny_model: Path
 ) -> None:
-    overrides = ["train.max_steps=12", "train.eval_steps=4", "train.learning_rate=3e-2"]
+    overrides = ["train.max_steps=12", "train.eval_steps=4", "train.learning_rate=2e-2"]
     run = train(make_recipe(f"method.name={method}", *overrides))
     lines = read_metrics(run)
     losses = [line["loss"] for line in lines if "loss" in line]

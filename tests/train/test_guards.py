@@ -100,10 +100,10 @@ def test_weights_that_are_not_those_loaded_stop_the_run(
 ) -> None:
     real = fit_module.install_checked
 
-    def broken(model: Any, wanted: Any) -> Any:
+    def broken(model: Any, *wanted: Any) -> Any:
         with torch.no_grad():
             model.get_output_embeddings().weight.data.mul_(3)
-        return real(model, wanted)
+        return real(model, *wanted)
 
     monkeypatch.setattr(fit_module, "install_checked", broken)
     with pytest.raises(UserError, match="what trains is not the model that was loaded"):
@@ -129,8 +129,8 @@ def test_one_adapter_without_gradient_is_said(
 ) -> None:
     real = fit_module.install_checked
 
-    def cut_off(model: Any, wanted: Any) -> Any:
-        fast = real(model, wanted)
+    def cut_off(model: Any, *wanted: Any) -> Any:
+        fast = real(model, *wanted)
         layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
         layers[0].lora_B["default"].weight.register_hook(torch.zeros_like)
         return fast

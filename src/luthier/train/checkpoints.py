@@ -85,6 +85,12 @@ def _set_aside(folder: Path) -> None:
         raise UserError(f"{folder} is damaged and cannot be renamed: {error}") from error
 
 
+def _as_saved(name: str) -> str:
+    """What PEFT calls a trained parameter in its file."""
+    name = name.replace(".default", "").replace(".modules_to_save", "")
+    return name.removesuffix(".weight") if "lora_magnitude_vector" in name else name  # DoRA's
+
+
 def check_saved(model: nn.Module, folder: Path, original_rows: int) -> None:
     """Whether the adapter in ``folder`` holds all that trained, and an embedding that was resized.
 
@@ -99,9 +105,7 @@ def check_saved(model: nn.Module, folder: Path, original_rows: int) -> None:
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         saved = set(file.keys())
     trained = {
-        name.replace(".default", "").replace(".modules_to_save", "")
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        _as_saved(name) for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     lost = sorted(trained - saved)
     rows = int(inner(model).get_input_embeddings().weight.shape[0])

@@ -200,7 +200,10 @@ def _make_trainer(
 ) -> tuple[LuthierTrainer, StopRequest]:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_path)
     stop = StopRequest()
-    callbacks: list[TrainerCallback] = [Recorder(run, display, stop), Watch(model, display)]
+    callbacks: list[TrainerCallback] = [
+        Recorder(run, display, stop),
+        Watch(model, display, not recipe.train.optimizer_in_backward),
+    ]
     if recipe.train.early_stopping_patience is not None and data.validation:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
     if recipe.train.stop_on_forgetting is not None and data.validation:

@@ -26,7 +26,7 @@ _RATES = 10_000  # steps of the schedule that are looked at
 class Watch(TrainerCallback):
     """Stops a run whose adapter does not learn or whose base changes."""
 
-    def __init__(self, model: nn.Module, display: Display) -> None:
+    def __init__(self, model: nn.Module, display: Display, keeps_gradients: bool = True) -> None:
         self.model = model
         self.display = display
         self.adapter = isinstance(model, PeftModel)
@@ -34,6 +34,7 @@ class Watch(TrainerCallback):
             sampled: fingerprint(model, sampled) if self.adapter else {}
             for sampled in (True, False)
         }
+        self.keeps_gradients = keeps_gradients  # until the step, where they can be looked at
         self.gradients_seen = False
 
     def on_train_begin(
@@ -55,7 +56,7 @@ class Watch(TrainerCallback):
         self.display.note(f"doubtful: {said}; lower train.warmup_ratio, or train longer")
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        if not self.gradients_seen:
+        if self.keeps_gradients and not self.gradients_seen:
             self.gradients_seen = True
             check_gradients(self.model, self.display)
 
