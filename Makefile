@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
 	$(BIN)/luthier demo
 
-test: lint  ## lint, then every test
-	$(BIN)/python -m pytest
+test: lint  ## lint, then every test, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 lint: $(READY)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check
