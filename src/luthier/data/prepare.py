@@ -157,12 +157,6 @@ def trained_on(run: Run) -> list[Conversation]:
     return list(_stored_rows(run.train_path))
 
 
-def also_trained_on(run: Run, rows: Sequence[Conversation]) -> list[Conversation]:
-    """Those of ``rows`` whose prompt is one that ``run`` was trained on."""
-    _, seen = without_overlap(rows, trained_on(run))
-    return seen
-
-
 def read_for_evaluation(file: str, data: DataGroup) -> list[Conversation]:
     """The rows of one more file, by the recipe's rules for bad rows.
 

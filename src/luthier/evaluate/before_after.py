@@ -9,7 +9,6 @@ from typing import Any
 
 from luthier.data.conversation import Conversation
 from luthier.data.prepare import (
-    also_trained_on,
     held_out,
     read_for_evaluation,
     tokenise,
@@ -102,6 +101,12 @@ def evaluate_run(
     )
     training = trained_on(run)
     _, seen = without_overlap(rows.all, training)
+    if seen:
+        log.warning(
+            "%d of the %d rows of %s were trained on (%s first): the tuned model has seen their "
+            "answers, so its figures are too good",
+            len(seen), len(rows.all), rows.source, seen[0].origin,
+        )  # fmt: skip
     models = load_tuned(run, adapter_scale)
     weights = sha256(run.measured_path)  # other after the run was trained anew
     names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
@@ -156,13 +161,6 @@ def choose_rows(run: Run, recipe: Recipe, data: str | None) -> Rows:
             raise UserError(f"{run.root} has no validation rows; give a file of rows with --data")
     else:
         source, rows = data, read_for_evaluation(data, recipe.data)
-        seen = also_trained_on(run, rows)
-        if seen:
-            log.warning(
-                "%d of the %d rows of %s were trained on (%s first): the tuned model has seen their "
-                "answers, so its figures are too good",
-                len(seen), len(rows), data, seen[0].origin,
-            )  # fmt: skip
     spoken = [row for row in rows if row.messages]
     return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 
