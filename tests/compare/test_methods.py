@@ -1,10 +1,14 @@
 """`luthier compare` over variants, as a person types it, on the tiny model."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from helpers import Cli, write_rows
+from helpers import Cli, wait_for_step, write_rows
+
+from luthier.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,25 @@ def test_what_is_done_is_not_done_again(cli: Cli, compared: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [v["name"] for v in json.loads(done.stdout)["variants"]] == ["full", "lora"]
     assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_a_stopped_comparison_stops_its_run_which_saves(compared: Path) -> None:
+    command = (
+        *("-m", "luthier.cli.main", "compare", "recipe.yaml", "--methods", "full,lora"),
+        *("--set", "train.max_steps=500", "--out", "stopped"),
+    )
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=compared, stderr=subprocess.PIPE, text=True
+    )
+    run = Run(compared / "stopped/runs/full")
+    wait_for_step(run, 3)
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "go on with: luthier compare recipe.yaml" in said
+    assert 3 <= max(run.checkpoints()) < 500
+    with run.locked():  # no process is left at work on it
+        pass
 
 
 def test_other_settings_need_another_folder(cli: Cli, compared: Path) -> None:

@@ -1,9 +1,10 @@
 """What reads input of strangers, each as a function of bytes that must end well or with a UserError.
 
 An input is bytes, so that one that failed can be kept as a file in ``corpus/<target>/`` and tried
-again for ever. A new reader of foreign input (a server's requests, say) gets a line in ``TARGETS``.
+again for ever. A new reader of foreign input gets a line in ``TARGETS``.
 """
 
+import atexit
 import gzip
 import json
 import tempfile
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import yaml
 import zstandard
-from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3, make_tokenizer
+from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3, make_tokenizer, save_tiny
+from fuzz.requests import PATHS, RIGHT, check_answer, requests, send
 from hypothesis import strategies as st
 
 from luthier.data.formats import detect_format, to_conversation
@@ -288,20 +290,60 @@ def run_gguf(data: bytes) -> None:
             GGUFReader(path)
 
 
+# --- requests to a server ---
+
+
+@cache
+def server() -> Any:
+    """The app over a run of the tiny model."""
+    from helpers import Notes, write_rows
+
+    from luthier.run import claim_run
+    from luthier.serve.app import create_app
+    from luthier.serve.limits import Limits
+    from luthier.serve.models import Models
+    from luthier.train.fit import fit
+
+    rows = [{"prompt": f"say {n}", "completion": str(n)} for n in range(20)]
+    recipe = parse_recipe(
+        "",
+        [
+            f"model.source={save_tiny(scratch() / 'model')}", "model.dtype=float32",
+            f"data.train={write_rows(scratch() / 'rows.jsonl', rows)}", "data.max_length=128",
+            "train.max_steps=1", "train.warmup_ratio=0", f"run.dir={scratch()}", "run.name=one",
+        ],
+    )  # fmt: skip
+    run = claim_run(recipe, "fuzz")
+    fit(recipe, run, Notes())
+    app = create_app(Models([str(run.root)]), Limits(new_tokens=8, batch=4, choices=4))
+    atexit.register(app.state.engine.close)
+    return app
+
+
+def as_request(request: tuple[str, bytes]) -> bytes:
+    path, body = request
+    return bytes([PATHS.index(path)]) + body
+
+
+def run_request(data: bytes) -> None:
+    path = PATHS[data[0] % len(PATHS)] if data else PATHS[0]
+    check_answer(send(server(), path, data[1:]))
+
+
 TARGETS = {
     "recipe": Target(
         run_recipe,
         mutated([GOOD_RECIPE])
         | st.builds(as_recipe, st.lists(st.tuples(keys, values), max_size=5))
         | st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")),
-        0.3,
+        0.25,
     ),
     "data files": Target(
         run_file,
         st.deferred(lambda: mutated(file_seeds()))
         | st.builds(any_file, st.just(0), rows)
         | st.builds(lambda kind, data: bytes([kind]) + data, st.integers(0, 7), st.binary(max_size=80)),
-        0.4,
+        0.35,
     ),
     "chat template": Target(
         run_template,
@@ -314,4 +356,10 @@ TARGETS = {
         0.15,
     ),
     "gguf": Target(run_gguf, st.deferred(lambda: mutated(gguf_seeds())) | st.binary(max_size=120), 0.15),
+    "requests": Target(
+        run_request,
+        requests.map(as_request)
+        | mutated([b"\0" + json.dumps({**RIGHT, "max_tokens": 2, "stream": True}).encode()]),
+        0.1,
+    ),
 }  # fmt: skip

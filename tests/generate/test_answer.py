@@ -89,6 +89,18 @@ def test_a_prompt_that_fills_the_model_is_told(pair: tuple[Any, Any]) -> None:
         answer_all(model, tokenizer, ["word " * 600], Sampling(), 1)
 
 
+def test_a_long_prompt_leaves_the_others_their_room(pair: tuple[Any, Any]) -> None:
+    model, tokenizer = pair
+    positions = model.config.get_text_config().max_position_embeddings
+    long = ({"role": "user", "content": "a " * positions},)
+    while len(encode_prompt(tokenizer, long)) > positions - 4:
+        long = ({"role": "user", "content": long[0]["content"][:-2]},)
+    room = positions - len(encode_prompt(tokenizer, long))
+    answers = answer_all(model, tokenizer, [*PROMPTS, long], Sampling(max_new_tokens=12), 8)
+    assert answers[:-1] == [greedy_reference(model, tokenizer, each, 12) for each in PROMPTS]
+    assert answers[-1] == greedy_reference(model, tokenizer, long, room)
+
+
 def test_plain_text_is_gone_on_from(pair: tuple[Any, Any]) -> None:
     _, tokenizer = pair
     assert tokenizer.decode(encode_prompt(tokenizer, "Once upon")) == "Once upon"

@@ -6,13 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Notes, read_metrics, write_rows
+from helpers import Notes, read_metrics, wait_for_step, write_rows
 
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, claim_run
@@ -139,15 +138,6 @@ def test_the_last_run_did_stop_early(whole: dict[str, Run]) -> None:
 def start(recipe_file: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe_file)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def wait_for_step(run: Run, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if run.metrics_path.is_file() and f'"step": {step},' in run.metrics_path.read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no step {step} within two minutes")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

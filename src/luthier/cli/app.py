@@ -28,6 +28,11 @@ AdapterScale = Annotated[
 ]
 
 
+def split_list(text: str | None) -> list[str]:
+    """The names in an option that takes several, separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
 def print_json(value: Any) -> None:
     """``value`` on stdout, for machines: no colour, no wrapping."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

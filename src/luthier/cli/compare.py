@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from luthier.advise.answers import Goal
-from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.app import Json, app, err, out, print_json, split_list
 from luthier.cli.evaluate import evaluation_progress
 from luthier.errors import Interrupted, UserError
 from luthier.recipe import Recipe, parse_recipe
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from luthier.compare.variants import Variant
 
 _VARIANTS, _APPROACHES = "Variants of a recipe", "Approaches"
-
-
-def _split(text: str | None) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else []
 
 
 @app.command()
@@ -131,13 +127,13 @@ def compare(
 
     Writes `comparison.json`, `.md` and `.html`. Run again, it goes on where it was cut off.
     """
-    names = _split(metrics)
+    names = split_list(metrics)
     if recipe is not None and approaches is None:
         from luthier.compare.variants import make_variants, parse_vary
 
         grid = parse_vary(vary or [])
         variants = make_variants(
-            recipe, overrides or [], _split(methods), grid, seeds, folder / "runs"
+            recipe, overrides or [], split_list(methods), grid, seeds, folder / "runs"
         )
         comparison = _variants(variants, folder, data, names, price_per_hour)
     elif recipe is None and approaches is not None:
@@ -204,7 +200,7 @@ def _variants(
 def _approach_names(text: str) -> "tuple[Approach, ...]":
     from luthier.compare.prompts import APPROACHES
 
-    chosen = _split(text)
+    chosen = split_list(text)
     for name in chosen:
         if name not in APPROACHES:
             raise UserError(f"no approach '{name}'; they are {', '.join(APPROACHES)}")

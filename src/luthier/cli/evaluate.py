@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
+from luthier.cli.app import AdapterScale, Json, app, err, out, print_json, split_list
 from luthier.run import open_run
 
 
@@ -36,6 +36,16 @@ def evaluate(
             "--probe/--no-probe", help="Look for forgetting; else as the recipe's evaluate.probe."
         ),
     ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness too, separated by commas: names, or .yaml files; "
+            "their data is fetched from the hub where it is not on this machine."
+        ),
+    ] = None,
+    lm_eval_limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows of each of those tasks.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 4,
     as_json: Json = False,
 ) -> None:
@@ -56,9 +66,11 @@ def evaluate(
             run,
             data,
             on_progress,
-            metrics=[name.strip() for name in metrics.split(",")] if metrics else None,
+            metrics=split_list(metrics) or None,
             adapter_scale=adapter_scale,
             probe=probe,
+            tasks=split_list(lm_eval),
+            tasks_limit=lm_eval_limit,
         )
     from luthier.evaluate.report.page import write_report
 
@@ -106,7 +118,7 @@ def show_comparison(evaluation: dict[str, Any]) -> None:
     if evaluation["answered_rows"]:
         title += f", {evaluation['answered_rows']} answered"
     table = _figures("", "base", "tuned", "change", "p", "verdict")
-    for entry in evaluation["metrics"].values():
+    for entry in (*evaluation["metrics"].values(), *evaluation["tasks"].values()):
         form = _percent if entry["share"] else _number
         test = entry["test"]
         if "ratio" in entry:

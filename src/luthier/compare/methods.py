@@ -1,9 +1,12 @@
 """Train the variants of a recipe, prove each on the same rows, and put them side by side."""
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,16 +88,30 @@ def _train(variant: Variant, run: Run, out: Path) -> None:
     write_text(recipe, variant.recipe.to_yaml())
     command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while True:
-        try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt:  # the run got it too, and is saving
-            continue
+    with _passed_on(process):
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:  # the run got it too, and is saving
+                continue
     if code == 130:
         raise Interrupted(f"stopped in {run.root}; the same command goes on from there")
     if code:
         raise UserError(f"the run {run.root.name} failed, see above; its recipe is {recipe}")
+
+
+@contextmanager
+def _passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """SIGTERM, which unlike Ctrl-C is for one process, goes on to the run: it saves and ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_progress: OnProgress) -> None:

@@ -19,6 +19,7 @@ from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
 from luthier.evaluate.answering import answer_kept
 from luthier.evaluate.classification import confusion
+from luthier.evaluate.harness import run_tasks
 from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.metrics import Metric, make_metrics
 from luthier.evaluate.perplexity import loss_and_perplexity
@@ -66,6 +67,8 @@ def evaluate_run(
     metrics: Sequence[str] | None = None,
     adapter_scale: float = 1.0,
     probe: bool | None = None,
+    tasks: Sequence[str] = (),
+    tasks_limit: int | None = None,
 ) -> dict[str, Any]:
     """Compare a finished run with the model it began from, and keep it in ``evaluation.json``.
 
@@ -78,12 +81,13 @@ def evaluate_run(
         metrics: names instead of the recipe's.
         adapter_scale: of the tuned side, see ``load_tuned``.
         probe: whether to look for forgetting; None: as ``evaluate.probe`` of the recipe says.
+        tasks: of lm-eval, and ``tasks_limit`` rows of each, see ``run_tasks``.
 
     Returns:
         ``base`` and ``tuned`` each with ``loss`` (nats a supervised token), ``perplexity`` and the
         mean of each metric; ``metrics`` with the interval of each side and the paired test;
         ``classification`` with the confusion matrix of each side where the references are labels;
-        ``forgetting`` with the probe's verdict, or None; ``seen_in_training``, how many rows' prompts
+        ``forgetting`` with the probe's verdict, or None; ``tasks`` with those of lm-eval; ``seen_in_training``, how many rows' prompts
         the run learned from; ``samples`` with the answers of both side by side.
 
     Raises:
@@ -117,6 +121,15 @@ def evaluate_run(
         if recipe.evaluate.probe if probe is None else probe:
             forgetting = probe_forgetting(run, models, recipe, training, store, names, on_progress)
             write_jsonl(run.evaluation_folder / "probe.jsonl", forgetting.pop("answers"))
+        harness = {}
+        if tasks:
+            harness = run_tasks(
+                models,
+                tasks,
+                limit=tasks_limit,
+                batch_size=recipe.evaluate.batch_size,
+                on_progress=on_progress,
+            )
         evaluation = {
             "data": rows.source,
             "rows": len(rows.all),
@@ -126,6 +139,7 @@ def evaluate_run(
             "adapter_scale": adapter_scale,
             **compare_sides(sides, graded, rows),
             "forgetting": forgetting,
+            "tasks": harness,
             "max_new_tokens": recipe.evaluate.max_new_tokens,
             "seconds": round(time.perf_counter() - started, 1),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),

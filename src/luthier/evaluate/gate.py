@@ -49,7 +49,7 @@ def check_gate(
         UserError: no condition, one that cannot be read, a metric that was not measured, or
             forgetting that was not looked for.
     """
-    metrics = evaluation["metrics"]
+    metrics = {**evaluation["metrics"], **evaluation.get("tasks", {})}
     checks = []
     for conditions, sign, words in ((least, 1, "at least"), (most, -1, "at most")):
         for condition in conditions:

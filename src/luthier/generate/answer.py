@@ -1,7 +1,9 @@
 """Let a model answer: many prompts at once, or one as a stream."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -59,9 +61,13 @@ def answer_all(
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+    room = (_positions(model) or math.inf) - sampling.max_new_tokens
+    # One that leaves less room than an answer may take would cut the others' answers short.
+    alone = sum(len(encoded[i]) > room for i in order)
+    starts = [*range(alone), *range(alone, len(order), batch_size)]
     answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for start, end in pairwise([*starts, len(order)]):
+        batch = order[start:end]
         for index, answer in zip(
             batch, _generate(model, tokenizer, [encoded[i] for i in batch], sampling), strict=True
         ):
@@ -111,7 +117,7 @@ def _generate(
     # PEFT's layers sit inside the base model; its own `generate` only adds what prompts learn.
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     longest = max(map(len, prompts))
-    positions = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+    positions = _positions(model)
     if positions is not None and longest >= positions:
         raise UserError(f"a prompt of {longest} tokens fills the model's {positions} positions")
     room = sampling.max_new_tokens if positions is None else positions - longest
@@ -128,6 +134,12 @@ def _generate(
         use_cache=True,
     )
     return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+
+
+def _positions(model: Model) -> int | None:
+    """How many tokens a prompt and its answer may have together; None where nothing says."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 def _generation_config(

@@ -44,6 +44,11 @@ class Skips:
         self._taken_back = True
         return self._loss
 
+    @property
+    def left_out(self) -> bool:
+        """Whether the last step was."""
+        return self._taken_back
+
     def too_many(self, max_steps: int) -> bool:
         return self._in_a_row >= _IN_A_ROW or self.total > max(_IN_ALL, _SHARE * max_steps)
 

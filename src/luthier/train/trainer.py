@@ -66,6 +66,7 @@ class LuthierTrainer(Trainer):
         self.probe = probe
         self.embedding_rows = embedding_rows  # of the model as its folder holds it
         self.skips = Skips()
+        self._owed = (False, False)  # a checkpoint, an evaluation
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimiser, stepping in the backward where that is asked for."""
@@ -146,6 +147,22 @@ class LuthierTrainer(Trainer):
             f"{self.skips.total - 1} steps before were left out for the same; the rows of this one are "
             f"in {path}. Look at them, or lower train.learning_rate (now {self.args.learning_rate:g})"
         )
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        # What is due at a step that was left out waits for one that counts: a checkpoint between
+        # the steps that end a run would keep their gap when it goes on.
+        control = self.control
+        due = (
+            control.should_save or self._owed[0],
+            control.should_evaluate or self._owed[1],
+        )
+        wait = self.skips.left_out and not control.should_training_stop
+        self._owed = due if wait else (False, False)
+        control.should_save, control.should_evaluate = (False, False) if wait else due
+        control.should_log |= not wait and any(
+            due
+        )  # a resumed run needs no loss of steps before it
+        super()._maybe_log_save_evaluate(*arguments, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -1,0 +1,116 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, put to base and tuned and compared row by row."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.generate.answer import Model
+from luthier.models.adapters import inner
+from luthier.models.tuned import TunedModel
+
+# (task, metric, filter) -> one score a row
+_Scores = dict[tuple[str, str, str], list[float]]
+
+
+def run_tasks(
+    models: TunedModel,
+    tasks: Sequence[str],
+    *,
+    limit: int | None,
+    batch_size: int,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Put ``tasks`` to both sides; the ``tasks`` part of ``evaluation.json``.
+
+    As the harness does by default, prompts are plain text, without a chat template, so that figures
+    are those that others publish. Metrics that are not one number a row have no interval and are
+    left out.
+
+    Args:
+        tasks: names that the harness knows, or paths of task files (.yaml).
+        limit: rows of each task, from its first; None for all.
+        on_progress: called with what is being done, how much is done, and of how much.
+
+    Returns:
+        By ``task metric``: ``label``, ``share`` (whether each score is 0 or 1), ``higher_is_better``,
+        the interval of each side, and the paired test.
+
+    Raises:
+        UserError: the library is not installed, or it cannot run a task (unknown, or its data is
+            not at hand).
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError("--lm-eval needs its library: pip install 'luthier[lm-eval]'") from None
+    for name in tasks:
+        if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+            raise UserError(f"there is no task file {name}")
+    manager = TaskManager()
+    directions: dict[str, dict[str, bool]] = {}
+
+    def put(side: str, model: Model) -> _Scores:
+        on_progress(f"lm-eval tasks of {side}", 0, len(tasks))
+        whole = inner(model)
+        language_model = HFLM(
+            pretrained=whole,
+            tokenizer=models.tokenizer,
+            device=str(whole.device),
+            batch_size=batch_size,
+        )
+        try:
+            found = simple_evaluate(
+                language_model,
+                tasks=list(tasks),
+                limit=limit,
+                bootstrap_iters=0,
+                task_manager=manager,
+            )
+        except Exception as error:  # tasks are code and data of others: anything may come
+            raise UserError(f"lm-eval cannot run {', '.join(tasks)}: {error}") from error
+        directions.update(found["higher_is_better"])
+        on_progress(f"lm-eval tasks of {side}", len(tasks), len(tasks))
+        return _scores(found["samples"])
+
+    with models.as_base() as base:
+        before = put("base", base)
+    after = put("tuned", models.tuned)
+    return {
+        label: _compare(label, before[key], after[key], directions[key[0]].get(key[1]) is not False)
+        for key, label in ((key, _label(*key)) for key in before)
+    }
+
+
+def _scores(samples: dict[str, list[dict[str, Any]]]) -> _Scores:
+    columns: _Scores = {}
+    odd = set()
+    for task, rows in samples.items():
+        for row in sorted(rows, key=lambda row: int(row["doc_id"])):
+            for metric in row["metrics"]:
+                key = (task, metric, row["filter"])
+                if isinstance(row[metric], bool | int | float):
+                    columns.setdefault(key, []).append(float(row[metric]))
+                else:
+                    odd.add(key)
+    return {key: scores for key, scores in columns.items() if key not in odd}
+
+
+def _label(task: str, metric: str, chosen: str) -> str:
+    return f"{task} {metric}" + ("" if chosen == "none" else f" ({chosen})")
+
+
+def _compare(
+    label: str, base: list[float], tuned: list[float], higher_is_better: bool
+) -> dict[str, Any]:
+    return {
+        "label": label,
+        "share": {*base, *tuned} <= {0.0, 1.0},
+        "higher_is_better": higher_is_better,
+        "base": mean_interval(base).to_json(),
+        "tuned": mean_interval(tuned).to_json(),
+        "test": paired_test(base, tuned, higher_is_better=higher_is_better).to_json(),
+    }
