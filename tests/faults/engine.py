@@ -417,7 +417,7 @@ def always_nan(bench: Bench, draw: random.Random) -> Try:
     rows = json.loads(run.bad_batch_path.read_text())["rows"] if run.bad_batch_path.exists() else []
     if code != 2 or len(rows) != 4 or not all("origin" in row for row in rows):
         return Try("loss nan for good", False, 0, said, f"ended with {code}: {said[-300:]}")
-    return bench.judge("loss nan for good", run, said, before=steps_taken(run))
+    return bench.judge("loss nan for good", run, said, before=step - 1)
 
 
 def out_of_memory(bench: Bench, draw: random.Random) -> Try:

@@ -58,6 +58,21 @@ def test_a_step_left_out_changes_no_weight(
         json.loads(text, parse_constant=pytest.fail)
 
 
+def test_gradients_are_looked_at_in_the_first_step_that_counts(
+    make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, {1})
+    looked: list[int] = []
+    monkeypatch.setattr("luthier.train.watch.check_gradients", lambda *_: looked.append(1))
+    notes = Notes()
+    assert train(make_recipe(), notes).finished
+    assert looked == [1]
+    plant(monkeypatch, {1, 2, 3})
+    with pytest.raises(UserError, match="diverged at step 3"):
+        train(make_recipe("run.name=never"))
+    assert looked == [1]
+
+
 def test_what_is_due_at_such_a_step_waits_for_one_that_counts(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ from luthier.train.setup import (
     load_prepared_tokenizer,
     resolve_model,
 )
+from luthier.train.skips import Skips
 from luthier.train.trainer import LuthierTrainer
 from luthier.train.watch import Watch
 
@@ -199,10 +200,10 @@ def _make_trainer(
     display: Display,
 ) -> tuple[LuthierTrainer, StopRequest]:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard_path)
-    stop = StopRequest()
+    stop, skips = StopRequest(), Skips()
     callbacks: list[TrainerCallback] = [
         Recorder(run, display, stop),
-        Watch(model, display, not recipe.train.optimizer_in_backward),
+        Watch(model, display, skips, not recipe.train.optimizer_in_backward),
     ]
     if recipe.train.early_stopping_patience is not None and data.validation:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping_patience))
@@ -220,6 +221,7 @@ def _make_trainer(
         recipe=recipe.train,
         embedding_rows=embedding_rows,
         callbacks=callbacks,
+        skips=skips,
         probe=probe,
     )
     trainer.remove_callback(PrinterCallback)
@@ -239,6 +241,10 @@ def _train(trainer: LuthierTrainer, checkpoints: dict[int, Path]) -> None:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(str(error)) from None
+    except OSError as error:  # TensorBoard's file, say
+        raise UserError(
+            f"cannot go on: {error}\nwhat was saved is whole: see to it and run the same command again"
+        ) from error
     except UnpicklingError as error:  # `weights_only` of torch.load
         raise UserError(
             f"a file of the checkpoint {last} holds more than tensors and numbers, so it is not what "

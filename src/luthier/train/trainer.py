@@ -43,6 +43,7 @@ class LuthierTrainer(Trainer):
         recipe: TrainGroup,
         embedding_rows: int,
         callbacks: list[TrainerCallback],
+        skips: Skips,
         probe: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         ours: Any = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
@@ -65,7 +66,7 @@ class LuthierTrainer(Trainer):
         self.recipe = recipe
         self.probe = probe
         self.embedding_rows = embedding_rows  # of the model as its folder holds it
-        self.skips = Skips()
+        self.skips = skips
         self._owed = (False, False)  # a checkpoint, an evaluation
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

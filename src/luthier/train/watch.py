@@ -1,6 +1,6 @@
 """Checks while a run trains: gradients arrive, the learning rate is reached, frozen weights stay.
 
-Gradients are looked at in the first step of a session; of weights a sample where a checkpoint is due,
+Gradients are looked at in the first step of a session that counts; of weights a sample where a checkpoint is due,
 all at the end: no step pays for them.
 """
 
@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from luthier.errors import UserError
 from luthier.train.callbacks import Display
+from luthier.train.skips import Skips
 
 # Frozen weights up to so many bytes are hashed whole at the end; of a sample, so many numbers a tensor.
 _WHOLE = 2**29
@@ -26,9 +27,12 @@ _RATES = 10_000  # steps of the schedule that are looked at
 class Watch(TrainerCallback):
     """Stops a run whose adapter does not learn or whose base changes."""
 
-    def __init__(self, model: nn.Module, display: Display, keeps_gradients: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, display: Display, skips: Skips, keeps_gradients: bool = True
+    ) -> None:
         self.model = model
         self.display = display
+        self.skips = skips  # a step that is left out has no gradients to look at
         self.adapter = isinstance(model, PeftModel)
         self.before = {
             sampled: fingerprint(model, sampled) if self.adapter else {}
@@ -56,7 +60,7 @@ class Watch(TrainerCallback):
         self.display.note(f"doubtful: {said}; lower train.warmup_ratio, or train longer")
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        if self.keeps_gradients and not self.gradients_seen:
+        if self.keeps_gradients and not self.gradients_seen and not self.skips.left_out:
             self.gradients_seen = True
             check_gradients(self.model, self.display)
 
