@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench llama-cpp faults fuzz soak reliability format setup clean
+.PHONY: demo test lint bench llama-cpp faults fuzz fuzz-coverage soak reliability format setup clean
 
 demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
 	$(BIN)/luthier demo
@@ -37,11 +37,16 @@ fuzz: $(READY)  ## 100,000 inputs for all that reads what strangers wrote; some 
 	mkdir -p build/reliability
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/run_fuzz.py --record build/reliability/fuzz.jsonl
 
+fuzz-coverage: $(READY)  ## the readers of bytes again, by inputs that reach new code (atheris)
+	mkdir -p build/reliability
+	$(BIN)/python -m pip install --quiet atheris==3.0.0
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/run_atheris.py --record build/reliability/fuzz.jsonl
+
 soak: $(READY)  ## 2,000 steps: memory flat, no file left open, no line of metrics missing
 	mkdir -p build/reliability
 	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py --record build/reliability/soak.jsonl
 
-reliability: faults fuzz soak  ## all three, and docs/reliability.md from what they found
+reliability: faults fuzz fuzz-coverage soak  ## all of them, and docs/reliability.md from what they found
 	PYTHONPATH=tests $(BIN)/python tests/faults/report.py build/reliability
 
 setup: $(READY)
