@@ -562,5 +562,5 @@ def main(plan: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     main(Path(sys.argv[1]))
