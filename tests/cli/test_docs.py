@@ -79,13 +79,18 @@ def test_the_commands_of_the_evaluation_guide(cli: Cli, tiny_model: Path, tmp_pa
     overrides = [part for item in sets for part in ("--set", item)]
     trained = cli("train", ROOT / "recipes/lora.yaml", *overrides, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
+    text = (ROOT / "docs/evaluate.md").read_text("utf-8")
+    (task,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    (tmp_path / "mine.yaml").write_text(task)
+    question = {"question": "Number 3?", "choices": ["It is 3.", "It is 7."], "gold": 0}
+    write_rows(tmp_path / "questions.jsonl", [question] * 6)
     typed = commands("docs/evaluate.md")
-    assert [line[0] for line in typed] == ["evaluate", "gate", "report"]
+    assert [line[0] for line in typed] == ["evaluate", "gate", "report", "evaluate"]
     for line in typed:
         done = cli(*line, cwd=tmp_path)
         fell_short = 1 if line[0] == "gate" else 0  # four steps teach nothing
         assert done.returncode == fell_short, (line, done.stderr)
-    assert (tmp_path / "runs/first/report.html").is_file()
+    assert "mine acc" in (tmp_path / "runs/first/report.html").read_text("utf-8")
 
 
 def test_the_commands_of_the_export_guide(

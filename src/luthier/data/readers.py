@@ -152,5 +152,5 @@ def _parquet(path: Path, name: str) -> Iterator[Item]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Origin(name, number), row
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{name}: not a readable Parquet file: {error}") from None
