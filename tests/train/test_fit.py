@@ -256,3 +256,18 @@ def test_paging_has_a_stated_substitute_without_a_gpu(
     notes = Notes()
     train(make_recipe("method.name=qlora"), notes)
     assert any("adamw_8bit instead of paged_adamw_8bit" in note for note in notes.notes)
+
+
+def test_a_file_of_tensorboard_that_cannot_be_written_is_told_once(
+    make_recipe: MakeRecipe,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    with pytest.raises(UserError, match=r"cannot go on: .*No space left on device"):
+        train(make_recipe())
+    assert "Traceback" not in capfd.readouterr().err

@@ -52,7 +52,7 @@ from luthier.train.memory import (
 )
 from luthier.train.probe import ForgettingWatch, Probe
 from luthier.train.provenance import changed_versions, resolved_recipe
-from luthier.train.runlog import logging_to_run
+from luthier.train.runlog import logging_to_run, writers_errors_told_once
 from luthier.train.setup import (
     Setup,
     build_model,
@@ -168,7 +168,7 @@ def _fit(
     trainer.args.eval_on_start = bound is not None and bool(data.validation) and not checkpoints
     if own_loss is not None:
         check_first_loss(trainer, few, own_loss)
-    with stop.listening(display):
+    with stop.listening(display), writers_errors_told_once():
         try:
             _train(trainer, checkpoints)
         finally:

@@ -1,6 +1,7 @@
 """log.txt: all that was said while a run trained, ours and the libraries'."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
@@ -50,3 +51,19 @@ def logging_to_run() -> Iterator[Callable[[Path], None]]:
         memory.close()
         if target is not None:
             target.close()
+
+
+@contextmanager
+def writers_errors_told_once() -> Iterator[None]:
+    """TensorBoard's thread prints the traceback of an error that it raises in ours, too."""
+    before = threading.excepthook
+
+    def hook(found: threading.ExceptHookArgs) -> None:
+        if not type(found.thread).__module__.startswith("tensorboard."):
+            before(found)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
