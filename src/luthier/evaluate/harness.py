@@ -1,5 +1,6 @@
 """Tasks of EleutherAI's lm-evaluation-harness, put to base and tuned and compared row by row."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def run_tasks(
     for name in tasks:
         if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
             raise UserError(f"there is no task file {name}")
+    # It warns of what is as it should be here: a model that is loaded already.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager()
     directions: dict[str, dict[str, bool]] = {}
 
