@@ -100,7 +100,7 @@ def ask_llama_cpp(model: Path, **asked: Any) -> dict[str, Any]:
         input=json.dumps({"model": str(model), "new": 0, **asked}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     answer: dict[str, Any] = json.loads(done.stdout.rpartition("ANSWER ")[2])
