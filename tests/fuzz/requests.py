@@ -87,12 +87,12 @@ def send(
     return asyncio.run(go())
 
 
-def check_answer(got: httpx2.Response) -> None:
-    """A whole answer, or an error in OpenAI's form."""
+def check_answer(got: httpx2.Response, asked: bytes) -> None:
+    """A whole answer, as a stream where one was asked for, or an error in OpenAI's form."""
     assert got.status_code in (200, 400, 404), got.text
     if got.status_code != 200:
         assert set(got.json()["error"]) == {"message", "type", "param", "code"}
-    elif got.headers["content-type"].startswith("text/event-stream"):
+    elif json.loads(asked).get("stream") in (True, "true", 1):
         assert got.text.endswith("data: [DONE]\n\n")
         assert '"error"' not in got.text
     else:

@@ -327,7 +327,7 @@ def as_request(request: tuple[str, bytes]) -> bytes:
 
 def run_request(data: bytes) -> None:
     path = PATHS[data[0] % len(PATHS)] if data else PATHS[0]
-    check_answer(send(server(), path, data[1:]))
+    check_answer(send(server(), path, data[1:]), data[1:])
 
 
 TARGETS = {

@@ -26,7 +26,8 @@ def app(models: Models) -> Iterator[FastAPI]:
 )
 @given(requests)
 def test_odd_fields(app: FastAPI, request_: tuple[str, bytes]) -> None:
-    check_answer(send(app, *request_))
+    path, content = request_
+    check_answer(send(app, path, content), content)
 
 
 @settings(

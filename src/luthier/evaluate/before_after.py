@@ -87,8 +87,9 @@ def evaluate_run(
         ``base`` and ``tuned`` each with ``loss`` (nats a supervised token), ``perplexity`` and the
         mean of each metric; ``metrics`` with the interval of each side and the paired test;
         ``classification`` with the confusion matrix of each side where the references are labels;
-        ``forgetting`` with the probe's verdict, or None; ``tasks`` with those of lm-eval; ``seen_in_training``, how many rows' prompts
-        the run learned from; ``samples`` with the answers of both side by side.
+        ``forgetting`` with the probe's verdict, or None; ``tasks`` with those of lm-eval;
+        ``seen_in_training``, how many rows' prompts the run learned from; ``samples`` with the
+        answers of both side by side.
 
     Raises:
         UserError: the run has not finished, there is nothing to evaluate on, or a row, a metric or

@@ -153,16 +153,12 @@ class LuthierTrainer(Trainer):
         # What is due at a step that was left out waits for one that counts: a checkpoint between
         # the steps that end a run would keep their gap when it goes on.
         control = self.control
-        due = (
-            control.should_save or self._owed[0],
-            control.should_evaluate or self._owed[1],
-        )
+        due = (control.should_save or self._owed[0], control.should_evaluate or self._owed[1])
         wait = self.skips.left_out and not control.should_training_stop
         self._owed = due if wait else (False, False)
         control.should_save, control.should_evaluate = (False, False) if wait else due
-        control.should_log |= not wait and any(
-            due
-        )  # a resumed run needs no loss of steps before it
+        # A resumed run must not need the loss of steps before its checkpoint.
+        control.should_log |= not wait and any(due)
         super()._maybe_log_save_evaluate(*arguments, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

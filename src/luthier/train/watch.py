@@ -1,7 +1,7 @@
 """Checks while a run trains: gradients arrive, the learning rate is reached, frozen weights stay.
 
-Gradients are looked at in the first step of a session that counts; of weights a sample where a checkpoint is due,
-all at the end: no step pays for them.
+Gradients are looked at in the first step of a session that counts; of weights a sample where a
+checkpoint is due, all at the end: no step pays for them.
 """
 
 import hashlib
