@@ -17,7 +17,9 @@ ALLOWED = {
     "yaml_text": set(),
     "credentials": set(),
     "recipe": set(),
-    "run": {"recipe"},
+    "records": set(),
+    "events": {"records"},
+    "run": {"recipe", "records"},
     "models": {"recipe", "run"},
     "data": {"recipe", "run", "models"},
     "kernels": {"recipe", "models", "data"},
@@ -39,7 +41,7 @@ ALLOWED = {
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }
-FREE = {"errors", "files", "yaml_text", "credentials", "__version__"}
+FREE = {"errors", "files", "yaml_text", "credentials", "events", "records", "__version__"}
 
 
 def imported_parts(source: str) -> set[str]:

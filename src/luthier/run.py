@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from luthier.errors import UserError
 from luthier.files import remove_unfinished, write_text
 from luthier.recipe import Recipe, load_recipe
+from luthier.records import Measured, MetricsLine, Provenance
+from luthier.yaml_text import parse_yaml
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -27,6 +30,10 @@ class Run:
     @property
     def recipe_path(self) -> Path:
         return self.root / "recipe.yaml"
+
+    @property
+    def provenance_path(self) -> Path:
+        return self.root / "provenance.json"
 
     @property
     def train_path(self) -> Path:
@@ -55,6 +62,10 @@ class Run:
     @property
     def metrics_path(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def events_path(self) -> Path:
+        return self.root / "events.jsonl"
 
     @property
     def plan_path(self) -> Path:
@@ -102,6 +113,51 @@ class Run:
         if not self.recipe_path.is_file():
             raise UserError(f"{self.root} is not a run folder: it has no recipe.yaml")
         return load_recipe(self.recipe_path)
+
+    def provenance(self) -> Provenance:
+        """What the recipe became. Version 0.1 kept it inside recipe.yaml.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        if self.provenance_path.is_file():
+            return Provenance.read(self.provenance_path)
+        told = parse_yaml(self.recipe_path.read_text("utf-8"), str(self.recipe_path))
+        found = told.get("provenance") if isinstance(told, dict) else None
+        if found is None:
+            raise UserError(f"{self.provenance_path} is missing, so {self.root} cannot be used")
+        try:
+            return Provenance.model_validate(found)
+        except ValidationError:
+            raise UserError(f"the provenance in {self.recipe_path} is damaged") from None
+
+    def measured(self) -> Measured:
+        """What the finished run took.
+
+        Raises:
+            UserError: it has not finished, or the file is damaged.
+        """
+        return Measured.read(self.measured_path)
+
+    def metrics(self) -> list[MetricsLine]:
+        """The lines of metrics.jsonl, none where there is no file yet; a last line that a kill cut
+        off is not one.
+
+        Raises:
+            UserError: another line is damaged.
+        """
+        if not self.metrics_path.is_file():
+            return []
+        texts = self.metrics_path.read_text(encoding="utf-8").splitlines()
+        lines = []
+        for number, text in enumerate(texts, 1):
+            try:
+                lines.append(MetricsLine.model_validate_json(text))
+            except ValidationError:
+                if number == len(texts):
+                    break
+                raise UserError(f"{self.metrics_path}:{number} is damaged") from None
+        return lines
 
     def checkpoints(self) -> dict[int, Path]:
         """The complete checkpoints by step, in rising order."""

@@ -1,0 +1,134 @@
+"""One typed stream of what happens: in a training run, and in any other long work.
+
+Who does the work calls ``on_event`` once for each thing that happens; terminals, files and trackers
+are sinks that listen (``Stream``). Nothing that is said goes anywhere by another way.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from luthier.records import Measured, MetricsLine
+
+T = TypeVar("T")
+
+_PROGRESS_EVERY = 0.1  # seconds between two events of the same work
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth reading; a ``warning`` is what the user should look into."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far some work is: ``done`` of ``total`` (None where nobody knows) ``unit``."""
+
+    task: str
+    done: int
+    total: int | None = None
+    unit: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.total is not None and self.done >= self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Training begins, or goes on, after ``step`` of ``total`` steps."""
+
+    step: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Training steps since the last of these were taken."""
+
+    line: MetricsLine
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The model was measured on the validation rows, and by the probe where one is asked."""
+
+    line: MetricsLine
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint was written; ``best`` if no earlier one has a lower validation loss."""
+
+    step: int
+    path: Path
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over, its weights are where other libraries find them."""
+
+    measured: Measured
+
+
+Event = Note | Progress | Started | Step | Evaluation | Checkpoint | Finished
+OnEvent = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """A listener that does nothing."""
+
+
+@dataclass
+class Stream:
+    """Hands each event to every sink. A sink that fails is told once to the others, and the work
+    goes on; it is called again with the next event."""
+
+    sinks: Sequence[OnEvent]
+    _failed: set[int] = field(default_factory=set)
+
+    def __call__(self, event: Event) -> None:
+        for number, sink in enumerate(self.sinks):
+            try:
+                sink(event)
+            except Exception as error:
+                self._tell(number, sink, error)
+
+    def _tell(self, number: int, sink: OnEvent, error: Exception) -> None:
+        if number in self._failed:
+            return
+        self._failed.add(number)
+        name = getattr(sink, "name", getattr(sink, "__name__", type(sink).__name__))
+        self(
+            Note(f"{name} failed ({type(error).__name__}: {error}); the run goes on", warning=True)
+        )
+
+
+def tracked(
+    items: Iterable[T],
+    task: str,
+    on_event: OnEvent,
+    total: int | None = None,
+    unit: str = "rows",
+    size: Callable[[T], int] = lambda _item: 1,
+) -> Iterator[T]:
+    """``items`` one by one, with ``Progress`` events on the way: first, last, and some between.
+
+    ``size`` says how many units an item is.
+    """
+    done, said = 0, 0.0
+    on_event(Progress(task, 0, total, unit))
+    for item in items:
+        yield item
+        done += size(item)
+        now = time.monotonic()
+        if now - said >= _PROGRESS_EVERY:
+            said = now
+            on_event(Progress(task, done, total, unit))
+    on_event(Progress(task, done, done if total is None else total, unit))

@@ -1,0 +1,136 @@
+"""What a run folder holds, typed: each file there is one of these records.
+
+Reading is forgiving where a newer version has written more (unknown keys are ignored) and strict
+about what is there. Runs of version 0.1 open too.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from luthier.errors import UserError
+
+
+class Record(BaseModel):
+    """A frozen record that is stored as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The record stored at ``path``.
+
+        Raises:
+            UserError: the file is missing, or is not what Luthier writes there.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except ValidationError as error:
+            raise UserError(f"{path} is damaged: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    issue = error.errors()[0]
+    where = ".".join(map(str, issue["loc"]))
+    return f"'{where}': {issue['msg']}" if where else str(issue["msg"])
+
+
+class Provenance(Record):
+    """What a recipe became in this run: ``provenance.json``.
+
+    Attributes:
+        versions: of Python, Luthier and the libraries that compute.
+        dtype: of frozen weights and of the arithmetic, as in ``torch.bfloat16`` without ``torch.``.
+        substitutes: sentences that say where the machine made the run differ from the recipe.
+        model: where the weights came from.
+        template: name of the chat template; ``none`` for plain text.
+        data_sha256: hash of each source file.
+        micro_batch: rows per micro-batch where ``train.auto_batch`` had to lower it.
+    """
+
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    substitutes: list[str] = []
+    model: str
+    template: str
+    template_sha256: str
+    data_sha256: dict[str, str]
+    micro_batch: int | None = None
+
+
+class MetricsLine(Record):
+    """One line of ``metrics.jsonl``: a training step or an evaluation at one.
+
+    Attributes:
+        loss: mean over the steps since the last line, in nats per supervised token.
+        grad_norm: of the last of them, before clipping.
+        tokens: that went through the model in training so far, prompts included.
+        skipped: steps since the last line whose loss or gradient was non-finite.
+        eval_loss: nats per supervised token of the validation rows.
+        memory_bytes: the most that the process has held.
+        seconds: of the run so far, all its sessions together.
+
+    What an objective or the probe measures besides stands in further keys of its own (``extra``).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    step: int
+    epoch: float
+    skipped: int | None = None
+    loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    tokens: int | None = None
+    eval_loss: float | None = None
+    eval_perplexity: float | None = None
+    eval_probe_accuracy: float | None = None
+    eval_probe_loss: float | None = None
+    memory_bytes: int
+    seconds: float
+
+    @property
+    def extra(self) -> dict[str, float]:
+        """Measured values without a field of their own."""
+        return dict(self.model_extra or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is stored: without what was not measured."""
+        return self.model_dump(exclude_none=True)
+
+
+class Measured(Record):
+    """What a finished run really took, and how it ended: ``measured.json``.
+
+    Attributes:
+        best_step: step whose weights were kept: the lowest validation loss, or the last step
+            where there is no validation set.
+        best_eval_loss: nats per supervised token; None without a validation set.
+        forgot: stopped because the probe fell (``train.stop_on_forgetting``).
+        tokens: all tokens that went through the model in training, prompts included.
+        plan_errors: planned over measured, less one, for what plan.json foretold.
+    """
+
+    steps: int
+    best_step: int
+    best_eval_loss: float | None
+    best_eval_perplexity: float | None
+    stopped_early: bool
+    seconds: float
+    tokens: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    device: str
+    dtype: str
+    weights: str
+    plan_errors: dict[str, float] | None = None
+    forgot: bool = Field(default=False)
