@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.tokens import TokenRow
+from luthier.events import Event, Note
 from luthier.run import Run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -27,20 +28,21 @@ def read_metrics(run: Run) -> list[dict[str, Any]]:
 
 
 class Notes:
-    """A display that keeps what it is told."""
+    """A listener that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.lines: list[dict[str, Any]] = []
+        self.events: list[Event] = []
 
-    def begin(self, step: int, total: int) -> None: ...
-    def end(self) -> None: ...
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
 
-    def logged(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
+    @property
+    def notes(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, Note)]
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    @property
+    def warnings(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, Note) and event.warning]
 
 
 def random_rows(count: int, seed: int = 0, vocabulary: int = 96) -> list[TokenRow]:

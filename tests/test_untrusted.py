@@ -154,10 +154,10 @@ def test_no_secret_of_the_environment_gets_into_a_run(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from helpers import Notes
+    from luthier.train.runlog import run_log
 
     from luthier.run import claim_run
     from luthier.train import fit as fit_module
-    from luthier.train.runlog import run_log
 
     monkeypatch.setenv("HF_TOKEN", SECRET)
     real = fit_module.choose_setup

@@ -33,6 +33,10 @@ class Record(BaseModel):
         except ValidationError as error:
             raise UserError(f"{path} is damaged: {_first(error)}") from None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As it is stored."""
+        return self.model_dump(mode="json")
+
 
 def _first(error: ValidationError) -> str:
     issue = error.errors()[0]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.batches import IGNORED, RowDataset, by_length, collate
+from luthier.data.batches import IGNORED, RowDataset, StepBatches, by_length, collate
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.packing import best_fit_decreasing
 from luthier.data.tokens import TokenRow
@@ -34,11 +34,50 @@ def test_a_row_that_fits_no_bin_is_an_error() -> None:
 
 def test_a_batch_is_its_rows_end_to_end() -> None:
     batch = collate([[token_row(5, 6, 7, counted=2)], [token_row(8, 9)]])
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
-    assert batch["labels"].dtype == batch["predicts"].dtype == torch.int64
-    assert batch["predicts"].tolist() == [0, 1, 3]
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.labels.tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
+    assert batch.labels.dtype == batch.predicts.dtype == torch.int64
+    assert batch.predicts.tolist() == [0, 1, 3]
+    assert batch.targets.tolist() == [6, 7, 9]
+    assert (batch.tokens, batch.supervised, batch.row_lengths) == (5, 3, (3, 2))
+    assert batch.origins == (Origin("f", 1), Origin("f", 1))
+
+
+def test_each_row_of_a_batch_can_stand_alone() -> None:
+    rows = [token_row(5, 6, 7, counted=2), token_row(8, 9)]
+    for row, alone in zip(rows, collate([rows]).rows(), strict=True):
+        expected = collate([[row]])
+        assert alone.position_ids is None
+        for name in ("input_ids", "labels", "predicts"):
+            assert torch.equal(getattr(alone, name), getattr(expected, name))
+        assert alone.row_lengths == expected.row_lengths
+        assert alone.origins == expected.origins
+
+
+def steps_of(epoch: int, skipped: int = 0) -> list[list[list[int]]]:
+    """Row numbers by step and micro-batch: eleven rows, two a micro-batch, four micro-batches a step."""
+    rows = [token_row(n, n) for n in range(11)]
+    steps = StepBatches(RowDataset(rows, 10, packing=False), 2, 4, 42, collate)
+    assert (steps.micro_batches, steps.steps_per_epoch) == (6, 2)
+    return [
+        [batch.input_ids[0, ::2].tolist() for batch in batches]
+        for batches in steps.epoch(epoch, skipped)
+    ]
+
+
+def test_an_epoch_sees_every_row_once_and_the_last_step_may_be_small() -> None:
+    first, second = steps_of(0)
+    assert [len(first), len(second)] == [4, 2]
+    assert sorted(n for step in (first, second) for batch in step for n in batch) == list(range(11))
+
+
+def test_the_order_is_that_of_the_seed_and_the_epoch() -> None:
+    assert steps_of(0) == steps_of(0)
+    assert steps_of(0) != steps_of(1)
+    torch.manual_seed(7)
+    assert steps_of(1, skipped=1) == steps_of(1)[1:]
 
 
 def test_dataset_with_and_without_packing() -> None:

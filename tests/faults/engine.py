@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from families import save_tiny
 from helpers import Notes, read_metrics, write_rows
+from luthier.train.trainer import LuthierTrainer
 
 from luthier.errors import Interrupted, UserError
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, claim_run
 from luthier.train.fit import fit
-from luthier.train.trainer import LuthierTrainer
 
 STEPS, SAVE = 12, 3
 TIMELESS = ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens")

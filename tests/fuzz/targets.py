@@ -296,7 +296,7 @@ def run_gguf(data: bytes) -> None:
 @cache
 def server() -> Any:
     """The app over a run of the tiny model."""
-    from helpers import Notes, write_rows
+    from helpers import write_rows
 
     from luthier.run import claim_run
     from luthier.serve.app import create_app
@@ -314,7 +314,7 @@ def server() -> Any:
         ],
     )  # fmt: skip
     run = claim_run(recipe, "fuzz")
-    fit(recipe, run, Notes())
+    fit(recipe, run)
     app = create_app(Models([str(run.root)]), Limits(new_tokens=8, batch=4, choices=4))
     atexit.register(app.state.engine.close)
     return app

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from luthier.data.batches import collate
 from luthier.kernels.fast import install, install_checked, remove
-from luthier.kernels.loss import loss_sum, rows_stay_apart
+from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import attach_adapter
 from luthier.models.load import load_model, quantization
+from luthier.objectives.supervised import loss_sum
 from luthier.recipe import KernelsGroup, MethodGroup
 
 ALL = KernelsGroup()
@@ -352,7 +353,7 @@ def test_recomputation_keeps_no_layer_alive() -> None:
     model.enable_input_require_grads()
     batch = collate([[row] for row in random_rows(5)])
     with LiveStorage() as live:
-        live.add([*model.parameters(), *model.buffers(), *batch.values()])
+        live.add([*model.parameters(), *model.buffers(), batch.input_ids, batch.position_ids, batch.labels])
         before = live.live
         loss_sum(model, batch).backward()
         gradients = sum(4 * p.grad.numel() for p in model.parameters() if p.grad is not None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from luthier.data.batches import collate
 from luthier.kernels import head as kernel
 from luthier.kernels.head import cap, find_head, head_agrees, head_loss
-from luthier.kernels.loss import loss_sum
+from luthier.objectives.supervised import loss_sum
 
 
 @pytest.fixture

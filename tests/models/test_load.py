@@ -14,9 +14,10 @@ from luthier.data.batches import collate
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
-from luthier.kernels.loss import loss_sum, rows_stay_apart
+from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import attach_adapter
 from luthier.models.load import load_model, quantization
+from luthier.objectives.supervised import loss_sum
 from luthier.recipe import MethodGroup
 
 _NARROW = {

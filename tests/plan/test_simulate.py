@@ -7,10 +7,11 @@ import torch
 from families import MODEL_FAMILIES, make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from luthier.data.batches import Batch
 from luthier.errors import UserError
 from luthier.kernels.fast import install
-from luthier.kernels.loss import loss_sum
 from luthier.models.adapters import attach_adapter
+from luthier.objectives.supervised import loss_sum
 from luthier.plan.catalogues import accelerators, find_accelerator, find_config, models
 from luthier.plan.fake import storages
 from luthier.plan.flops import CountWork
@@ -37,13 +38,13 @@ def test_prediction_equals_a_real_step(family: str, method: str) -> None:
     live.add(storages(trained))
     with live, counter:
         positions = torch.arange(64).repeat(4)[None]
-        batch = {
-            "input_ids": torch.zeros(1, 256, dtype=torch.long),
-            "position_ids": positions,
-            "labels": torch.zeros(1, 256, dtype=torch.long),
-            "predicts": torch.arange(100),
-            "row_lengths": (64,) * 4,
-        }
+        batch = Batch(
+            input_ids=torch.zeros(1, 256, dtype=torch.long),
+            position_ids=positions,
+            labels=torch.zeros(1, 256, dtype=torch.long),
+            predicts=torch.arange(100),
+            row_lengths=(64,) * 4,
+        )
         loss = loss_sum(trained, batch, head=head) / 100
         loss.backward()
         del loss

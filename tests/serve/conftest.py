@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Notes, write_rows
+from helpers import write_rows
 from openai import OpenAI
 from safetensors.torch import load_file, save_file
 from serving import KEY, running
@@ -42,7 +42,7 @@ def runs(
             ],
         )
         run: Run = claim_run(recipe, "test")
-        fit(recipe, run, Notes())
+        fit(recipe, run)
         _make_its_own(run.weights_path(recipe), name)
     return folder
 

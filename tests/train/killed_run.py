@@ -16,24 +16,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers import Notes
+import torch
+from luthier.sinks.files import MetricsFile
+from peft import PeftModel
 
 import luthier.files
 import luthier.train.finish
-import luthier.train.trainer
+from luthier.events import Step
+from luthier.objectives.sft import SFT
 from luthier.recipe import load_recipe
 from luthier.run import claim_run
-from luthier.train.callbacks import Recorder
 from luthier.train.fit import fit
-from luthier.train.trainer import LuthierTrainer
+from luthier.train.state import State
+from luthier.train.validation import Validation
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_a_line(recorder: Recorder, *_: Any) -> None:
-    with recorder.run.metrics_path.open("a") as file:
+def half_a_line(sink: Any, *_: Any) -> None:
+    with sink.run.metrics_path.open("a") as file:
         file.write('{"step": 4, "los')
     die()
 
@@ -44,12 +47,12 @@ def is_checkpoint(*args: Any) -> bool:
 
 # name -> (owner, attribute, does this call count)
 POINTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-    "step": (LuthierTrainer, "compute_loss", lambda *_: True),
-    "log": (Recorder, "on_log", lambda *_: True),
-    "evaluation": (LuthierTrainer, "evaluate", lambda *_: True),
-    "save-weights": (LuthierTrainer, "save_model", lambda *_: True),
-    "save-optimizer": (LuthierTrainer, "_save_optimizer_and_scheduler", lambda *_: True),
-    "save-state": (LuthierTrainer, "_save_rng_state", lambda *_: True),
+    "step": (SFT, "loss", lambda *_: torch.is_grad_enabled()),  # once per micro-batch
+    "log": (MetricsFile, "__call__", lambda _sink, event: isinstance(event, Step)),
+    "evaluation": (Validation, "measure", lambda *_: True),
+    "save-weights": (PeftModel, "save_pretrained", lambda *_: True),
+    "save-optimizer": (torch, "save", lambda *args: "optimizer.pt" in str(args[1])),
+    "save-state": (State, "save", lambda *_: True),
     "save-rename": (luthier.files.os, "replace", is_checkpoint),
     "rotate": (luthier.files.shutil, "rmtree", is_checkpoint),
     "finish-copy": (luthier.train.finish.shutil, "copyfile", lambda *_: True),
@@ -77,7 +80,7 @@ def train(recipe_file: str, point: str | None, nth: int) -> None:
     if point is not None:
         plant(point, nth)
     recipe = load_recipe(Path(recipe_file))
-    fit(recipe, claim_run(recipe, "x"), Notes())
+    fit(recipe, claim_run(recipe, "x"))
 
 
 def in_a_process(work: Callable[[], None]) -> int:

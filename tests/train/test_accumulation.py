@@ -1,18 +1,20 @@
 """Gradient accumulation is exact: how a step is cut into micro-batches changes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import Notes
 from safetensors.torch import load_file
 from torch import Tensor
 
+from luthier.data.batches import Batch
 from luthier.recipe import Recipe
 from luthier.run import claim_run
-from luthier.train import fit as fit_module
-from luthier.train.trainer import LuthierTrainer
+from luthier.train import loop
+from luthier.train.figures import StepResult
+from luthier.train.fit import fit
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -21,24 +23,21 @@ MakeRecipe = Callable[..., Recipe]
 def step_gradients(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe], dict[str, Tensor]]:
     """The gradients that the optimiser was given in the first step of a real run."""
 
+    real = loop.train_step
+
     def get(recipe: Recipe) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
 
-        class Spy(LuthierTrainer):
-            def create_optimizer(self, model=None):  # type: ignore[no-untyped-def]
-                optimizer = super().create_optimizer(model)
+        def spy(learner: loop.Learner, batches: Sequence[Batch], *_: Any) -> StepResult:
+            def keep() -> None:
+                for name, p in learner.model.named_parameters():
+                    if p.grad is not None:
+                        kept[name] = p.grad.detach().clone()
 
-                def keep(*_: object) -> None:
-                    if not kept:
-                        for name, p in self.model.named_parameters():
-                            if p.grad is not None:
-                                kept[name] = p.grad.detach().clone()
+            return real(learner, batches, None if kept else keep)
 
-                optimizer.register_step_pre_hook(keep)
-                return optimizer
-
-        monkeypatch.setattr(fit_module, "LuthierTrainer", Spy)
-        fit_module.fit(recipe, claim_run(recipe, "x"), Notes())
+        monkeypatch.setattr(loop, "train_step", spy)
+        fit(recipe, claim_run(recipe, "x"))
         assert kept
         return kept
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from luthier.data import prepare as prepare_module
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
 from luthier.models.tuned import load_tuned
+from luthier.objectives import sft
 from luthier.recipe import Recipe
 from luthier.run import Run
-from luthier.train import fit as fit_module
-from luthier.train import trainer as trainer_module
-from luthier.train.trainer import LuthierTrainer
+from luthier.train import loop, session
 from luthier.train.watch import fingerprint
 
 MakeRecipe = Callable[..., Recipe]
@@ -42,22 +42,24 @@ def test_rows_without_a_label_stop_the_run(
         return TokenRow(row.input_ids, [False] * len(row), row.conversation)
 
     edit_rows(monkeypatch, masked)
-    with pytest.raises(UserError, match=r"1 row is learned from in no token .*rows\.jsonl:7"):
+    with pytest.raises(UserError, match=r"1 row has no trainable token .*rows\.jsonl:7"):
         train(make_recipe())
 
 
 def test_an_all_masked_batch_stops_the_run(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = LuthierTrainer.training_step
+    real = loop.train_step
 
-    def masked(self: Any, model: Any, inputs: Any, count: Any = None) -> Any:
-        if self.state.global_step == 1:
-            inputs["predicts"] = inputs["predicts"][:0]
-        return real(self, model, inputs, count)
+    def masked(learner: Any, batches: Any, look: Any) -> Any:
+        if learner.scheduler.last_epoch == 1:
+            batches = [replace(batch, predicts=batch.predicts[:0]) for batch in batches]
+        return real(learner, batches, look)
 
-    monkeypatch.setattr(LuthierTrainer, "training_step", masked)
-    with pytest.raises(UserError, match=r"no token of a batch counts in the loss \(step 2\)"):
+    monkeypatch.setattr(loop, "train_step", masked)
+    with pytest.raises(
+        UserError, match=r"no row of a batch has a trainable token \(.*rows\.jsonl:"
+    ):
         train(make_recipe())
 
 
@@ -78,18 +80,18 @@ def test_answers_that_are_mostly_cut_off_are_said(
     path = write_rows(tmp_path / "long.jsonl", rows)
     notes = Notes()
     train(make_recipe(f"data.train={path}", "data.on_too_long=truncate"), notes)
-    assert any("do not learn to end an answer" in note for note in notes.notes)
+    assert any("never teach the model to end an answer" in note for note in notes.notes)
 
 
 def test_a_loss_that_is_not_the_base_models_stops_the_run(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trainer_module.loss_sum
+    real = sft.loss_sum
 
     def shifted(*args: Any, **kwargs: Any) -> Any:  # labels off by a little: what a bad mask does
         return real(*args, **kwargs) * 1.01
 
-    monkeypatch.setattr(trainer_module, "loss_sum", shifted)
+    monkeypatch.setattr(sft, "loss_sum", shifted)
     with pytest.raises(UserError, match="what trains is not the model that was loaded"):
         train(make_recipe())
 
@@ -98,14 +100,14 @@ def test_a_loss_that_is_not_the_base_models_stops_the_run(
 def test_weights_that_are_not_those_loaded_stop_the_run(
     method: str, make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = fit_module.install_checked
+    real = session.install_checked
 
     def broken(model: Any, *wanted: Any) -> Any:
         with torch.no_grad():
             model.get_output_embeddings().weight.data.mul_(3)
         return real(model, *wanted)
 
-    monkeypatch.setattr(fit_module, "install_checked", broken)
+    monkeypatch.setattr(session, "install_checked", broken)
     with pytest.raises(UserError, match="what trains is not the model that was loaded"):
         train(make_recipe(f"method.name={method}"))
 
@@ -113,13 +115,13 @@ def test_weights_that_are_not_those_loaded_stop_the_run(
 def test_adapters_without_gradient_stop_the_run(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = LuthierTrainer.compute_loss
+    real = sft.SFT.loss
 
-    def detached(self: Any, model: Any, inputs: Any, **kwargs: Any) -> Any:
-        loss = real(self, model, inputs, **kwargs)
-        return loss.detach().requires_grad_()
+    def detached(self: Any, model: Any, batch: Any) -> Any:
+        loss, parts = real(self, model, batch)
+        return loss.detach().requires_grad_(), parts
 
-    monkeypatch.setattr(LuthierTrainer, "compute_loss", detached)
+    monkeypatch.setattr(sft.SFT, "loss", detached)
     with pytest.raises(UserError, match="got a gradient in the first step"):
         train(make_recipe())
 
@@ -127,7 +129,7 @@ def test_adapters_without_gradient_stop_the_run(
 def test_one_adapter_without_gradient_is_said(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = fit_module.install_checked
+    real = session.install_checked
 
     def cut_off(model: Any, *wanted: Any) -> Any:
         fast = real(model, *wanted)
@@ -135,7 +137,7 @@ def test_one_adapter_without_gradient_is_said(
         layers[0].lora_B["default"].weight.register_hook(torch.zeros_like)
         return fast
 
-    monkeypatch.setattr(fit_module, "install_checked", cut_off)
+    monkeypatch.setattr(session, "install_checked", cut_off)
     notes = Notes()
     train(make_recipe(), notes)
     assert any("got no gradient in the first step" in note for note in notes.notes)
@@ -148,7 +150,7 @@ def test_a_rate_of_zero_stops_the_run_and_a_low_one_is_said(
         train(make_recipe("train.max_steps=1"))
     notes = Notes()
     train(make_recipe("train.max_steps=2", "train.warmup_ratio=0.99", "run.name=low"), notes)
-    assert any("climbs to 0.005, never to" in note for note in notes.notes)
+    assert any("climbs to 0.005 and never reaches" in note for note in notes.notes)
     notes = Notes()
     train(make_recipe("train.max_steps=2", "run.name=reached"), notes)
     assert not any("climbs to" in note for note in notes.notes)
@@ -158,15 +160,16 @@ def test_a_rate_of_zero_stops_the_run_and_a_low_one_is_said(
 def test_base_weights_that_change_stop_the_run(
     method: str, make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = LuthierTrainer.training_step
+    real = loop.train_step
 
-    def writes(self: Any, model: Any, *args: Any) -> Any:
-        if self.state.global_step == 4:
-            weight = next(p for n, p in model.named_parameters() if "q_proj.base_layer.weight" in n)
+    def writes(learner: Any, *args: Any) -> Any:
+        if learner.scheduler.last_epoch == 4:
+            weights = learner.model.named_parameters()
+            weight = next(p for n, p in weights if "q_proj.base_layer.weight" in n)
             weight.data.view(torch.uint8).reshape(-1)[0] += 1
-        return real(self, model, *args)
+        return real(learner, *args)
 
-    monkeypatch.setattr(LuthierTrainer, "training_step", writes)
+    monkeypatch.setattr(loop, "train_step", writes)
     recipe = make_recipe(f"method.name={method}", "train.save_steps=3")
     with pytest.raises(UserError, match=r"by step 6 frozen weights .*q_proj.*the run ends here"):
         train(recipe)
@@ -209,7 +212,7 @@ def test_validation_rows_that_are_trained_on(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_module, "split", lambda rows, *_: (list(rows), list(rows)[:5]))
-    with pytest.raises(UserError, match="5 of 5 validation rows are trained on"):
+    with pytest.raises(UserError, match="5 of 5 validation rows are in the training set"):
         train(make_recipe())
     # A few are a doubt: rows that differ only in what the template leaves out.
     monkeypatch.setattr(
@@ -217,7 +220,7 @@ def test_validation_rows_that_are_trained_on(
     )
     notes = Notes()
     train(make_recipe(), notes)
-    assert any("1 of 6 validation rows are trained on" in note for note in notes.notes)
+    assert any("1 of 6 validation rows are in the training set" in note for note in notes.notes)
 
 
 def test_another_template_at_inference_is_an_error(
@@ -239,7 +242,7 @@ def test_a_doubled_beginning_stops_the_run(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match=r"60 rows are with the beginning-of-text token .* twice"):
+    with pytest.raises(UserError, match=r"60 rows have the beginning-of-text token .* twice"):
         train(make_recipe(f"model.source={folder}", "run.name=twice"))
 
 
@@ -282,7 +285,7 @@ def test_an_embedding_resized_without_saving_it_stops_the_run(
 def test_weights_that_train_and_are_not_saved_stop_the_run(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = fit_module.build_model
+    real = session.build_model
 
     def also_norms(*args: Any) -> Any:
         model = real(*args)
@@ -291,16 +294,16 @@ def test_weights_that_train_and_are_not_saved_stop_the_run(
                 parameter.requires_grad_(True)
         return model
 
-    monkeypatch.setattr(fit_module, "build_model", also_norms)
+    monkeypatch.setattr(session, "build_model", also_norms)
     with pytest.raises(UserError, match=r"would lack weights that the tuned model needs.*norm"):
         train(make_recipe())
 
 
-def test_sound_runs_raise_no_doubt(make_recipe: MakeRecipe, train: Train) -> None:
+def test_sound_runs_get_no_warning(make_recipe: MakeRecipe, train: Train) -> None:
     for method in ("full", "lora", "qlora"):
         notes = Notes()
         train(make_recipe(f"method.name={method}", f"run.name={method}"), notes)
-        assert not [note for note in notes.notes if "doubtful" in note]
+        assert not notes.warnings
 
 
 def test_evaluating_on_rows_that_were_trained_on_is_said(

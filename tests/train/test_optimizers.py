@@ -13,8 +13,9 @@ from luthier.errors import UserError
 from luthier.kernels.rounding import PIECE, round_into
 from luthier.recipe import Recipe
 from luthier.run import Run, claim_run
+from luthier.train.bf16_adamw import BF16AdamW
 from luthier.train.fit import fit
-from luthier.train.optimizers import BF16AdamW, step_in_backward
+from luthier.train.optimizers import step_in_backward
 
 FULL = ("method.name=full", "train.num_train_epochs=1", "train.learning_rate=1e-3")
 ONE_PASS = ("train.gradient_accumulation_steps=1", "train.max_grad_norm=0")

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Notes, read_metrics
+from helpers import read_metrics
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from luthier.errors import UserError
 from luthier.evaluate.probe.quick import QuickProbe
 from luthier.recipe import Recipe
+from luthier.records import Measured
 from luthier.run import Run, claim_run
-from luthier.train.finish import Measured, read_measured
 from luthier.train.fit import fit
 
 MakeRecipe = Callable[..., Recipe]
@@ -21,7 +21,7 @@ MakeRecipe = Callable[..., Recipe]
 
 def train(recipe: Recipe, probe: Any) -> tuple[Run, Measured]:
     run = claim_run(recipe, "x")
-    return run, fit(recipe, run, Notes(), probe)
+    return run, fit(recipe, run, probe=probe)
 
 
 class Falls:
@@ -76,7 +76,7 @@ def test_stops_on_forgetting_and_keeps_what_had_not_forgotten(make_recipe: MakeR
     run, measured = train(recipe, Falls())
     assert (measured.steps, measured.forgot, measured.stopped_early) == (2, True, True)
     assert measured.best_step == 1
-    again = fit(recipe, run, Notes(), Falls())
+    again = fit(recipe, run, probe=Falls())
     assert again == measured
 
 
@@ -99,10 +99,10 @@ def test_a_run_cut_off_stops_where_it_would_have(make_recipe: MakeRecipe) -> Non
             return super().__call__(model, tokenizer)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(recipe, run, Notes(), Cut())
+        fit(recipe, run, probe=Cut())
     # It goes on from step 1, after two measurements.
-    fit(recipe, run, Notes(), Falls(calls=2))
-    assert read_measured(run).steps == read_measured(whole).steps == 3
+    fit(recipe, run, probe=Falls(calls=2))
+    assert run.measured().steps == whole.measured().steps == 3
     curves = [
         [(x["step"], x["eval_probe_accuracy"]) for x in read_metrics(r) if "eval_probe_loss" in x]
         for r in (whole, run)

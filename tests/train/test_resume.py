@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Notes, read_metrics, wait_for_step, write_rows
+from helpers import read_metrics, wait_for_step, write_rows
 
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, claim_run
@@ -74,7 +74,7 @@ def whole(recipes: Callable[..., Recipe]) -> dict[str, Run]:
     for kind in KINDS:
         recipe = recipes(kind, f"whole-{kind}")
         runs[kind] = claim_run(recipe, "x")
-        fit(recipe, runs[kind], Notes())
+        fit(recipe, runs[kind])
     return runs
 
 
@@ -164,7 +164,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     _, said = (resumed := start(file)).communicate(timeout=300)
     assert resumed.returncode == 0, said
     reference = claim_run(recipe("reference"), "x")
-    fit(recipe("reference"), reference, Notes())
+    fit(recipe("reference"), reference)
     assert weights(run) == weights(reference)
 
 
@@ -192,9 +192,9 @@ def test_a_run_does_not_go_on_with_other_data(
 
     recipe = recipes("lora", "edited")
     run = claim_run(recipe, "x")
-    fit(recipe, run, Notes())
+    fit(recipe, run)
     run.measured_path.unlink()  # as if it had been cut off at the end
     lines = run.train_path.read_text().splitlines()
     run.train_path.write_text("\n".join(lines[1:]) + "\n")
     with pytest.raises(UserError, match="not as this run wrote it"):
-        fit(recipe, run, Notes())
+        fit(recipe, run)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,41 +11,50 @@ import torch
 from helpers import Notes, read_metrics
 
 from luthier.errors import UserError
+from luthier.objectives.sft import SFT
 from luthier.recipe import Recipe
 from luthier.run import Run, claim_run
+from luthier.train import loop
+from luthier.train.figures import StepResult
 from luthier.train.skips import Skips
-from luthier.train.trainer import LuthierTrainer
 
 MakeRecipe = Callable[..., Recipe]
 Train = Callable[..., Run]
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """The loss of these steps (from 1) is no number."""
-    real = LuthierTrainer.compute_loss
+    """The loss of these steps (from 1) is non-finite."""
+    real_step, real_loss = loop.train_step, SFT.loss
+    taken = 0
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = real(self, *args, **kwargs)
-        taken = self.state.global_step + 1
-        return loss * math.nan if taken in steps and torch.is_grad_enabled() else loss
+    def step(learner: Any, *args: Any) -> StepResult:
+        nonlocal taken
+        taken = learner.scheduler.last_epoch + 1
+        return real_step(learner, *args)
 
-    monkeypatch.setattr(LuthierTrainer, "compute_loss", call)
+    def loss(self: SFT, model: Any, batch: Any) -> Any:
+        found, parts = real_loss(self, model, batch)
+        return (found * math.nan if taken in steps and torch.is_grad_enabled() else found), parts
+
+    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(SFT, "loss", loss)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_step_left_out_changes_no_weight(
+def test_a_skipped_step_changes_no_weight(
     method: str, make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, {4})
     after: dict[int, list[torch.Tensor]] = {}
-    real = LuthierTrainer.training_step
+    real = loop.train_step
 
-    def look(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        trained = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-        after.setdefault(self.state.global_step, trained)
-        return real(self, model, *args, **kwargs)
+    def look(learner: Any, *args: Any) -> StepResult:
+        result = real(learner, *args)
+        trained = [p.detach().clone() for p in learner.model.parameters() if p.requires_grad]
+        after[len(after) + 1] = trained
+        return result
 
-    monkeypatch.setattr(LuthierTrainer, "training_step", look)
+    monkeypatch.setattr(loop, "train_step", look)
     notes = Notes()
     run = train(make_recipe(f"method.name={method}", "train.weight_decay=0.1"), notes)
     assert all(map(torch.equal, after[3], after[4]))
@@ -52,7 +62,7 @@ def test_a_step_left_out_changes_no_weight(
     lines = read_metrics(run)
     skipped = [line for line in lines if "skipped" in line]
     assert [(line["step"], line["skipped"], "loss" in line) for line in skipped] == [(4, 1, False)]
-    assert any("left out" in note for note in notes.notes)
+    assert any("skipped" in text for text in notes.warnings)
     # Every line is JSON that others can read, too.
     for text in run.metrics_path.read_text().splitlines():
         json.loads(text, parse_constant=pytest.fail)
@@ -120,11 +130,10 @@ def test_three_in_a_row_stop_the_run_and_show_the_rows(
     assert max(run.checkpoints()) == 3  # what was saved before stays
 
 
-def test_scattered_ones_are_bounded_too() -> None:
-    skips = Skips()
+def test_scattered_ones_are_bounded_too(tmp_path: Path) -> None:
+    skips = Skips(Run(tmp_path), [], 1e-4)
     for step in range(1, 30):
-        skips.begin([], torch.zeros(()))
+        skips.take(step % 2 == 0)
         if step % 2 == 0:
-            skips.take_back()
             assert skips.too_many(100) == (step // 2 > 10)
             assert not skips.too_many(10_000)

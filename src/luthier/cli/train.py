@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ from luthier.recipe import Recipe, load_recipe
 from luthier.run import Run, claim_run, open_run
 
 if TYPE_CHECKING:
-    from luthier.train.finish import Measured
+    from luthier.records import Measured
 
 
 @app.command()
@@ -54,18 +53,16 @@ def train(
     if check_determinism:
         _verify_determinism(recipe, as_json)
         return
-    from luthier.evaluate.probe.quick import QuickProbe
-    from luthier.train.fit import fit
-    from luthier.train.progress import make_display
+    from luthier.runs import train_run
 
     was_finished = run.finished
     try:
-        probe = QuickProbe() if recipe.evaluate.probe else None
-        measured = fit(recipe, run, make_display(err), probe)
+        on_event = lambda e: err.print(str(e), markup=False)
+        measured = train_run(recipe, run, on_event)
     except Interrupted as stop:
         raise Interrupted(f"{stop}\ngo on with: {shlex.join(['luthier', *sys.argv[1:]])}") from None
     if as_json:
-        print_json({"run": str(run.root), **asdict(measured)})
+        print_json({"run": str(run.root), **measured.to_dict()})
         return
     if was_finished:
         out.print(f"{run.root} has finished before; choose another run.name to train anew")

@@ -20,7 +20,6 @@ from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.files import write_json
 from luthier.retrieve.index import Manifest
 from luthier.run import Run
-from luthier.train.finish import read_measured
 
 COMPARISON = "comparison.json"
 _SAMPLES = 30
@@ -186,7 +185,7 @@ def _setup(
         dollars += manifest.tokens * prices.embedding / 1e6
         parts.append("index")
     if KINDS[name].tuned and run is not None:
-        measured = read_measured(run)
+        measured = run.measured()
         seconds += measured.seconds
         dollars += measured.tokens * prices.training / 1e6
         parts.append("training")

@@ -1,12 +1,7 @@
 """Train the variants of a recipe, prove each on the same rows, and put them side by side."""
 
 import json
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from luthier.compare.variants import Variant
-from luthier.errors import Interrupted, UserError
+from luthier.errors import UserError
 from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.report.page import write_report
 from luthier.evaluate.statistics import mean_interval, paired_test
-from luthier.files import write_json, write_text
+from luthier.files import write_json
+from luthier.records import Measured
 from luthier.run import Run, claim_run
-from luthier.train.finish import Measured, read_measured
+from luthier.runs import train_run_apart
 
 OnProgress = Callable[[str, int, int], None]
 COMPARISON = "comparison.json"
@@ -67,7 +63,7 @@ def compare_methods(
     for number, (variant, run) in enumerate(zip(variants, runs, strict=True), start=1):
         if not run.finished:
             note(f"run {number} of {len(runs)}: {run.root.name}")
-            _train(variant, run, out)
+            train_run_apart(variant.recipe, run)
     trained = []
     for variant, run in zip(variants, runs, strict=True):
         wanted = list(metrics or variant.recipe.evaluate.metrics)
@@ -76,42 +72,11 @@ def compare_methods(
         evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
         lines = (run.evaluation_folder / "rows.jsonl").read_text("utf-8").splitlines()
         trained.append(
-            Trained(variant, run, read_measured(run), evaluation, list(map(json.loads, lines)))
+            Trained(variant, run, run.measured(), evaluation, list(map(json.loads, lines)))
         )
     comparison = _summary(trained, data, price_per_hour)
     write_json(out / COMPARISON, comparison)
     return comparison
-
-
-def _train(variant: Variant, run: Run, out: Path) -> None:
-    recipe = out / "recipes" / f"{run.root.name}.yaml"
-    write_text(recipe, variant.recipe.to_yaml())
-    command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    with _passed_on(process):
-        while True:
-            try:
-                code = process.wait()
-                break
-            except KeyboardInterrupt:  # the run got it too, and is saving
-                continue
-    if code == 130:
-        raise Interrupted(f"stopped in {run.root}; the same command goes on from there")
-    if code:
-        raise UserError(f"the run {run.root.name} failed, see above; its recipe is {recipe}")
-
-
-@contextmanager
-def _passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """SIGTERM, which unlike Ctrl-C is for one process, goes on to the run: it saves and ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_progress: OnProgress) -> None:

@@ -6,13 +6,16 @@ and builds the block-diagonal causal mask (``find_packed_sequence_indices``), so
 it would see of each row alone, and no token is spent on padding.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from luthier.data.conversation import Origin
 from luthier.data.packing import best_fit_decreasing
 from luthier.data.tokens import TokenRow
 
@@ -21,10 +24,76 @@ IGNORED = -100  # the label of a token that does not count, as everywhere in PyT
 Item = list[TokenRow]
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One padding-free micro-batch: T tokens of B rows, S of them supervised.
+
+    Attributes:
+        input_ids: (1, T) int64.
+        position_ids: (1, T) int64, from 0 in each row; None for a row alone, where they go
+            without saying (not every model can be called with them).
+        labels: (1, T) int64, the supervised tokens in place and ``IGNORED`` elsewhere. The first
+            token of a row is never supervised, so no row predicts the next.
+        predicts: (S,) int64, the positions whose logits predict a supervised token: those before one.
+        row_lengths: B lengths, T in all.
+        origins: where each of the B rows came from.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor | None
+    labels: Tensor
+    predicts: Tensor
+    row_lengths: tuple[int, ...]
+    origins: tuple[Origin, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def supervised(self) -> int:
+        return self.predicts.numel()
+
+    @property
+    def targets(self) -> Tensor:
+        """The supervised tokens, (S,)."""
+        return self.labels[0, self.predicts + 1]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same with its tensors on ``device``."""
+        positions = self.position_ids
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=positions.to(device) if positions is not None else None,
+            labels=self.labels.to(device),
+            predicts=self.predicts.to(device),
+        )
+
+    def rows(self) -> list["Batch"]:
+        """Each row as a batch of its own."""
+        found, start = [], 0
+        for index, length in enumerate(self.row_lengths):
+            place = slice(start, start + length)
+            labels = self.labels[:, place]
+            found.append(
+                Batch(
+                    self.input_ids[:, place],
+                    None,
+                    labels,
+                    (labels[0, 1:] != IGNORED).nonzero().squeeze(1),
+                    (length,),
+                    self.origins[index : index + 1],
+                )
+            )
+            start += length
+        return found
+
+
 class RowDataset(Dataset[Item]):
     """Rows one by one, or with ``packing`` bins of whole rows filled up to ``max_length`` tokens.
 
-    Which rows share a bin is decided once; the sampler shuffles the bins.
+    Which rows share a bin is decided once; the order of bins changes with each epoch.
     """
 
     def __init__(self, rows: Sequence[TokenRow], max_length: int, packing: bool) -> None:
@@ -41,13 +110,66 @@ class RowDataset(Dataset[Item]):
         return self.items[index]
 
 
-def collate(items: Sequence[Item]) -> dict[str, Any]:
-    """One padding-free batch: ``input_ids``, ``position_ids`` and ``labels``, each (1, T).
+class StepBatches:
+    """The micro-batches of each optimiser step, in an order that ``seed`` and the epoch decide.
 
-    ``labels`` repeat the supervised tokens in place and are ``IGNORED`` elsewhere; a row's first
-    token is never supervised, so no row predicts the next. ``predicts`` (S,) are the positions
-    whose logits predict a supervised token: those before one. ``row_lengths`` is a tuple.
+    Args:
+        batch_size: items per micro-batch; the last of an epoch may have fewer.
+        per_step: micro-batches per step; the last step of an epoch may have fewer.
+        collate: makes one batch of a list of items.
     """
+
+    def __init__(
+        self,
+        data: RowDataset,
+        batch_size: int,
+        per_step: int,
+        seed: int,
+        collate: Callable[[Sequence[Item]], Batch],
+        pin_memory: bool = False,
+    ) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.per_step = per_step
+        self.seed = seed
+        self.collate = collate
+        self.pin_memory = pin_memory
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches per epoch."""
+        return math.ceil(len(self.data) / self.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.micro_batches / self.per_step)
+
+    def epoch(self, number: int, skipped_steps: int = 0) -> Iterator[list[Batch]]:
+        """The steps of epoch ``number`` (from 0) but for the first ``skipped_steps``.
+
+        The call itself draws one number from PyTorch's global generator, as each new ``DataLoader``
+        iterator does.
+        """
+        order = torch.randperm(
+            len(self.data), generator=torch.Generator().manual_seed(self.seed + number)
+        ).tolist()
+        chosen = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        loader = DataLoader(
+            self.data,
+            batch_sampler=chosen[skipped_steps * self.per_step :],
+            collate_fn=self.collate,
+            pin_memory=self.pin_memory,
+        )
+        return _in_steps(iter(loader), self.per_step)
+
+
+def _in_steps(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while step := list(islice(batches, size)):
+        yield step
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """One padding-free batch of all rows of ``items``, in order."""
     rows = [row for item in items for row in item]
     input_ids = [token for row in rows for token in row.input_ids]
     labels = [
@@ -55,21 +177,16 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
         for row in rows
         for token, counts in zip(row.input_ids, row.supervised, strict=True)
     ]
-    positions = [position for row in rows for position in range(len(row))]
-    return {
-        "input_ids": torch.tensor([input_ids]),
-        "position_ids": torch.tensor([positions]),
-        "labels": torch.tensor([labels]),
-        "predicts": torch.tensor(
+    return Batch(
+        input_ids=torch.tensor([input_ids]),
+        position_ids=torch.tensor([[position for row in rows for position in range(len(row))]]),
+        labels=torch.tensor([labels]),
+        predicts=torch.tensor(
             [i - 1 for i, label in enumerate(labels) if label != IGNORED], dtype=torch.long
         ),
-        "row_lengths": tuple(len(row) for row in rows),
-    }
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """``batch`` with its tensors on ``device``."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        row_lengths=tuple(len(row) for row in rows),
+        origins=tuple(row.conversation.origin for row in rows),
+    )
 
 
 def by_length(rows: Sequence[TokenRow], batch_size: int) -> list[list[TokenRow]]:

@@ -28,7 +28,7 @@ from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store, key_of
 from luthier.files import sha256, write_json, write_jsonl
 from luthier.generate.answer import Model
-from luthier.kernels.loss import rows_stay_apart
+from luthier.kernels.separation import rows_stay_apart
 from luthier.models.tuned import TunedModel, load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from luthier.data.batches import collate, to_device
+from luthier.data.batches import collate
 from luthier.data.tokens import TokenRow
-from luthier.kernels.loss import supervised_logits
+from luthier.objectives.supervised import supervised_logits
 
 # A batch has so many logits at most, each a row of the vocabulary; and so many tokens.
 MOST_SUPERVISED = 512
@@ -46,7 +46,7 @@ def row_losses(
     device = next(model.parameters()).device
     losses = [RowLoss(0.0, 0)] * len(rows)
     for batch in batches(rows, packed=packed):
-        collated = to_device(collate([[rows[index] for index in batch]]), device)
+        collated = collate([[rows[index] for index in batch]]).to(device)
         logits, targets = supervised_logits(model, collated)
         each = F.cross_entropy(logits.float(), targets, reduction="none")
         counts = [sum(rows[index].supervised) for index in batch]

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
-from luthier.data.batches import by_length, collate, to_device
+from luthier.data.batches import by_length, collate
 from luthier.data.conversation import Conversation
 from luthier.data.prepare import held_out, tokenise, trained_on
 from luthier.data.split import sample
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
-from luthier.kernels.loss import rows_stay_apart, supervised_logits
+from luthier.kernels.separation import rows_stay_apart
 from luthier.models.load import load_tokenizer
+from luthier.objectives.supervised import supervised_logits
 from luthier.run import Run
 
 _KEPT = 256  # positions whose logits are kept: 256 k words of Gemma make 0.25 GiB
@@ -80,7 +81,7 @@ def outputs(model: Any, rows: Sequence[TokenRow], batch_size: int = 8) -> Output
     total, tokens = 0.0, 0
     kept: list[Tensor] = []
     for group in by_length(rows, batch_size if packed else 1):
-        logits, targets = supervised_logits(model, to_device(collate([group]), device))
+        logits, targets = supervised_logits(model, collate([group]).to(device))
         logits = logits.float()
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         room = _KEPT - sum(len(piece) for piece in kept)

@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.optim import AdamW8bit
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from luthier.data.batches import to_device
+from luthier.data.batches import Batch
 from luthier.files import write_json
 from luthier.kernels.fast import install
-from luthier.kernels.loss import loss_sum
 from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.load import load_model, quantization
 from luthier.models.pull import cache_folder
+from luthier.objectives.sft import SFT
 from luthier.plan.rates import Rates, Units, fit_rates, work
 from luthier.plan.simulate import Workload, simulate
-from luthier.recipe import KernelsGroup, MethodGroup, MethodName
+from luthier.recipe import KernelsGroup, MethodGroup, MethodName, TrainGroup
+from luthier.train.loop import Learner, train_step
+from luthier.train.optimizers import make_optimizer, make_scheduler
+from luthier.train.setup import recompute_activations
 
 _WARM_UP, _REPEATS = 2, 7
 
@@ -132,42 +134,41 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
     model = _build(config, method, device, dtype)
     head = install(model, KernelsGroup()).head
     if sample.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        if sample.method != "full":
-            model.enable_input_require_grads()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if optim == "adamw_8bit":
-        optimizer: Any = AdamW8bit(trained, lr=1e-5)
-    else:
-        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        recompute_activations(model)
+    train = TrainGroup(learning_rate=1e-5, weight_decay=0.0, warmup_ratio=0.0)
+    optimizer = make_optimizer(model, train, optim)
+    learner = Learner(
+        model,
+        SFT(head=head),
+        optimizer,
+        make_scheduler(optimizer, train, _WARM_UP + _REPEATS),
+        device,
+        dtype,
+        max_grad_norm=1.0,
+    )
     # One shape of batch: what a new one costs is shared by all layers, and these models have few.
     batch = _random_batch(sample, lengths, supervised, device)
     times = []
     for _ in range(_WARM_UP + _REPEATS):
         begin = _now(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = loss_sum(model, batch, head=head) / len(batch["predicts"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        train_step(learner, [batch])
         times.append(_now(device) - begin)
     return work(step, optim), statistics.median(times[_WARM_UP:])
 
 
 def _random_batch(
     sample: Sample, lengths: list[int], supervised: int, device: torch.device
-) -> dict[str, Any]:
+) -> Batch:
     """Rows of random tokens, so many of which count."""
     tokens = torch.randint(sample.vocabulary, (1, sum(lengths)))
-    batch = {
-        "input_ids": tokens,
-        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
-        "labels": tokens,
-        "predicts": torch.arange(supervised),
-        "row_lengths": tuple(lengths),
-    }
-    return to_device(batch, device)
+    batch = Batch(
+        input_ids=tokens,
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        labels=tokens,
+        predicts=torch.arange(supervised),
+        row_lengths=tuple(lengths),
+    )
+    return batch.to(device)
 
 
 def _build(

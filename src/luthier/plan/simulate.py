@@ -1,26 +1,31 @@
 """One training step taken with tensors that have sizes and no memory: what it holds and does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
 
+from luthier.data.batches import Batch
 from luthier.errors import UserError
 from luthier.kernels import dropout
 from luthier.kernels.fast import install
 from luthier.kernels.lora import is_known
-from luthier.kernels.loss import loss_sum
 from luthier.models.dtype import trained_dtype
+from luthier.objectives.objective import Parts
+from luthier.objectives.sft import SFT
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
 from luthier.recipe import KernelsGroup, MethodGroup
+from luthier.train.loop import Learner, train_step
+from luthier.train.optimizers import step_in_backward
+from luthier.train.setup import recompute_activations
 
 _8BIT_BLOCK = 256  # numbers that share a constant in an 8-bit state
 _8BIT_LEAST = 4096  # smaller tensors keep 32-bit state (bitsandbytes' min_8bit_size)
@@ -115,9 +120,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_storages(model)
         if work.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            if method.name != "full":
-                model.enable_input_require_grads()
+            recompute_activations(model)
         live = LiveStorage()
         live.add(storages(model))
         weights = live.live
@@ -127,50 +130,44 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         load_peak = live.peak
         resident = live.live
         live.add(tables)
-        before_head = 0
-
-        def at_head(*_: Any) -> None:
-            nonlocal before_head
-            before_head = live.live
-
-        model.get_output_embeddings().register_forward_pre_hook(at_head)
+        phases = _Phases(live, SFT(head=fast.head))
+        model.get_output_embeddings().register_forward_pre_hook(phases.at_head)
+        optimizer = _Planned(trained, phases.at_update)
+        if work.optimizer_in_backward:
+            step_in_backward(optimizer)
+        learner = Learner(
+            model,
+            phases,
+            optimizer,
+            get_scheduler("constant", optimizer),
+            torch.device("cpu"),
+            work.dtype,
+            max_grad_norm=0.0 if work.optimizer_in_backward else 1.0,
+            steps_in_backward=work.optimizer_in_backward,
+            read=_zeros,
+        )
         counter = CountWork()
         with live, counter:
             batch = _batch(work)
             live.restart_peak()
             try:
-                with torch.autocast("cpu", work.dtype, enabled=work.dtype != torch.float32):
-                    loss = loss_sum(model, batch, head=fast.head) / work.supervised
+                train_step(learner, [batch])
             except RuntimeError as error:  # an operation that has no fake form
                 raise UserError(
                     f"the step of this {config.model_type} model cannot be simulated in float32 "
                     f"weights ({str(error).splitlines()[0]}); plan LoRA or QLoRA in bfloat16"
                 ) from error
-            forward_peak, activations = live.peak, before_head - resident
-            live.restart_peak()
-            for parameter in trained if work.optimizer_in_backward else ():
-                parameter.register_post_accumulate_grad_hook(_forget)
-            loss.backward()
-            del loss
-            backward_peak = live.peak
-            live.restart_peak()
-            if not work.optimizer_in_backward:
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            gradients = sum(
-                p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None
-            )
-            step_peak = live.peak
     return Step(
         weights=weights,
         adapter=0 if method.name == "full" else sum(4 * p.numel() for p in trained),
-        gradients=gradients,
+        gradients=phases.gradients,
         optimizer=resident - weights,
-        activations=activations,
-        logits=forward_peak - resident - activations,
+        activations=phases.before_head - resident,
+        logits=phases.forward_peak - phases.before_head,
         load_peak=load_peak,
-        forward_peak=forward_peak,
-        backward_peak=backward_peak,
-        step_peak=step_peak,
+        forward_peak=phases.forward_peak,
+        backward_peak=phases.backward_peak,
+        step_peak=live.peak,
         flops=counter.flops,
         attention_flops=counter.attention_flops,
         moved=counter.moved,
@@ -181,9 +178,49 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
     )
 
 
-def _forget(parameter: torch.Tensor) -> None:
-    """What updating a weight at once leaves of its gradient."""
-    parameter.grad = None
+class _Phases:
+    """Supervised fine-tuning, and a look at what is alive as the step passes from phase to phase."""
+
+    def __init__(self, live: LiveStorage, objective: SFT) -> None:
+        self.live = live
+        self.objective = objective
+        self.collate, self.count = objective.collate, objective.count
+        self.before_head = self.forward_peak = self.backward_peak = self.gradients = 0
+
+    def at_head(self, *_: Any) -> None:
+        self.before_head = self.live.live
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Parts]:
+        found = self.objective.loss(model, batch)
+        self.forward_peak = self.live.peak
+        self.live.restart_peak()
+        return found
+
+    def at_update(self, trained: Sequence[Tensor]) -> None:
+        self.backward_peak = max(self.backward_peak, self.live.peak)
+        self.live.restart_peak()
+        self.gradients = sum(
+            p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None
+        )
+
+
+class _Planned(torch.optim.Optimizer):
+    """Stands for an optimiser whose state is counted apart; updates in place need no memory."""
+
+    def __init__(
+        self, trained: Sequence[Tensor], at_update: Callable[[Sequence[Tensor]], None]
+    ) -> None:
+        super().__init__(trained, {"lr": 1.0})
+        self.trained = trained
+        self.at_update = at_update
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.at_update(self.trained)
+
+
+def _zeros(figures: Tensor) -> list[float]:
+    """What is read of tensors without values."""
+    return [0.0] * figures.numel()
 
 
 def _check_rank(model: PreTrainedModel | PeftModel, method: MethodGroup) -> None:
@@ -214,15 +251,15 @@ def _sizes(model: nn.Module) -> tuple[int, int]:
     return size + adapter, size - embeddings + (head.weight.numel() if tied else 0)
 
 
-def _batch(work: Workload) -> dict[str, Any]:
+def _batch(work: Workload) -> Batch:
     total = sum(work.lengths)
-    return {
-        "input_ids": torch.zeros(1, total, dtype=torch.long),
-        "position_ids": torch.zeros(1, total, dtype=torch.long),
-        "labels": torch.zeros(1, total, dtype=torch.long),
-        "predicts": torch.zeros(work.supervised, dtype=torch.long),
-        "row_lengths": tuple(work.lengths),
-    }
+    return Batch(
+        input_ids=torch.zeros(1, total, dtype=torch.long),
+        position_ids=torch.zeros(1, total, dtype=torch.long),
+        labels=torch.zeros(1, total, dtype=torch.long),
+        predicts=torch.zeros(work.supervised, dtype=torch.long),
+        row_lengths=tuple(work.lengths),
+    )
 
 
 def _optimizer_state(trained: Sequence[torch.Tensor], optim: str) -> list[Any]:

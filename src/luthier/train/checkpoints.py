@@ -1,20 +1,32 @@
-"""What makes a checkpoint whole: all that trained is in it, and its bytes are those that were written."""
+"""Checkpoints: complete or absent, their bytes those that were written, nothing missing in them.
+
+``checkpoints/step-N/`` holds the weights (in PEFT's or Transformers' format), optimizer.pt,
+scheduler.pt, scaler.pt (float16), rng_state.pth, state.json, and the hashes of them all.
+"""
 
 import json
 import os
+import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-from peft import PeftModel
-from safetensors import safe_open
+import numpy
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from luthier.errors import UserError
-from luthier.files import sha256, write_json
+from luthier.events import Checkpoint, Note, OnEvent
+from luthier.files import remove_folder, sha256, staged_folder, write_json
 from luthier.models.adapters import inner
 from luthier.run import Run
-from luthier.train.callbacks import Display
+from luthier.train.state import State, load_state
 
 _MANIFEST = "manifest.json"
 
@@ -46,29 +58,35 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def usable_checkpoints(run: Run, display: Display) -> dict[int, Path]:
-    """The checkpoints that a run can go on from, after setting aside what it cannot.
+def usable_checkpoint(run: Run, on_event: OnEvent) -> Path | None:
+    """The checkpoint that a run can go on from, after setting aside those it cannot; None: a new run.
 
-    The newest is used whose bytes are whole, and those of the best weights so far. What is newer is
+    It is the newest whose bytes are intact, and those of the best weights before it. What is newer is
     renamed (``damaged-step-N``), not deleted, and said.
+
+    Raises:
+        UserError: a damaged checkpoint cannot be renamed, or luthier 0.1 wrote them.
     """
     found = run.checkpoints()
     for step in sorted(found, reverse=True):
         why = damage(found[step]) or _lost_best(run, found[step])
         if why is None:
-            break
+            return found[step]
         _set_aside(found.pop(step))
-        display.note(
-            f"the checkpoint of step {step} cannot be used: {why}; it is kept as damaged-step-{step}, "
-            + (f"and step {max(found)} is tried" if found else "and the run begins anew")
+        then = f"step {max(found)} is tried" if found else "the run begins anew"
+        on_event(
+            Note(
+                f"the checkpoint of step {step} cannot be used: {why}; it is kept as "
+                f"damaged-step-{step}, and {then}",
+                warning=True,
+            )
         )
-    return found
+    return None
 
 
 def _lost_best(run: Run, checkpoint: Path) -> str | None:
     """What is wrong with the checkpoint of the best weights until ``checkpoint``, which is whole."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-    best = state["best_global_step"]
+    best = load_state(checkpoint).best_step
     if best is None or run.checkpoint_path(best) == checkpoint:
         return None
     fault = damage(run.checkpoint_path(best))
@@ -121,3 +139,112 @@ def check_saved(model: nn.Module, folder: Path, original_rows: int) -> None:
 def _listed(names: list[str], shown: int = 3) -> str:
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+@dataclass
+class Checkpoints:
+    """Writes the checkpoints of a run and reads the one that it goes on from.
+
+    Attributes:
+        embedding_rows: of the model as its own folder holds it.
+        resumed_from: None in a new run.
+    """
+
+    run: Run
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler | None
+    keep: int
+    embedding_rows: int
+    resumed_from: Path | None
+    on_event: OnEvent
+
+    def save(self, state: State, best: bool) -> None:
+        """Write a checkpoint aside and rename it, then delete those that are no longer kept.
+
+        Raises:
+            UserError: it cannot be written, or would lack weights that trained.
+        """
+        target = self.run.checkpoint_path(state.step)
+        try:
+            with staged_folder(target) as folder:
+                self.model.save_pretrained(str(folder))  # type: ignore[operator]
+                torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+                torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
+                if self.scaler is not None:
+                    torch.save(self.scaler.state_dict(), folder / "scaler.pt")
+                torch.save(_random_state(), folder / "rng_state.pth")
+                state.save(folder)
+                check_saved(self.model, folder, self.embedding_rows)
+                write_manifest(folder)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
+            raise UserError(
+                f"cannot write the checkpoint {target}: {error}\n"
+                "earlier checkpoints are intact: free some space and run the same command again"
+            ) from error
+        self._rotate(state.best_step)
+        self.on_event(Checkpoint(state.step, target, best))
+
+    def _rotate(self, best_step: int | None) -> None:
+        """Keep the newest ``keep`` checkpoints, and the best one."""
+        found = self.run.checkpoints()
+        for step in list(found)[: -self.keep]:
+            if step != best_step:
+                remove_folder(found[step])
+
+    def load(self) -> None:
+        """Put the resumed checkpoint's adapter, optimiser and schedule into those of this process.
+
+        Whole models were loaded from it in the first place.
+        """
+        folder = self.resumed_from
+        if folder is None:
+            return
+        if isinstance(self.model, PeftModel):
+            weights = load_peft_weights(str(folder), device="cpu")
+            set_peft_model_state_dict(self.model, weights)
+        self.optimizer.load_state_dict(_load(folder / "optimizer.pt"))
+        self.scheduler.load_state_dict(_load(folder / "scheduler.pt"))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(_load(folder / "scaler.pt"))
+
+    def restore_random_state(self) -> None:
+        """Go on with the random numbers that came after the resumed checkpoint; once."""
+        if self.resumed_from is None:
+            return
+        state = _load(self.resumed_from / "rng_state.pth")
+        self.resumed_from = None
+        random.setstate(state["python"])
+        name, keys, *rest = state["numpy"]
+        numpy.random.set_state((name, keys.numpy().astype(numpy.uint32), *rest))
+        torch.set_rng_state(state["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+def _random_state() -> dict[str, Any]:
+    name, keys, *rest = numpy.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(numpy.asarray(keys, dtype=numpy.int64)), *rest),
+        "cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _load(path: Path) -> Any:
+    """The tensors and plain values of a file of a checkpoint.
+
+    Raises:
+        UserError: it holds more than those.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # of `weights_only`
+        raise UserError(
+            f"{path} holds more than tensors and numbers, so it is not what luthier wrote: it could "
+            "run code and is not opened"
+        ) from error

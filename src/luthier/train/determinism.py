@@ -1,16 +1,14 @@
 """Whether a recipe gives the same bytes twice on this machine."""
 
-import json
 import tempfile
 from itertools import zip_longest
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import UserError
 from luthier.files import sha256
-from luthier.recipe import Recipe, parse_recipe
+from luthier.recipe import Recipe
 from luthier.run import Run
+from luthier.train.launch import train_apart
 
 STEPS = 10
 
@@ -38,17 +36,18 @@ def verify_determinism(recipe: Recipe) -> list[str]:
 def differences(one: Run, other: Run) -> list[str]:
     """What differs between two finished runs of the same recipe, in words."""
     found = []
-    before, after = (run.recipe().provenance or {} for run in (one, other))
+    before, after = one.provenance(), other.provenance()
     for key in ("dtype", "device", "data_sha256", "template_sha256"):
-        if before.get(key) != after.get(key):
-            found.append(f"{key}: {before.get(key)} and {after.get(key)}")
-    for left, right in zip_longest(_lines(one), _lines(other)):
+        left, right = getattr(before, key), getattr(after, key)
         if left != right:
-            keys = [k for k in _TIMELESS if (left or {}).get(k) != (right or {}).get(k)]
-            step = (left or right or {}).get("step")
+            found.append(f"{key}: {left} and {right}")
+    nothing: dict[str, Any] = {}
+    for first, second in zip_longest(_lines(one), _lines(other), fillvalue=nothing):
+        if first != second:
+            keys = [k for k in _TIMELESS if first.get(k) != second.get(k)]
             found.append(
-                f"step {step}: "
-                + ", ".join(f"{k} {(left or {}).get(k)} and {(right or {}).get(k)}" for k in keys)
+                f"step {(first or second)['step']}: "
+                + ", ".join(f"{k} {first.get(k)} and {second.get(k)}" for k in keys)
             )
             break  # all steps after it differ too
     step = max(one.checkpoints())
@@ -66,7 +65,7 @@ def differences(one: Run, other: Run) -> list[str]:
 
 
 def _lines(run: Run) -> list[dict[str, Any]]:
-    lines = [json.loads(text) for text in run.metrics_path.read_text("utf-8").splitlines()]
+    lines = [line.to_dict() for line in run.metrics()]
     return [{key: line[key] for key in _TIMELESS if key in line} for line in lines]
 
 
@@ -77,31 +76,5 @@ def _train(recipe: Recipe, scratch: Path, name: str) -> Run:
     short.train.report_to = []
     short.run.dir, short.run.name = str(scratch), name
     run = Run(scratch / name)
-    context = get_context("spawn")  # nothing of this process may reach into it
-    errors = context.SimpleQueue()
-    process = context.Process(target=_train_apart, args=(short.to_yaml(), run.root, errors))
-    process.start()
-    process.join()
-    if not errors.empty():
-        raise UserError(errors.get())
-    if process.exitcode != 0:
-        raise UserError(f"the {name} of two short runs ended with {process.exitcode}")
+    train_apart(short, run)
     return run
-
-
-def _train_apart(text: str, root: Path, errors: Any) -> None:
-    from luthier.train.fit import fit
-
-    try:
-        fit(parse_recipe(text), Run(root), _Silent())
-    except UserError as error:
-        errors.put(str(error))
-
-
-class _Silent:
-    """A display that shows nothing."""
-
-    def begin(self, step: int, total: int) -> None: ...
-    def logged(self, line: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self) -> None: ...

@@ -2,128 +2,54 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedTokenizerBase
 
 from luthier.errors import UserError
 from luthier.files import staged_folder, write_json
 from luthier.recipe import Recipe
+from luthier.records import Measured
 from luthier.run import Run
-from luthier.train.callbacks import peak_memory
+from luthier.runtime import peak_memory
 from luthier.train.checkpoints import damage
-from luthier.train.forecast import plan_errors
-from luthier.train.probe import ForgettingWatch
-from luthier.train.setup import Setup
-from luthier.train.trainer import perplexity
+from luthier.train.session import Session
+from luthier.train.validation import perplexity
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a finished run really took, and how it ended: ``measured.json``.
-
-    Attributes:
-        best_step: step whose weights were kept: the lowest validation loss, or the last step
-            where there is no validation set.
-        best_eval_loss: nats a supervised token; None without a validation set.
-        forgot: stopped because the probe fell (``train.stop_on_forgetting``).
-        tokens: all tokens that went through the model in training, prompts included.
-        plan_errors: planned over measured, less one, for what plan.json foretold.
-    """
-
-    steps: int
-    best_step: int
-    best_eval_loss: float | None
-    best_eval_perplexity: float | None
-    stopped_early: bool
-    seconds: float
-    tokens: int
-    tokens_per_second: float
-    peak_memory_bytes: int
-    trainable_parameters: int
-    total_parameters: int
-    device: str
-    dtype: str
-    weights: str
-    plan_errors: dict[str, float] | None = None
-    forgot: bool = False
-
-
-def read_measured(run: Run) -> Measured:
-    """What a finished run took."""
-    return Measured(**json.loads(run.measured_path.read_text(encoding="utf-8")))
-
-
-def stopped_early(state: TrainerState) -> bool:
-    """Whether early stopping, of either kind, has ended the run that ``state`` describes."""
-    if forgot(state):
-        return True
-    stored: Any = state.stateful_callbacks  # a dict by callback name once a run has saved
-    stopping = stored.get("EarlyStoppingCallback") if isinstance(stored, dict) else None
-    if stopping is None:
-        return False
-    counter: int = stopping["attributes"]["early_stopping_patience_counter"]
-    return counter >= stopping["args"]["early_stopping_patience"]
-
-
-def forgot(state: TrainerState) -> bool:
-    """Whether the run that ``state`` describes was stopped because it forgot."""
-    stored: Any = state.stateful_callbacks
-    watch = stored.get(ForgettingWatch.__name__) if isinstance(stored, dict) else None
-    return watch is not None and bool(watch["attributes"]["forgot"])
-
-
-def finish(
-    recipe: Recipe,
-    run: Run,
-    setup: Setup,
-    state: TrainerState,
-    tokenizer: PreTrainedTokenizerBase,
-    sizes: tuple[int, int],
-) -> Measured:
+def finish(recipe: Recipe, run: Run, session: Session) -> Measured:
     """Keep the best weights, then write ``measured.json``, the mark of a finished run.
-
-    ``sizes`` are the numbers of trainable and of all parameters.
 
     Raises:
         UserError: the weights cannot be written.
     """
-    best_step = state.best_global_step or state.global_step
+    state, setup = session.loop.state, session.setup
+    best_step = state.best_step or state.step
     weights = run.weights_path(recipe)
-    _keep_weights(run.checkpoint_path(best_step), weights, tokenizer)
-    lines = [json.loads(text) for text in run.metrics_path.read_text("utf-8").splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    tokens = [
-        after["tokens"] - before
-        for after, before in zip(steps, [0, *(s["tokens"] for s in steps)], strict=False)
-    ]
-    training_seconds = sum(
-        count / line["tokens_per_second"] for count, line in zip(tokens, steps, strict=True)
-    )
-    best = state.best_metric
-    peak = max(peak_memory(), *(line["memory_bytes"] for line in lines))
-    speed = round(state.num_input_tokens_seen / training_seconds, 1)
+    _keep_weights(run.checkpoint_path(best_step), weights, session.tokenizer)
+    peak = max(state.peak_memory, peak_memory())
+    speed = round(state.tokens / max(state.step_seconds, 1e-9), 1)
+    best = state.best_loss
     measured = Measured(
-        steps=state.global_step,
+        steps=state.step,
         best_step=best_step,
         best_eval_loss=best,
         best_eval_perplexity=perplexity(best) if best is not None else None,
-        stopped_early=state.global_step < state.max_steps,
-        seconds=lines[-1]["seconds"],
-        tokens=state.num_input_tokens_seen,
+        stopped_early=state.step < session.loop.course.max_steps,
+        seconds=round(state.seconds, 3),
+        tokens=state.tokens,
         tokens_per_second=speed,
         peak_memory_bytes=peak,
-        trainable_parameters=sizes[0],
-        total_parameters=sizes[1],
+        trainable_parameters=session.sizes[0],
+        total_parameters=session.sizes[1],
         device=setup.device_name,
         dtype=setup.dtype_name,
         weights=weights.name,
-        plan_errors=plan_errors(run, peak, speed),
-        forgot=forgot(state),
+        plan_errors=_plan_errors(run, peak, speed),
+        forgot=state.forgot,
     )
-    write_json(run.measured_path, asdict(measured))
+    write_json(run.measured_path, measured.to_dict())
     return measured
 
 
@@ -133,7 +59,7 @@ def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizer
     if fault is not None:
         raise UserError(
             f"the checkpoint of the best weights, {checkpoint}, was damaged since: {fault}; run the "
-            "same command again, which goes on from one that is whole"
+            "same command again, which goes on from an intact one"
         )
     try:
         with staged_folder(target) as folder:
@@ -145,6 +71,18 @@ def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizer
             tokenizer.save_pretrained(str(folder))
     except OSError as error:
         raise UserError(
-            f"cannot write {target}: {error}; the checkpoints are whole: free some space and run "
+            f"cannot write {target}: {error}; the checkpoints are intact: free some space and run "
             "the same command again"
         ) from error
+
+
+def _plan_errors(run: Run, peak_bytes: int, tokens_per_second: float) -> dict[str, float] | None:
+    """Planned over measured, less one, of what was planned; None where there is no plan."""
+    if not run.plan_path.is_file():
+        return None
+    plan: dict[str, Any] = json.loads(run.plan_path.read_text("utf-8"))
+    errors = {"peak_memory": round(plan["memory"]["peak"] / peak_bytes - 1, 4)}
+    speed = plan["tokens_per_second"]
+    if speed is not None and speed[0] == speed[1]:  # measured rates, not a range
+        errors["tokens_per_second"] = round(speed[0] / tokens_per_second - 1, 4)
+    return errors

@@ -1,35 +1,28 @@
 """What would go wrong in silence: checks of data and model before the first step, on in every run.
 
-What is surely wrong stops the run; what is only suspicious is said. The checks while it trains are in
+What is surely wrong stops the run; what is only suspicious is a warning. The checks while it trains are in
 ``watch.py``.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import torch
-import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from luthier.data.batches import IGNORED, collate, to_device
 from luthier.data.template import TemplateRejects, stop_token_ids
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
+from luthier.events import Note, OnEvent
 from luthier.models.adapters import inner
-from luthier.train.callbacks import Display
-from luthier.train.trainer import LuthierTrainer
 
 _SHOWN = 3  # examples in a message
-_PROBE_ROWS, _PROBE_TOKENS = 4, 512  # of the loss that is computed twice
 
 
 def check_rows(
     train: Sequence[TokenRow],
     validation: Sequence[TokenRow],
     tokenizer: PreTrainedTokenizerBase,
-    display: Display,
+    on_event: OnEvent,
 ) -> None:
     """Look through token rows for what no loss curve would show.
 
@@ -41,23 +34,23 @@ def check_rows(
     silent = [row for row in rows if not any(row.supervised[1:])]
     if silent:
         raise UserError(
-            f"{_count(silent, 'row')} learned from in no token (all are masked): {_places(silent)}; "
-            "look at one with `luthier data show`, and leave them out or set data.train_on=all"
+            f"{_rows(silent)} no trainable token (all are masked): {_places(silent)}; look at one "
+            "with `luthier data show`, and take such rows out or set data.train_on=all"
         )
     bos = tokenizer.bos_token_id
     doubled = [row for row in rows if bos is not None and row.input_ids[:2] == [bos, bos]]
     if doubled:
         raise UserError(
-            f"{_count(doubled, 'row')} with the beginning-of-text token {tokenizer.bos_token!r} "
-            f"twice: {_places(doubled)}; the template or the text writes it although the tokenizer "
-            "adds it: take it out of one of them"
+            f"{_rows(doubled)} the beginning-of-text token {tokenizer.bos_token!r} twice: "
+            f"{_places(doubled)}; the template or the text writes it although the tokenizer adds it: "
+            "take it out of one of them"
         )
-    _check_ends(train, tokenizer, display)
-    _check_leak(train, validation, display)
+    _check_ends(train, tokenizer, on_event)
+    _check_leak(train, validation, on_event)
 
 
 def _check_ends(
-    train: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, display: Display
+    train: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, on_event: OnEvent
 ) -> None:
     spoken = [row for row in train if row.conversation.messages]
     if not spoken:
@@ -81,26 +74,29 @@ def _check_ends(
             "learn to stop; let data.template write {{ eos_token }} after each answer"
         )
     if len(endless) * 2 > len(spoken):
-        display.note(
-            f"doubtful: {len(endless):,} of {len(spoken):,} rows do not learn to end an answer "
-            f"({names}); are they cut off by data.max_length?"
+        on_event(
+            Note(
+                f"{len(endless):,} of {len(spoken):,} rows never teach the model to end an answer "
+                f"({names}); are they cut off by data.max_length?",
+                warning=True,
+            )
         )
 
 
 def _check_leak(
-    train: Sequence[TokenRow], validation: Sequence[TokenRow], display: Display
+    train: Sequence[TokenRow], validation: Sequence[TokenRow], on_event: OnEvent
 ) -> None:
     trained = {hash(tuple(row.input_ids)) for row in train}
     leaked = [row for row in validation if hash(tuple(row.input_ids)) in trained]
     if not leaked:
         return
     said = (
-        f"{len(leaked):,} of {len(validation):,} validation rows are trained on, to the token: "
+        f"{len(leaked):,} of {len(validation):,} validation rows are in the training set, token for token: "
         f"{_places(leaked)}"
     )
     if len(leaked) * 2 > len(validation):
-        raise UserError(f"{said}; a validation loss of them means nothing: use other rows")
-    display.note(f"doubtful: {said}; the validation loss is too good by them")
+        raise UserError(f"{said}; their validation loss means nothing: use other rows")
+    on_event(Note(f"{said}; this makes the validation loss look better than it is", warning=True))
 
 
 def check_embedding(
@@ -117,74 +113,8 @@ def check_embedding(
         )
 
 
-def few_short(rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """A few short rows, to compute a loss of in two ways; the beginning of one where all are long."""
-    shortest = sorted(rows[:200], key=len)[:_PROBE_ROWS]
-    chosen: list[TokenRow] = []
-    for row in shortest:
-        if sum(map(len, chosen)) + len(row) <= _PROBE_TOKENS:
-            chosen.append(row)
-    if not chosen and any(shortest[0].supervised[:_PROBE_TOKENS]):
-        row = shortest[0]
-        ids, supervised = row.input_ids[:_PROBE_TOKENS], row.supervised[:_PROBE_TOKENS]
-        chosen = [TokenRow(ids, supervised, row.conversation)]
-    return chosen
-
-
-@torch.no_grad()
-def base_loss(model: PreTrainedModel | PeftModel, rows: Sequence[TokenRow]) -> float:
-    """Mean loss (nats a supervised token) the plain way: row by row, from all logits, no adapter."""
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    try:
-        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-            for row in rows:
-                ids = torch.tensor([row.input_ids], device=device)
-                labels = torch.tensor(row.input_ids, device=device)
-                labels[~torch.tensor(row.supervised, device=device)] = IGNORED
-                logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-                total += F.cross_entropy(logits, labels[1:], reduction="sum").item()
-                count += int((labels[1:] != IGNORED).sum())
-    finally:
-        model.train(training)
-    return total / count
-
-
-@torch.no_grad()
-def check_first_loss(trainer: LuthierTrainer, rows: Sequence[TokenRow], expected: float) -> None:
-    """Compare the loss that training would report before its first step with ``base_loss``.
-
-    Training's own way is what is compared: packed, fast paths in, divided by the step's tokens. A new
-    adapter changes nothing, so both are the base model's.
-
-    Raises:
-        UserError: they differ by more than rounding.
-    """
-    model = trainer.model
-    assert model is not None
-    batch = to_device(collate([[row] for row in rows]), trainer.args.device)
-    training = model.training
-    model.eval()
-    try:
-        count = batch["predicts"].numel()
-        loss = trainer.compute_loss(model, batch, num_items_in_batch=count).item()
-    finally:
-        model.train(training)
-    loss /= trainer.accelerator.num_processes
-    numbers = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    tolerance = 1e-3 if numbers <= {torch.float32} else 0.02
-    if not abs(loss - expected) <= tolerance * (1 + abs(expected)):
-        raise UserError(
-            f"before the first step training's loss is {loss:.4f}, but the base model's own on the "
-            f"same rows is {expected:.4f}: what trains is not the model that was loaded. Try "
-            "`--set kernels.loss=false` and the other kernels to find the part, and report it"
-        )
-
-
-def _count(rows: Sequence[TokenRow], noun: str) -> str:
-    return f"1 {noun} is" if len(rows) == 1 else f"{len(rows):,} {noun}s are"
+def _rows(rows: Sequence[TokenRow]) -> str:
+    return "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
 
 
 def _places(rows: Sequence[TokenRow]) -> str:

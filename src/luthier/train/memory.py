@@ -6,9 +6,10 @@ import json
 import torch
 
 from luthier.errors import UserError
+from luthier.events import Note, OnEvent
+from luthier.files import write_json
 from luthier.recipe import Recipe
-from luthier.run import Run, save_recipe
-from luthier.train.callbacks import Display
+from luthier.run import Run
 
 
 class OutOfMemory(Exception):
@@ -34,15 +35,14 @@ def with_micro_batch(recipe: Recipe, rows: int | None) -> Recipe:
     return smaller
 
 
-def smaller_micro_batch(recipe: Recipe, run: Run, error: OutOfMemory, display: Display) -> int:
+def smaller_micro_batch(recipe: Recipe, run: Run, error: OutOfMemory, on_event: OnEvent) -> int:
     """The next smaller micro-batch, kept in the run's provenance for the sessions after this one.
 
     Raises:
         UserError: ``train.auto_batch`` is off, or a micro-batch is one row already.
     """
-    begun = run.recipe()
-    begun.provenance = begun.provenance or {}
-    rows = begun.provenance.get("micro_batch") or recipe.train.per_device_train_batch_size
+    begun = run.provenance()
+    rows = begun.micro_batch or recipe.train.per_device_train_batch_size
     foretold = _foretold(run)
     if rows == 1 or not recipe.train.auto_batch:
         advice = (
@@ -55,13 +55,15 @@ def smaller_micro_batch(recipe: Recipe, run: Run, error: OutOfMemory, display: D
         raise UserError(f"out of memory with {rows} rows at a time{foretold}; {advice}. {error}")
     smaller = next(size for size in range(rows // 2, 0, -1) if rows % size == 0)
     steps = sorted(run.checkpoints())
-    display.note(
-        f"out of memory with {rows} rows at a time{foretold}; going on from "
-        f"{f'step {steps[-1]}' if steps else 'the beginning'} with {smaller} at a time, "
-        "as many a step as before"
+    on_event(
+        Note(
+            f"out of memory with {rows} rows at a time{foretold}; going on from "
+            f"{f'step {steps[-1]}' if steps else 'the beginning'} with {smaller} at a time, "
+            "as many per step as before",
+            warning=True,
+        )
     )
-    begun.provenance["micro_batch"] = smaller
-    save_recipe(run, begun)
+    write_json(run.provenance_path, begun.model_copy(update={"micro_batch": smaller}).to_dict())
     return smaller
 
 

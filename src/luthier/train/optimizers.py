@@ -1,77 +1,70 @@
-"""Optimisers that full fine-tuning needs less memory with."""
+"""The recipe's optimiser and schedule, made of PyTorch's, bitsandbytes' and Transformers' own."""
 
-import random
-from collections.abc import Callable
+import math
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Adafactor, get_scheduler
+from transformers.trainer_pt_utils import get_parameter_names
 
-from luthier.kernels.rounding import PIECE, round_into
+from luthier.recipe import TrainGroup
+from luthier.train.bf16_adamw import BF16AdamW
+
+_NOT_DECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 
 
-class BF16AdamW(Optimizer):
-    """AdamW whose weights, gradients and means are bfloat16, rounded stochastically.
+def make_optimizer(model: nn.Module, train: TrainGroup, name: str) -> Optimizer:
+    """The optimiser ``name`` over all that trains in ``model``.
 
-    8 bytes a weight where float32 takes 16. The arithmetic is AdamW's (Loshchilov and Hutter 2019) in
-    float32; only what is stored is rounded, by chance, so that small updates add up.
+    Weight decay spares biases and norms, as in Transformers' Trainer.
     """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-    ) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every weight that has a gradient. Raises ValueError for other dtypes."""
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        if parameter.dtype != torch.bfloat16:
-            raise ValueError(f"adamw_bf16 trains bfloat16 weights, not {parameter.dtype}")
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        # From PyTorch's generator, whose state a checkpoint keeps.
-        places = random.Random(int(torch.randint(2**62, ())))  # noqa: S311
-        assert parameter.grad is not None
-        flat = [t.view(-1) for t in (parameter, state["exp_avg"], state["exp_avg_sq"])]
-        gradient = parameter.grad.reshape(-1)
-        for start in range(0, len(gradient), PIECE):
-            piece = slice(start, start + PIECE)
-            kept = [t[piece] for t in flat]
-            values = weight, mean, square = [t.float() for t in kept]
-            _adamw(weight, mean, square, gradient[piece].float(), state["step"], group)
-            for target, value in zip(kept, values, strict=True):
-                round_into(target, value, places)
+    rate, decay = train.learning_rate, train.weight_decay
+    assert rate is not None and decay is not None  # the recipe filled in the method's
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(_NOT_DECAYED)))
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in trained if n in decayed], "weight_decay": decay},
+        {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
+    ]
+    if name == "adamw_bf16":
+        return BF16AdamW(groups, lr=rate)
+    if name == "adafactor":
+        return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
+    if name == "sgd":
+        return SGD(groups, lr=rate)
+    if name in ("adamw_torch", "adamw_torch_fused"):
+        return AdamW(groups, lr=rate, fused=True if name == "adamw_torch_fused" else None)
+    return _bitsandbytes(model, groups, rate, name)
 
 
-def _adamw(
-    weight: Tensor, mean: Tensor, square: Tensor, slope: Tensor, step: int, group: dict[str, Any]
-) -> None:
-    """One step of AdamW in place, in float32."""
-    first, second = group["betas"]
-    mean.lerp_(slope, 1 - first)
-    square.mul_(second).addcmul_(slope, slope, value=1 - second)
-    weight.mul_(1 - group["lr"] * group["weight_decay"])
-    scale = (square / (1 - second**step)).sqrt_().add_(group["eps"])
-    weight.addcdiv_(mean, scale, value=-group["lr"] / (1 - first**step))
+def _bitsandbytes(
+    model: nn.Module, groups: list[dict[str, Any]], rate: float, name: str
+) -> Optimizer:
+    from bitsandbytes.optim import AdamW as BnbAdamW
+    from bitsandbytes.optim import GlobalOptimManager
+
+    bits = 8 if "8bit" in name else 32
+    if bits == 8:  # embeddings are unstable with 8-bit states (Dettmers et al. 2022, section 2.3)
+        manager = GlobalOptimManager.get_instance()
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                manager.register_module_override(module, "weight", {"optim_bits": 32})
+    made: Optimizer = BnbAdamW(
+        groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, optim_bits=bits, is_paged="paged" in name
+    )
+    return made
+
+
+def make_scheduler(optimizer: Optimizer, train: TrainGroup, max_steps: int) -> LRScheduler:
+    """Warm-up over ``warmup_ratio`` of ``max_steps``, then ``lr_scheduler_type``."""
+    return get_scheduler(
+        train.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=math.ceil(max_steps * train.warmup_ratio),
+        num_training_steps=max_steps,
+    )
 
 
 def step_in_backward(optimizer: Optimizer) -> None:

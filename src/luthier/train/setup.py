@@ -1,6 +1,7 @@
 """What the recipe asks for, on the device that is there: dtype, optimiser, the model to train."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -25,7 +26,7 @@ class Setup:
     Attributes:
         device: where the model lies.
         dtype: of frozen weights and of the arithmetic.
-        optim: the optimiser's name for TrainingArguments.
+        optim: the optimiser's name, see ``make_optimizer``.
         substitutes: sentences that say where this differs from what was asked, and why.
     """
 
@@ -83,6 +84,13 @@ def load_prepared_tokenizer(
     return tokenizer, choose_template(tokenizer, recipe.data.template)
 
 
+def recompute_activations(model: PreTrainedModel | PeftModel) -> None:
+    """Keep the input of each layer only, and compute the rest again in the backward pass."""
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False}
+    )
+
+
 def resolve_model(recipe: Recipe) -> ResolvedModel:
     """Find the recipe's model and check that rows of ``max_length`` fit it.
 
@@ -101,9 +109,9 @@ def resolve_model(recipe: Recipe) -> ResolvedModel:
 
 
 def build_model(
-    recipe: Recipe, resolved: ResolvedModel, setup: Setup
+    recipe: Recipe, resolved: ResolvedModel, setup: Setup, checkpoint: Path | None
 ) -> PreTrainedModel | PeftModel:
-    """The model ready to train by the recipe's method.
+    """The model ready to train by the recipe's method, whole ones as ``checkpoint`` holds them.
 
     Weights that train are float32, so that updates far smaller than the weights are not rounded
     away (but for ``adamw_bf16``, which rounds them by chance); frozen ones are in ``setup.dtype``,
@@ -111,7 +119,7 @@ def build_model(
     """
     trained_whole = recipe.method.name == "full"
     model = load_model(
-        resolved.folder,
+        checkpoint if trained_whole and checkpoint is not None else resolved.folder,
         trained_dtype(setup.optim) if trained_whole else setup.dtype,
         quantization=quantization(recipe.method, setup.dtype),
         device=setup.device,

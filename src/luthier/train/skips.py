@@ -1,81 +1,75 @@
-"""Steps whose loss or gradient is no number: left out, counted, and after a few the end of the run."""
+"""Steps whose loss or gradient is non-finite: skipped, counted, and after a few the end of the run."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from luthier.data.batches import RowDataset
+from luthier.data.batches import Batch
+from luthier.data.tokens import TokenRow
+from luthier.errors import UserError
+from luthier.files import write_json
+from luthier.run import Run
 
 # One bad batch must not end a night's run; several in a row mean that the weights are lost.
 _IN_A_ROW = 3
 _IN_ALL, _SHARE = 10, 0.01
 
 
+class NonFinite(Exception):
+    """The loss of a step is NaN or infinite, and cannot be skipped."""
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"loss {loss}")
+        self.loss = loss
+
+
+@dataclass
 class Skips:
-    """What the trainer keeps of the step it is in, and how many were left out.
+    """How many steps of this session were skipped, and what to say when there are too many.
 
     Attributes:
-        batches: the micro-batches of the step, as ``collate`` made them.
-        total: steps left out in this session.
+        rows: that are trained on, to show those of a bad batch.
+        last: whether the last step was skipped.
     """
 
-    def __init__(self) -> None:
-        self.batches: list[dict[str, Any]] = []
-        self.total = 0
-        self._in_a_row = self._steps = self._skipped = 0
-        self._taken_back = False
-        self._loss: Tensor | None = None
+    run: Run
+    rows: Sequence[TokenRow]
+    learning_rate: float
+    total: int = 0
+    last: bool = field(default=False, init=False)
+    _in_a_row: int = field(default=0, init=False)
 
-    def begin(self, batches: list[dict[str, Any]], loss: Tensor) -> None:
-        """A step begins; ``loss`` is the sum since the last log, without it."""
-        if not self._taken_back:
-            self._in_a_row = 0
-        self._taken_back = False
-        self.batches = batches
-        self._loss = loss.clone()
-        self._steps += 1
-
-    def take_back(self) -> Tensor:
-        """Leave out the step that goes on; the sum of losses without it."""
-        assert self._loss is not None
-        self.total += 1
-        self._in_a_row += 1
-        self._skipped += 1
-        self._taken_back = True
-        return self._loss
-
-    @property
-    def left_out(self) -> bool:
-        """Whether the last step was."""
-        return self._taken_back
+    def take(self, skipped: bool) -> None:
+        """Note whether a step was skipped."""
+        self.last = skipped
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
+        self.total += skipped
 
     def too_many(self, max_steps: int) -> bool:
         return self._in_a_row >= _IN_A_ROW or self.total > max(_IN_ALL, _SHARE * max_steps)
 
-    def correct(self, logs: dict[str, Any]) -> None:
-        """Make ``loss``, a mean over all steps since the last log, one over those that counted."""
-        steps, skipped = self._steps, self._skipped
-        self._steps = self._skipped = 0
-        if not skipped:
-            return
-        logs["skipped"] = skipped
-        if self._taken_back:  # the norm is that of the last step
-            logs.pop("grad_norm", None)
-        if skipped < steps:
-            logs["loss"] *= steps / (steps - skipped)
-        else:
-            del logs["loss"]
+    def diverged(
+        self, step: int, loss: float, grad_norm: float | None, batches: Sequence[Batch]
+    ) -> UserError:
+        """The error that ends the run; the rows of ``batches`` are written to bad-batch.json."""
+        path = self.run.bad_batch_path
+        rows = [row for batch in batches for row in self._shown(batch)]
+        write_json(
+            path, {"step": step, "loss": repr(loss), "grad_norm": repr(grad_norm), "rows": rows}
+        )
+        said = f"training diverged at step {step}: loss {loss}"
+        if grad_norm is not None:
+            said += f", gradient norm {grad_norm}"
+        if self.total > 1:
+            said += f", and {self.total - 1} earlier steps were skipped for the same reason"
+        return UserError(
+            f"{said}; the rows of this one are in {path}. Look at them, or lower "
+            f"train.learning_rate (now {self.learning_rate:g})"
+        )
 
-
-def batch_rows(batches: list[dict[str, Any]], data: RowDataset) -> list[dict[str, Any]]:
-    """The rows of ``batches`` with their places, to look at."""
-    rows = {tuple(row.input_ids): row for item in data.items for row in item}
-    found = []
-    for batch in batches:
-        tokens = batch["input_ids"][0].tolist()
-        for length in batch["row_lengths"]:
-            ids, tokens = tokens[:length], tokens[length:]
-            row = rows.get(tuple(ids))
-            content = row.conversation.to_row() if row is not None else {}
-            found.append({**content, "input_ids": ids})
-    return found
+    def _shown(self, batch: Batch) -> list[dict[str, Any]]:
+        by_origin = {row.conversation.origin: row.conversation for row in self.rows}
+        return [
+            {**by_origin[origin].to_row(), "input_ids": row.input_ids[0].tolist()}
+            for origin, row in zip(batch.origins, batch.rows(), strict=True)
+        ]

@@ -1,22 +1,19 @@
 """Checks while a run trains: gradients arrive, the learning rate is reached, frozen weights stay.
 
-Gradients are looked at in the first step of a session that counts; of weights a sample where a
-checkpoint is due, all at the end: no step pays for them.
+Gradients are looked at in the first finite step of a session; of frozen weights a sample where a
+checkpoint is due, all at the end: other steps pay nothing.
 """
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from luthier.errors import UserError
-from luthier.train.callbacks import Display
-from luthier.train.skips import Skips
+from luthier.events import Note, OnEvent
 
 # Frozen weights up to so many bytes are hashed whole at the end; of a sample, so many numbers a tensor.
 _WHOLE = 2**29
@@ -24,71 +21,62 @@ _SAMPLED = 4096
 _RATES = 10_000  # steps of the schedule that are looked at
 
 
-class Watch(TrainerCallback):
+class Watch:
     """Stops a run whose adapter does not learn or whose base changes."""
 
-    def __init__(
-        self, model: nn.Module, display: Display, skips: Skips, keeps_gradients: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, learning_rate: float, on_event: OnEvent) -> None:
         self.model = model
-        self.display = display
-        self.skips = skips  # a step that is left out has no gradients to look at
+        self.learning_rate = learning_rate
+        self.on_event = on_event
         self.adapter = isinstance(model, PeftModel)
         self.before = {
             sampled: fingerprint(model, sampled) if self.adapter else {}
             for sampled in (True, False)
         }
-        self.keeps_gradients = keeps_gradients  # until the step, where they can be looked at
         self.gradients_seen = False
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        peak = highest_rate(kwargs.get("lr_scheduler"), state.max_steps)
-        if peak is None or peak >= 0.99 * args.learning_rate:
+    def check_schedule(self, scheduler: LRScheduler, max_steps: int) -> None:
+        """See that the learning rate is reached.
+
+        Raises:
+            UserError: it stays at 0.
+        """
+        peak = highest_rate(scheduler, max_steps)
+        if peak is None or peak >= 0.99 * self.learning_rate:
             return
         said = (
-            f"over {state.max_steps} steps the learning rate climbs to {peak:.2g}, never to "
-            f"train.learning_rate {args.learning_rate:.2g}"
+            f"over {max_steps} steps the learning rate climbs to {peak:.2g} and never reaches "
+            f"train.learning_rate {self.learning_rate:.2g}"
         )
         if peak == 0:
             raise UserError(f"{said}: nothing would be learned; set train.warmup_ratio=0")
-        self.display.note(f"doubtful: {said}; lower train.warmup_ratio, or train longer")
+        self.on_event(Note(f"{said}; lower train.warmup_ratio, or train longer", warning=True))
 
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        if self.keeps_gradients and not self.gradients_seen and not self.skips.left_out:
+    def on_gradients(self) -> None:
+        """Look at the gradients of the first step that counts."""
+        if not self.gradients_seen:
             self.gradients_seen = True
-            check_gradients(self.model, self.display)
+            check_gradients(self.model, self.on_event)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        # Before the checkpoint is written, so that those that are there are good.
-        if self.adapter and (control.should_save or control.should_evaluate):
-            self._check_base(state.global_step, sampled=True)
+    def check_base(self, step: int, sampled: bool) -> None:
+        """See that the frozen weights are those of the start.
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.adapter:
-            self._check_base(state.global_step, sampled=False)
-
-    def _check_base(self, step: int, sampled: bool) -> None:
+        Raises:
+            UserError: they are not.
+        """
+        if not self.adapter:
+            return
         before, after = self.before[sampled], fingerprint(self.model, sampled)
         changed = sorted(name for name in before if after.get(name) != before[name])
         if changed:
             raise UserError(
                 f"by step {step} frozen weights of the base model had changed ({len(changed)} tensors, "
                 f"{changed[0]} first), so the adapter would not fit the base and the run ends here. A "
-                "library writes where it must not: report it, with the versions in recipe.yaml"
+                "library writes where it must not: report it, with the versions in provenance.json"
             )
 
 
-def highest_rate(scheduler: Any, steps: int) -> float | None:
+def highest_rate(scheduler: LRScheduler, steps: int) -> float | None:
     """The highest learning rate in ``steps`` steps; None for a schedule that cannot be foretold."""
     if not isinstance(scheduler, LambdaLR) or steps < 1:
         return None
@@ -100,7 +88,7 @@ def highest_rate(scheduler: Any, steps: int) -> float | None:
     )
 
 
-def check_gradients(model: nn.Module, display: Display) -> None:
+def check_gradients(model: nn.Module, on_event: OnEvent) -> None:
     """See that what trains got a gradient.
 
     Of a new adapter's two matrices only B has one in the first step: A's is a multiple of B, and
@@ -121,9 +109,12 @@ def check_gradients(model: nn.Module, display: Display) -> None:
             f"({dead[0]} …): nothing would be learned; try `--set kernels.lora=false`, and report it"
         )
     if dead:
-        display.note(
-            f"doubtful: {len(dead)} of {len(trained)} tensors that train got no gradient in the first "
-            f"step, {dead[0]} first; if that goes on they learn nothing"
+        on_event(
+            Note(
+                f"{len(dead)} of {len(trained)} tensors that train got no gradient in the first step, "
+                f"{dead[0]} first; if that goes on they learn nothing",
+                warning=True,
+            )
         )
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers import Notes, write_rows
+from helpers import write_rows
 
 from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.probe.quick import QuickProbe
@@ -54,7 +54,7 @@ def test_a_run_at_every_stage(make_recipe: Callable[..., Recipe], tmp_path: Path
     data = write_rows(tmp_path / "labels.jsonl", rows)
     recipe = make_recipe(f"data.train={data}", "evaluate.max_new_tokens=4")
     run = claim_run(recipe, "x")
-    fit(recipe, run, Notes(), QuickProbe())
+    fit(recipe, run, probe=QuickProbe())
     early = read(render_report(run))
     assert "Not evaluated yet" in early
     assert "general questions right" in early

@@ -14,7 +14,7 @@ from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import UNRELATED, Item, load_passages
 from luthier.evaluate.store import Store
 from luthier.generate.answer import Model, Prompt
-from luthier.kernels.loss import rows_stay_apart
+from luthier.kernels.separation import rows_stay_apart
 
 ANSWER_TOKENS = 48  # longest answer to an open or unrelated question
 _BATCH = 50

@@ -1,19 +1,19 @@
 """How far the tuned model's next-token distributions have moved from the base's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.batches import collate, to_device
+from luthier.data.batches import Batch, collate
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.tokens import TokenRow
 from luthier.evaluate.likelihood import batches
 from luthier.generate.answer import Prompt, encode_prompt
-from luthier.kernels.loss import rows_stay_apart, supervised_logits
+from luthier.kernels.separation import rows_stay_apart
 from luthier.models.tuned import TunedModel
+from luthier.objectives.supervised import supervised_logits
 
 _NOWHERE = Conversation(Origin("probe", 0), text="")
 
@@ -47,9 +47,9 @@ def divergences(
     return means, [sum(row.supervised) for row in rows]
 
 
-def _log_chances(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+def _log_chances(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     device = next(model.parameters()).device
-    logits, _ = supervised_logits(model, to_device(batch, device))
+    logits, _ = supervised_logits(model, batch.to(device))
     return F.log_softmax(logits.float(), dim=-1)
 
 

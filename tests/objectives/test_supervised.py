@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from luthier.data.batches import IGNORED, collate
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.tokens import TokenRow
-from luthier.kernels.loss import loss_sum, mean_loss, rows_stay_apart, supervised_logits
+from luthier.errors import UserError
+from luthier.kernels.separation import rows_stay_apart
+from luthier.objectives.objective import mean_over
+from luthier.objectives.sft import SFT
+from luthier.objectives.supervised import loss_sum, supervised_logits
 
 
 def reference_loss_sum(model: nn.Module, rows: list[TokenRow]) -> Tensor:
@@ -75,25 +79,7 @@ def test_a_model_without_logits_to_keep_takes_all_of_them() -> None:
     )
 
 
-class Leaky(nn.Module):
-    """Takes positions and ignores them: packed rows see each other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = make_model("llama", 96)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.inner.get_input_embeddings()
-
-    def forward(self, input_ids: Tensor, position_ids: Tensor, use_cache: bool) -> Any:
-        return self.inner(input_ids=input_ids, use_cache=use_cache)
-
-
-def test_a_leak_between_packed_rows_is_seen() -> None:
-    assert not rows_stay_apart(Leaky())  # type: ignore[arg-type]
-
-
-def test_mean_loss_is_over_tokens_not_over_rows_or_batches() -> None:
+def test_the_mean_is_over_tokens_not_over_rows_or_batches() -> None:
     model = make_model("qwen2", 96).train()
     rows = random_rows(7, seed=2)
     tokens = sum(sum(row.supervised) for row in rows)
@@ -101,13 +87,14 @@ def test_mean_loss_is_over_tokens_not_over_rows_or_batches() -> None:
     expected = reference_loss_sum(model, rows).item() / tokens
     model.train()
     for batch_size in (1, 3, 7):
-        loss, count = mean_loss(model, rows, batch_size, packed=True)
-        assert count == tokens
-        assert loss == pytest.approx(expected, rel=1e-5)
+        means = mean_over(SFT(), model, rows, batch_size)
+        assert means == {"loss": pytest.approx(expected, rel=1e-5)}
     assert model.training
 
 
 def test_no_supervised_token_is_an_error_not_a_nan() -> None:
     row = TokenRow([1, 2], [False, False], Conversation(Origin("f", 1), text="x"))
-    with pytest.raises(ValueError, match="no supervised tokens"):
-        mean_loss(make_model("llama", 96), [row], 1, packed=True)
+    with pytest.raises(UserError, match=r"no row of a batch has a trainable token \(f:1\)"):
+        mean_over(SFT(), make_model("llama", 96), [row], 1)
+    with pytest.raises(ValueError, match="no row has a trainable token"):
+        mean_over(SFT(), make_model("llama", 96), [], 1)

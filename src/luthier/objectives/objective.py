@@ -1,0 +1,74 @@
+"""What the training loop asks of an objective; nothing else in the loop knows which one runs."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from luthier.data.batches import Batch, Item, by_length
+from luthier.data.tokens import TokenRow
+from luthier.events import OnEvent, ignore, tracked
+
+Parts = dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """A loss that is a sum over counted things, divided by their number over the whole step.
+
+    A preference objective counts pairs instead of tokens and asks the model a second time, without
+    its adapter or in a frozen copy that it was given when it was made, for the reference.
+    """
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """One micro-batch of ``items``, on the CPU."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Parts]:
+        """The summed loss of ``batch`` (float32 scalar, with gradient), and sums to log by name.
+
+        ``model`` may be wrapped (PEFT, DistributedDataParallel); ``batch`` is on its device. Parts
+        are detached float32 scalars; their means over the step go to metrics.jsonl.
+        """
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """What the loss of ``batch`` is a sum over: supervised tokens, or pairs."""
+        ...
+
+
+def mean_over(
+    objective: Objective,
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    batch_size: int,
+    on_event: OnEvent = ignore,
+) -> dict[str, float]:
+    """The objective's mean over all that counts in ``rows``: ``loss``, and its parts by name.
+
+    The model is put into evaluation mode and back. The device is that of its first parameter.
+
+    Raises:
+        ValueError: nothing in ``rows`` counts.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    totals: dict[str, float] = {"loss": 0.0}
+    count = 0
+    groups = tracked(
+        by_length(rows, batch_size), "validation loss", on_event, total=len(rows), size=len
+    )
+    try:
+        with torch.no_grad():
+            for group in groups:
+                batch = objective.collate([[row] for row in group]).to(device)
+                loss, parts = objective.loss(model, batch)
+                for name, value in {"loss": loss, **parts}.items():
+                    totals[name] = totals.get(name, 0.0) + value.item()
+                count += objective.count(batch)
+    finally:
+        model.train(training)
+    if not count:
+        raise ValueError("no row has a trainable token to take the loss of")
+    return {name: total / count for name, total in totals.items()}

@@ -1,0 +1,56 @@
+"""The model on the supervised tokens of a batch: their summed loss, or their logits.
+
+Of a row of 120 tokens perhaps 30 are supervised. The head of a model with a large vocabulary is
+its largest matrix product, so the positions that do not count are left out of it, and where the
+model's head is a plain one its logits are never there all at once (``kernels/head.py``).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luthier.data.batches import Batch
+from luthier.kernels.attention import row_inputs
+from luthier.kernels.head import HeadLoss, keeps_logits
+from luthier.models.adapters import inner
+
+
+def loss_sum(
+    model: nn.Module, batch: Batch, *, packed: bool = True, head: HeadLoss | None = None
+) -> Tensor:
+    """Sum of the cross-entropies (nats, float32 scalar) of the supervised tokens of ``batch``.
+
+    Args:
+        model: causal language model, possibly wrapped (PEFT, DistributedDataParallel).
+        batch: on the model's device.
+        packed: False runs row by row, for models that cannot keep packed rows apart.
+        head: the model's output layer, where the loss can be had without all logits at once.
+    """
+    losses = []
+    for piece in [batch] if packed else batch.rows():
+        if head is not None:
+            with head.instead_of_logits(piece.targets) as found:
+                model(**_inputs(model, piece), logits_to_keep=piece.predicts)
+            losses += found
+        else:
+            logits, targets = supervised_logits(model, piece)
+            losses.append(F.cross_entropy(logits.float(), targets, reduction="sum"))
+    return torch.stack(losses).sum()
+
+
+def supervised_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits (S, vocabulary) at the positions that predict a supervised token, and those tokens (S,)."""
+    if keeps_logits(inner(model)):
+        logits = model(**_inputs(model, batch), logits_to_keep=batch.predicts).logits[0]
+    else:
+        logits = model(**_inputs(model, batch)).logits[0, batch.predicts]
+    return logits, batch.targets
+
+
+def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
+    return inputs | row_inputs(inner(model), batch.row_lengths)

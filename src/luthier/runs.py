@@ -1,0 +1,25 @@
+"""A run as `luthier train` makes it: with its plan before, and the probe on the way."""
+
+from luthier.evaluate.probe.quick import QuickProbe
+from luthier.events import OnEvent, ignore
+from luthier.plan.forecast import forecast
+from luthier.recipe import Recipe
+from luthier.records import Measured
+from luthier.run import Run
+from luthier.train.fit import fit
+from luthier.train.launch import train_apart
+
+
+def train_run(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
+    """``fit`` with a forecast before a new run and, if ``evaluate.probe`` says so, the probe.
+
+    Raises:
+        UserError, Interrupted: as ``fit``.
+    """
+    probe = QuickProbe() if recipe.evaluate.probe else None
+    return fit(recipe, run, on_event, probe=probe, forecast=forecast)
+
+
+def train_run_apart(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
+    """``train_run`` in a process of its own, so that its peak memory is its own."""
+    return train_apart(recipe, run, on_event, "luthier.runs:train_run")

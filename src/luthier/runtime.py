@@ -1,0 +1,16 @@
+"""The environment of a process."""
+
+import resource
+import sys
+
+import torch
+
+from luthier.kernels.memory import keep_freed_memory  # noqa: F401
+
+
+def peak_memory() -> int:
+    """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -1,0 +1,261 @@
+"""The training loop: read it from top to bottom.
+
+``train_step`` is the one training step of the project; ``luthier plan`` simulates and times it too.
+What must be there before the first step is made in ``session.py``.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from luthier.data.batches import Batch, StepBatches
+from luthier.events import Evaluation, Note, OnEvent, Started, Step
+from luthier.objectives.objective import Objective
+from luthier.records import MetricsLine
+from luthier.runtime import peak_memory
+from luthier.train.checkpoints import Checkpoints
+from luthier.train.course import Course, Due
+from luthier.train.figures import StepResult, Window
+from luthier.train.skips import NonFinite, Skips
+from luthier.train.state import State
+from luthier.train.stop import StopRequest
+from luthier.train.validation import Validation
+from luthier.train.watch import Watch
+
+
+@dataclass
+class Learner:
+    """A model, and all that changes its weights.
+
+    Attributes:
+        model: in training mode during a step; perhaps wrapped in DistributedDataParallel.
+        dtype: of the arithmetic; below float32 it runs under autocast.
+        max_grad_norm: gradients are clipped to this norm; 0 never.
+        scaler: of the loss, for float16 alone.
+        steps_in_backward: the optimiser updates each weight inside the backward pass.
+        offloads: what the backward needs waits in host memory.
+        ranks: processes that take each step together, each with its own micro-batches.
+        read: the numbers of a tensor; a simulated step, whose tensors have none, brings its own.
+    """
+
+    model: nn.Module
+    objective: Objective
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    device: torch.device
+    dtype: torch.dtype
+    max_grad_norm: float
+    scaler: torch.amp.GradScaler | None = None
+    steps_in_backward: bool = False
+    offloads: bool = False
+    ranks: int = 1
+    read: Callable[[Tensor], list[float]] = Tensor.tolist
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """In ``dtype``: products in it, sums and losses in float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def over_ranks(self, sum_here: Tensor) -> Tensor:
+        """The sum of this tensor over all ranks."""
+        if self.ranks > 1:
+            torch.distributed.all_reduce(sum_here)
+        return sum_here
+
+    def sharing_gradients(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks add up their gradients once per step, in its last micro-batch."""
+        return nullcontext() if self.ranks == 1 or last else self.model.no_sync()  # type: ignore[operator]
+
+
+def train_step(
+    learner: Learner, batches: Sequence[Batch], on_gradients: Callable[[], None] | None = None
+) -> StepResult:
+    """One update of the weights, by the gradient of the mean loss over all of ``batches``.
+
+    loss = sum of the objective's loss over all micro-batches and ranks / N, with N the number of
+    what was counted in all of them. (A mean of means is another number when rows differ in length.)
+
+    Args:
+        batches: micro-batches on any device.
+        on_gradients: called before a finite update, while the gradients are there.
+
+    Raises:
+        NonFinite: the loss, where the weights would change before anybody could look at it.
+    """
+    model, objective, device = learner.model, learner.objective, learner.device
+    model.train()
+    count = torch.tensor(float(sum(map(objective.count, batches))), device=device)
+    count = learner.over_ranks(count)
+    total, part_sums = torch.zeros((), device=device), dict[str, Tensor]()
+    for number, batch in enumerate(batches, 1):
+        with learner.sharing_gradients(last=number == len(batches)):
+            with learner.arithmetic(), save_on_cpu(True) if learner.offloads else nullcontext():
+                loss_sum, parts = objective.loss(model, batch.to(device))
+            loss = loss_sum / count
+            if learner.steps_in_backward:
+                (now,) = learner.read(loss.detach()[None])
+                if not math.isfinite(now):
+                    raise NonFinite(now)
+            # Ranks average their gradients, while the loss was divided by the count of all of them.
+            scaled = loss * learner.ranks
+            (learner.scaler.scale(scaled) if learner.scaler else scaled).backward()
+        total += loss.detach()
+        for name, part in parts.items():
+            part_sums[name] = part_sums.get(name, 0) + part
+
+    if learner.scaler:
+        learner.scaler.unscale_(learner.optimizer)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm or math.inf)
+    figures = [learner.over_ranks(total), norm.to(total)]
+    figures += [learner.over_ranks(part) / count for part in part_sums.values()]
+    mean_loss, grad_norm, *means = learner.read(torch.stack(figures))  # the one read of the device
+
+    # A scaler skips an overflow of its own float16 scale, and lowers it.
+    finite = math.isfinite(mean_loss) and (math.isfinite(grad_norm) or learner.scaler is not None)
+    if not finite and learner.scaler is None:
+        learner.optimizer.zero_grad()  # without gradients an update changes nothing
+    if finite and on_gradients is not None:
+        on_gradients()
+    learning_rate: float = learner.scheduler.get_last_lr()[0]
+    if update(learner):
+        learner.scheduler.step()
+    learner.optimizer.zero_grad()
+    tokens = sum(batch.tokens for batch in batches)
+    named = dict(zip(part_sums, means, strict=True))
+    return StepResult(mean_loss, grad_norm, learning_rate, tokens, named, skipped=not finite)
+
+
+def update(learner: Learner) -> bool:
+    """Step the optimiser; False where the float16 scaler found an overflow and did not."""
+    if learner.scaler is None:
+        learner.optimizer.step()
+        return True
+    before = learner.scaler.get_scale()
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    return learner.scaler.get_scale() >= before
+
+
+@dataclass
+class Loop:
+    """A run between its first step and its last."""
+
+    learner: Learner
+    data: StepBatches
+    course: Course
+    state: State
+    validation: Validation
+    checkpoints: Checkpoints
+    watch: Watch
+    skips: Skips
+    stop: StopRequest
+    on_event: OnEvent
+    window: Window = field(default_factory=Window)
+
+    def run(self) -> None:
+        """Take all steps that are left, or those until early stopping or a stop request.
+
+        Raises:
+            UserError: training diverged, the adapter does not learn, or a file cannot be written.
+        """
+        state, course = self.state, self.course
+        self._started = time.perf_counter() - state.seconds
+        self.on_event(Started(state.step, course.max_steps))
+        self.watch.check_schedule(self.learner.scheduler, course.max_steps)
+        if state.step == 0 and self.validation.probe is not None:
+            self._evaluate()  # what later answers of the probe are compared with
+        while state.step < course.max_steps and not (state.ended or self.stop.granted):
+            epoch, done = divmod(state.step, self.data.steps_per_epoch)
+            self._run_epoch(epoch, done)
+        self.watch.check_base(state.step, sampled=False)
+
+    def _run_epoch(self, epoch: int, steps_done: int) -> None:
+        if steps_done == 0:
+            self.checkpoints.restore_random_state()
+        steps = self.data.epoch(epoch, steps_done)
+        if steps_done > 0:  # the draw for this epoch's order is behind that state
+            self.checkpoints.restore_random_state()
+        for batches in steps:
+            self._take(batches)
+            self.state.epoch = min(
+                epoch + (steps_done + 1) * self.data.per_step / self.data.micro_batches, epoch + 1
+            )
+            steps_done += 1
+            self._log_evaluate_save(self.course.due(self.state.step, self.stop.requested))
+            if self.state.step >= self.course.max_steps or self.state.ended or self.stop.granted:
+                return
+
+    def _take(self, batches: list[Batch]) -> None:
+        state = self.state
+        begun = time.perf_counter()
+        # An optimiser that steps in the backward pass leaves no gradients to look at.
+        look = None if self.learner.steps_in_backward else self.watch.on_gradients
+        try:
+            result = train_step(self.learner, batches, look)
+        except NonFinite as error:
+            raise self.skips.diverged(state.step + 1, error.loss, None, batches) from None
+        state.step += 1
+        state.tokens += result.tokens
+        self.skips.take(result.skipped)
+        if result.skipped and self.skips.too_many(self.course.max_steps):
+            raise self.skips.diverged(state.step, result.loss, result.grad_norm, batches)
+        seconds = time.perf_counter() - begun
+        state.step_seconds += seconds
+        self.window.add(result, seconds)
+
+    def _log_evaluate_save(self, due: Due) -> None:
+        if due.save or due.evaluate:
+            self.watch.check_base(self.state.step, sampled=True)
+        due = self.course.postponed(due, self.state.step, self.skips.last)
+        if due.log:
+            self._log()
+        best = due.evaluate and self._evaluate()
+        # The best weights are kept whether or not a checkpoint was due; so are the last ones.
+        if due.save or best or self.state.forgot:
+            self.checkpoints.save(self.state, best)
+            self.stop.granted = self.stop.requested
+
+    def _log(self) -> None:
+        figures = self.window.take()
+        if figures.get("skipped"):
+            self.on_event(
+                Note(
+                    f"{figures['skipped']} steps up to step {self.state.step} were skipped: their "
+                    "loss or gradient was non-finite",
+                    warning=True,
+                )
+            )
+        if "loss" in figures:
+            figures["tokens"] = self.state.tokens
+        self.on_event(Step(self._line(figures)))
+
+    def _evaluate(self) -> bool:
+        """Measure; whether the weights are the best so far."""
+        with self.learner.arithmetic():
+            figures = self.validation.measure(self.learner.model, self.state.step)
+        best = self.state.take_evaluation(
+            figures, self.course.patience, self.course.most_forgetting
+        )
+        self.on_event(Evaluation(self._line(figures)))
+        return best
+
+    def _line(self, figures: dict[str, float]) -> MetricsLine:
+        state = self.state
+        state.seconds = time.perf_counter() - self._started
+        state.peak_memory = max(state.peak_memory, peak_memory())
+        return MetricsLine(
+            step=state.step,
+            epoch=round(state.epoch, 4),
+            **figures,
+            memory_bytes=peak_memory(),
+            seconds=round(state.seconds, 3),
+        )

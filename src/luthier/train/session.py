@@ -1,0 +1,355 @@
+"""All that comes before the first step; whether a run is new or goes on is asked here, once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from luthier.data.batches import RowDataset, StepBatches
+from luthier.data.prepare import Prepared, load_stored, prepare, store
+from luthier.data.split import sample
+from luthier.events import Note, OnEvent
+from luthier.files import write_json
+from luthier.kernels import compiling
+from luthier.kernels.fast import install_checked
+from luthier.kernels.separation import rows_stay_apart
+from luthier.models.adapters import trainable_parameters
+from luthier.models.load import load_config
+from luthier.models.source import ResolvedModel
+from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
+from luthier.recipe import Recipe
+from luthier.records import Provenance
+from luthier.run import Run, save_recipe
+from luthier.runtime import keep_freed_memory
+from luthier.train.checkpoints import Checkpoints, usable_checkpoint
+from luthier.train.course import plan_course
+from luthier.train.guards import check_embedding, check_rows
+from luthier.train.loop import Learner, Loop
+from luthier.train.memory import with_micro_batch
+from luthier.train.optimizers import make_optimizer, make_scheduler, step_in_backward
+from luthier.train.provenance import note_changed_versions, provenance_of
+from luthier.train.setup import (
+    Setup,
+    build_model,
+    choose_setup,
+    load_prepared_tokenizer,
+    recompute_activations,
+    resolve_model,
+)
+from luthier.train.skips import Skips
+from luthier.train.state import State, load_state
+from luthier.train.stop import StopRequest
+from luthier.train.validation import Probe, Validation
+from luthier.train.watch import Watch
+
+
+class Forecast(Protocol):
+    """Says before a run what it will take, and keeps that in plan.json.
+
+    ``luthier plan`` simulates the training step of this part, so who calls ``fit`` hands it in.
+    """
+
+    def __call__(
+        self,
+        recipe: Recipe,
+        resolved: ResolvedModel,
+        data: Prepared,
+        setup: Setup,
+        on_event: OnEvent,
+    ) -> Callable[[Run], None]:
+        """Tell the user; what is returned writes plan.json into the run folder, made by then."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller wants of a run.
+
+    Attributes:
+        probe: asked before the first step and at every evaluation.
+        micro_batch: rows per micro-batch where the recipe's did not fit into memory.
+    """
+
+    recipe: Recipe
+    run: Run
+    on_event: OnEvent
+    probe: Probe | None = None
+    forecast: Forecast | None = None
+    micro_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loop that is ready to run, and what the end of the run has to know.
+
+    Attributes:
+        sizes: trainable and all parameters.
+    """
+
+    loop: Loop
+    setup: Setup
+    tokenizer: PreTrainedTokenizerBase
+    sizes: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins: anew, or after a checkpoint.
+
+    Attributes:
+        announce: says what is special about it, once the data has been described.
+        write: what the run folder must hold before the first step, given the provenance.
+    """
+
+    setup: Setup
+    data: Prepared
+    template: str
+    micro_batch: int | None
+    announce: Callable[[], None]
+    write: Callable[[], None]
+    state: State = field(default_factory=State)
+    checkpoint: Path | None = None
+
+
+def open_session(asked: Asked) -> Session:
+    """Prepare data, model and optimiser, check them, and write what the run folder must hold.
+
+    All that can fail for what the user wrote comes before the first file is written.
+
+    Raises:
+        UserError: the recipe, the data or the machine does not allow it.
+    """
+    recipe, run, on_event = asked.recipe, asked.run, asked.on_event
+    resolved = resolve_model(recipe)
+    tokenizer, template = load_prepared_tokenizer(recipe, resolved)
+    checkpoint = usable_checkpoint(run, on_event)
+    if checkpoint is None:
+        start = _new(asked, resolved, tokenizer, template)
+    else:
+        start = _resumed(asked, checkpoint, tokenizer, template)
+    setup, data = start.setup, start.data
+    recipe = with_micro_batch(recipe, start.micro_batch)
+    _describe_data(data, start.template, on_event)
+    check_rows(data.train, data.validation, tokenizer, on_event)
+    for substitute in setup.substitutes:
+        on_event(Note(substitute))
+    start.announce()
+    if setup.device.type == "cpu":
+        keep_freed_memory()
+
+    batches_of = partial(
+        StepBatches,
+        RowDataset(data.train, recipe.data.max_length, recipe.data.packing),
+        recipe.train.per_device_train_batch_size,
+        recipe.train.gradient_accumulation_steps,
+        recipe.train.seed,
+        pin_memory=setup.device.type == "cuda",
+    )
+    set_seed(recipe.train.seed)
+    model = build_model(recipe, resolved, setup, start.checkpoint)
+    sizes = trainable_parameters(model)
+    on_event(
+        Note(
+            f"{recipe.method.name}: {sizes[0]:,} of {sizes[1]:,} parameters train "
+            f"({sizes[0] / sizes[1]:.2%}), {setup.dtype_name} on {setup.device_name}"
+        )
+    )
+    check_embedding(model, data.train, len(tokenizer))
+    objective = _checked_objective(recipe, setup, model, data, on_event)
+    batches = batches_of(objective.collate)
+    course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
+    start.write()
+
+    learner = _make_learner(recipe, setup, model, objective, course.max_steps)
+    checkpoints = Checkpoints(
+        run,
+        model,
+        learner.optimizer,
+        learner.scheduler,
+        learner.scaler,
+        recipe.train.save_total_limit,
+        load_config(resolved.folder, recipe.model.trust_remote_code).get_text_config().vocab_size,
+        start.checkpoint,
+        on_event,
+    )
+    checkpoints.load()
+    probe = asked.probe if data.validation else None
+    rate = recipe.train.learning_rate
+    assert rate is not None  # the recipe filled in the method's
+    loop = Loop(
+        learner,
+        batches,
+        course,
+        start.state,
+        Validation(
+            objective,
+            sample(
+                data.validation,
+                recipe.train.eval_rows or len(data.validation),
+                recipe.train.seed,
+            ),
+            recipe.train.per_device_eval_batch_size,
+            partial(probe, model, tokenizer) if probe is not None else None,
+            on_event,
+        ),
+        checkpoints,
+        Watch(model, rate, on_event),
+        Skips(run, data.train, rate),
+        StopRequest(),
+        on_event,
+    )
+    return Session(loop, setup, tokenizer, sizes)
+
+
+def _new(
+    asked: Asked, resolved: ResolvedModel, tokenizer: PreTrainedTokenizerBase, template: str
+) -> _Start:
+    recipe, run = asked.recipe, asked.run
+    setup = choose_setup(recipe)
+    data = prepare(recipe, tokenizer)
+    template = _template_used(template, data)
+    keep_plan: Callable[[Run], None] | None = None
+
+    def announce() -> None:
+        nonlocal keep_plan
+        if asked.forecast is not None:
+            keep_plan = asked.forecast(recipe, resolved, data, setup, asked.on_event)
+
+    def write() -> None:
+        made_of = provenance_of(resolved, setup, tokenizer, template, data)
+        made_of = made_of.model_copy(update={"micro_batch": asked.micro_batch})
+        # The recipe last: it is what makes a folder a run.
+        store(data, run)
+        if keep_plan is not None:
+            keep_plan(run)
+        write_json(run.provenance_path, made_of.to_dict())
+        save_recipe(run, recipe.with_absolute_paths())
+
+    return _Start(setup, data, template, asked.micro_batch, announce, write)
+
+
+def _resumed(
+    asked: Asked, checkpoint: Path, tokenizer: PreTrainedTokenizerBase, template: str
+) -> _Start:
+    recipe, run = asked.recipe, asked.run
+    begun: Provenance = run.provenance()
+    # Measured once per run: a busy machine must not change the answer.
+    setup = replace(choose_setup(recipe), dtype=getattr(torch, begun.dtype))
+    data = load_stored(recipe.data, tokenizer, run)
+    state = load_state(checkpoint)
+    return _Start(
+        setup,
+        data,
+        _template_used(template, data),
+        begun.micro_batch,
+        announce=partial(note_changed_versions, begun, tokenizer, asked.on_event),
+        write=lambda: None,  # it is all there
+        state=state,
+        checkpoint=checkpoint,
+    )
+
+
+def _template_used(template: str, data: Prepared) -> str:
+    """``none`` for plain text: nothing is rendered, neither now nor at inference."""
+    spoken = any(row.conversation.messages for row in data.train)
+    return template if spoken else "none"
+
+
+def _checked_objective(
+    recipe: Recipe,
+    setup: Setup,
+    model: PreTrainedModel | PeftModel,
+    data: Prepared,
+    on_event: OnEvent,
+) -> SFT:
+    """The objective with the fast paths of ``model``, its first loss held against the plain one."""
+    few = few_short(data.train)
+    expected = plain_loss(model, few) if few else None
+    compiled = compiling.pays(recipe.train.compile, _micro_batches(recipe, data), setup.device)
+    if compiled:
+        on_event(
+            Note("compiling the element-wise work: some ten seconds, the first time on a machine")
+        )
+    fast = install_checked(model, recipe.kernels, compiled)
+    for missing in fast.missing:
+        on_event(Note(f"no fast path for {missing}"))
+    packed = rows_stay_apart(model)
+    if not packed:
+        on_event(Note("this model cannot keep packed rows apart: each row runs by itself, slower"))
+    objective = SFT(packed, fast.head)
+    if expected is not None:
+        check_first_loss(objective, model, few, expected)
+    return objective
+
+
+def _micro_batches(recipe: Recipe, data: Prepared) -> int:
+    """How many go through the model, at most."""
+    train = recipe.train
+    if train.max_steps > 0:
+        return train.max_steps * train.gradient_accumulation_steps
+    return round(len(data.train) * train.num_train_epochs / train.per_device_train_batch_size)
+
+
+def _make_learner(
+    recipe: Recipe,
+    setup: Setup,
+    model: PreTrainedModel | PeftModel,
+    objective: SFT,
+    max_steps: int,
+) -> Learner:
+    train = recipe.train
+    set_seed(train.seed)  # what was drawn before the first step must not matter to it
+    if train.gradient_checkpointing:
+        recompute_activations(model)
+    optimizer = make_optimizer(model, train, setup.optim)
+    if train.optimizer_in_backward:
+        step_in_backward(optimizer)
+    half = setup.dtype == torch.float16
+    return Learner(
+        model,
+        objective,
+        optimizer,
+        make_scheduler(optimizer, train, max_steps),
+        setup.device,
+        setup.dtype,
+        train.max_grad_norm,
+        scaler=torch.amp.GradScaler(setup.device.type) if half else None,
+        steps_in_backward=train.optimizer_in_backward,
+        offloads=train.activation_offload and setup.device.type == "cuda",
+    )
+
+
+def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
+    report = data.report
+    for source in report["sources"]:
+        on_event(Note(f"{source['file']}: {source['rows']:,} rows, format {source['format']}"))
+    rows, tokens = report["rows"], report["tokens"]
+    on_event(
+        Note(
+            f"{rows['train']:,} training rows, {rows['validation']:,} validation rows; "
+            f"{tokens['train']['supervised']:,} of {tokens['train']['total']:,} training tokens are "
+            f"supervised; the longest row has {tokens['train']['longest']} tokens; template {template}"
+        )
+    )
+    replay = report["replay"]
+    if replay is not None:
+        short = "" if replay["added"] == replay["wanted"] else f", {replay['wanted']:,} wanted"
+        on_event(Note(f"{replay['added']:,} of them are general examples (data.replay){short}"))
+    names = {
+        "bad": "cannot be used",
+        "too_long": "are over data.max_length",
+        "also_in_validation": "are in the validation file too, so they are not trained on",
+    }
+    for key, meaning in names.items():
+        if report["left_out"][key]:
+            on_event(
+                Note(
+                    f"{len(report['left_out'][key])} rows {meaning}: see data/data-report.json",
+                    warning=True,
+                )
+            )

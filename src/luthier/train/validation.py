@@ -1,0 +1,53 @@
+"""What a run measures of itself on the way: the loss of rows it does not train on, and the probe."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from luthier.data.tokens import TokenRow
+from luthier.events import OnEvent
+from luthier.objectives.objective import Objective, mean_over
+
+
+class Probe(Protocol):
+    """Measures general skill: shares and losses by name, ``probe_accuracy`` among them.
+
+    What it asks is not this part's concern; who calls ``fit`` hands it in (``evaluate.probe``).
+    """
+
+    def __call__(
+        self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The mean over all that counts in ``rows``, and what the probe finds."""
+
+    objective: Objective
+    rows: Sequence[TokenRow]
+    batch_size: int
+    probe: Callable[[], dict[str, float]] | None
+    on_event: OnEvent
+
+    def measure(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Figures by the names of metrics.jsonl; before the first step those of the probe alone."""
+        figures: dict[str, float] = {}
+        if step > 0:
+            means = mean_over(self.objective, model, self.rows, self.batch_size, self.on_event)
+            figures["eval_loss"] = means.pop("loss")
+            figures["eval_perplexity"] = perplexity(figures["eval_loss"])
+            figures |= {f"eval_{name}": value for name, value in means.items()}
+        if self.probe is not None:
+            figures |= {f"eval_{name}": value for name, value in self.probe().items()}
+        return figures
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf
