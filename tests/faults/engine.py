@@ -28,11 +28,13 @@ from typing import Any
 import torch
 from families import save_tiny
 from helpers import Notes, read_metrics, write_rows
-from luthier.train.trainer import LuthierTrainer
 
 from luthier.errors import Interrupted, UserError
+from luthier.objectives.sft import SFT
+from luthier.plan.forecast import forecast
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, claim_run
+from luthier.train import loop
 from luthier.train.fit import fit
 
 STEPS, SAVE = 12, 3
@@ -126,7 +128,7 @@ class Bench:
             try:
                 plant(run)
                 recipe = self.recipe(run, *overrides)
-                fit(recipe, claim_run(recipe, "x"), notes)
+                fit(recipe, claim_run(recipe, "x"), notes, forecast=forecast)
                 after()
                 code = 0
             except UserError as error:
@@ -364,7 +366,7 @@ def two_processes(bench: Bench, draw: random.Random) -> Try:
     if holder == 0:
         at_step(step, wait)
         recipe = bench.recipe(run)
-        fit(recipe, claim_run(recipe, "x"), Notes())
+        fit(recipe, claim_run(recipe, "x"))
         os._exit(0)
     deadline = time.monotonic() + 120
     while not gate.exists() and time.monotonic() < deadline:
@@ -392,7 +394,7 @@ def clock_jumps(bench: Bench, draw: random.Random) -> Try:
 
 
 def one_nan(bench: Bench, draw: random.Random) -> Try:
-    """One loss or gradient that is no number: that step is left out, said, and the run goes on."""
+    """One loss or gradient that is non-finite: that step is skipped, said, and the run goes on."""
     step, value = draw.randrange(1, STEPS - 1), draw.choice([float("nan"), float("inf")])
     gradient = draw.random() < 0.5
     name = f"{'gradient' if gradient else 'loss'} {value}"
@@ -401,10 +403,10 @@ def one_nan(bench: Bench, draw: random.Random) -> Try:
     lines = read_metrics(run)
     skipped = [line["step"] for line in lines if "skipped" in line]
     why = ""
-    if code != 0 or skipped != [step] or "left out" not in said:
-        why = f"ended with {code}, steps left out {skipped}: {said[-300:]}"
+    if code != 0 or skipped != [step] or "were skipped" not in said:
+        why = f"ended with {code}, steps skipped {skipped}: {said[-300:]}"
     elif any(not torch.isfinite(torch.tensor(line.get("loss", 0.0))) for line in lines):
-        why = "a loss that is no number was logged"
+        why = "a non-finite loss was logged"
     return Try(name, not why, 0, said, why)
 
 
@@ -469,48 +471,63 @@ FAULTS: dict[str, Callable[[Bench, random.Random], Try]] = {
 
 def at_step(step: int, action: Callable[[], None]) -> None:
     """Do ``action`` at the beginning of a step (from 1), once."""
-    real = LuthierTrainer.training_step
+    real = loop.train_step
     done = False
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(learner: Any, *args: Any) -> Any:
         nonlocal done
-        if not done and self.state.global_step + 1 >= step:
+        if not done and next_step(learner) >= step:
             done = True
             action()
-        return real(self, *args, **kwargs)
+        return real(learner, *args)
 
-    LuthierTrainer.training_step = call  # type: ignore[method-assign]
+    loop.train_step = call
+
+
+def next_step(learner: loop.Learner) -> int:
+    """The number of the step that a learner takes now, from 1."""
+    return learner.scheduler.last_epoch + 1
+
+
+def in_training(plant: Callable[[int, Any, Any], Any]) -> None:
+    """Let ``plant(step, batch, loss)`` change the loss of each micro-batch that trains."""
+    real_step, real_loss = loop.train_step, SFT.loss
+    now = 0
+
+    def step(learner: Any, *args: Any) -> Any:
+        nonlocal now
+        now = next_step(learner)
+        return real_step(learner, *args)
+
+    def loss(self: SFT, model: Any, batch: Any) -> Any:
+        found, parts = real_loss(self, model, batch)
+        return (plant(now, batch, found) if torch.is_grad_enabled() else found), parts
+
+    loop.train_step = step
+    SFT.loss = loss  # type: ignore[method-assign]
 
 
 def no_number(steps: set[int], value: float, gradient: bool) -> None:
-    real = LuthierTrainer.compute_loss
+    def plant(step: int, _batch: Any, loss: Any) -> Any:
+        if step not in steps:
+            return loss
+        if gradient:
+            loss.register_hook(lambda grad: grad * value)
+            return loss
+        return loss * value
 
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = real(self, *args, **kwargs)
-        if self.state.global_step + 1 in steps and torch.is_grad_enabled():
-            if gradient:
-                loss.register_hook(lambda grad: grad * value)
-            else:
-                loss = loss * value
-        return loss
-
-    LuthierTrainer.compute_loss = call  # type: ignore[method-assign]
+    in_training(plant)
 
 
 def little_memory(step: int, rows: int) -> None:
     """From ``step`` on a micro-batch of more than ``rows`` rows does not fit."""
-    real = LuthierTrainer.compute_loss
 
-    def call(self: Any, model: Any, inputs: Any, **kwargs: Any) -> Any:
-        if (
-            self.state.global_step + 1 >= step
-            and len(inputs["row_lengths"]) > rows
-            and torch.is_grad_enabled()
-        ):
+    def plant(now: int, batch: Any, loss: Any) -> Any:
+        if now >= step and len(batch.row_lengths) > rows:
             torch.empty(2**60, dtype=torch.uint8)  # what the allocator itself says
-        return real(self, model, inputs, **kwargs)
+        return loss
 
-    LuthierTrainer.compute_loss = call  # type: ignore[method-assign]
+    in_training(plant)
 
 
 def set_modes(run: Run, folders: int, files: int) -> None:

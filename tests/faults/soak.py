@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 from families import save_tiny
-from helpers import Notes, read_metrics, write_rows
+from helpers import read_metrics, write_rows
 
+from luthier.events import Event, Step
 from luthier.recipe import parse_recipe
 from luthier.run import claim_run
 from luthier.train.fit import fit
@@ -27,17 +28,16 @@ from luthier.train.fit import fit
 FLAT = 0.02
 
 
-class Sampler(Notes):
-    """A display that looks at the process at each logged step."""
+class Sampler:
+    """A listener that looks at the process at each logged step."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.process = psutil.Process()
         self.memory: list[int] = []
         self.files: list[int] = []
 
-    def logged(self, line: dict[str, Any]) -> None:
-        if "loss" in line:
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Step):
             self.memory.append(self.process.memory_info().rss)
             self.files.append(self.process.num_fds())
 

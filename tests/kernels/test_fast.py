@@ -353,7 +353,15 @@ def test_recomputation_keeps_no_layer_alive() -> None:
     model.enable_input_require_grads()
     batch = collate([[row] for row in random_rows(5)])
     with LiveStorage() as live:
-        live.add([*model.parameters(), *model.buffers(), batch.input_ids, batch.position_ids, batch.labels])
+        live.add(
+            [
+                *model.parameters(),
+                *model.buffers(),
+                batch.input_ids,
+                batch.position_ids,
+                batch.labels,
+            ]
+        )
         before = live.live
         loss_sum(model, batch).backward()
         gradients = sum(4 * p.grad.numel() for p in model.parameters() if p.grad is not None)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from luthier.sinks.files import MetricsFile
 from peft import PeftModel
 
 import luthier.files
@@ -26,6 +25,7 @@ from luthier.events import Step
 from luthier.objectives.sft import SFT
 from luthier.recipe import load_recipe
 from luthier.run import claim_run
+from luthier.sinks.files import MetricsFile
 from luthier.train.fit import fit
 from luthier.train.state import State
 from luthier.train.validation import Validation

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier.evaluate.before_after import OnProgress, evaluate_run
+from luthier.events import OnEvent
 from luthier.recipe import Recipe, load_recipe
+from luthier.records import Measured
 from luthier.run import claim_run
-from luthier.train.callbacks import Display
-from luthier.train.finish import Measured
 from luthier.train.fit import fit
 
 TASK = Path(str(files("luthier.demo"))) / "task"
@@ -21,7 +21,7 @@ def demo_recipe(overrides: list[str]) -> Recipe:
 
 
 def play(
-    recipe: Recipe, display: Display, on_progress: OnProgress
+    recipe: Recipe, on_event: OnEvent, on_progress: OnProgress
 ) -> tuple[Path, Measured, dict[str, Any]]:
     """Train (or go on, or find it done) and evaluate: the run folder and both results.
 
@@ -29,5 +29,5 @@ def play(
         UserError, Interrupted: as ``fit`` and ``evaluate_run``.
     """
     run = claim_run(recipe, "demo")
-    measured = fit(recipe, run, display)
+    measured = fit(recipe, run, on_event)
     return run.root, measured, evaluate_run(run, str(TASK / "test.jsonl"), on_progress)

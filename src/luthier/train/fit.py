@@ -1,37 +1,17 @@
 """A recipe in, a run folder out: the whole of `luthier train`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from luthier.errors import Interrupted, UserError
-from luthier.events import Evaluation, Finished, OnEvent, Started, Step, Stream, ignore
+from luthier.events import Finished, OnEvent, Stream, ignore
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
+from luthier.sinks.all import sinks_of
 from luthier.train.finish import finish
 from luthier.train.memory import OutOfMemory, free_memory, is_out_of_memory, smaller_micro_batch
 from luthier.train.session import Asked, Forecast, Session, open_session
 from luthier.train.validation import Probe
-
-
-@contextmanager
-def run_sinks(recipe: Recipe, run: Run) -> Iterator[list[OnEvent]]:
-    import json
-
-    def metrics(event):
-        if isinstance(event, (Step, Evaluation)):
-            with run.metrics_path.open("a") as f:
-                f.write(json.dumps(event.line.to_dict()) + "\n")
-        elif isinstance(event, Started) and run.metrics_path.exists():
-            keep = [
-                l
-                for l in run.metrics_path.read_text().splitlines(True)
-                if l.endswith("\n") and json.loads(l)["step"] <= event.step
-            ]
-            run.metrics_path.write_text("".join(keep))
-
-    yield [metrics]
 
 
 def fit(
@@ -56,7 +36,7 @@ def fit(
     with run.locked():
         if run.finished:
             return run.measured()
-        with run_sinks(recipe, run) as sinks:
+        with sinks_of(recipe, run) as sinks:
             stream = Stream([on_event, *sinks])
             asked = Asked(recipe, run, stream, probe, forecast)
             while True:

@@ -125,7 +125,7 @@ def train_step(
         learner.optimizer.zero_grad()  # without gradients an update changes nothing
     if finite and on_gradients is not None:
         on_gradients()
-    learning_rate: float = learner.scheduler.get_last_lr()[0]
+    learning_rate = float(learner.scheduler.get_last_lr()[0])
     if update(learner):
         learner.scheduler.step()
     learner.optimizer.zero_grad()

@@ -86,9 +86,7 @@ def load_prepared_tokenizer(
 
 def recompute_activations(model: PreTrainedModel | PeftModel) -> None:
     """Keep the input of each layer only, and compute the rest again in the backward pass."""
-    model.activation_checkpointing_enable(
-        activation_checkpointing_kwargs={"use_reentrant": False}
-    )
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def resolve_model(recipe: Recipe) -> ResolvedModel:
