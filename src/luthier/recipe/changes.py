@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from luthier.credentials import masked
 from luthier.errors import UserError
 
 Changes = Mapping[str, Mapping[str, Any]]  # by group, by key
@@ -21,8 +22,9 @@ def merge(tree: Mapping[Any, Any], changes: Changes, origin: str) -> dict[Any, A
         old = {} if old is None else old
         for value in (old, keys):
             if not isinstance(value, Mapping):
+                shown = masked(repr(value))[:80]
                 raise UserError(
-                    f"{origin}: '{group}' is a group of keys, so it takes a mapping, not {value!r:.80}"
+                    f"{origin}: '{group}' is a group of keys, so it takes a mapping, not {shown}"
                 )
         merged[group] = {**old, **keys}
     return merged

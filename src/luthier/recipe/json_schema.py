@@ -9,7 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from luthier.recipe.schema import METHOD_DEFAULTS, Recipe
 
-SCHEMA_PATH = Path(str(files("luthier.recipe"))) / "recipe.schema.json"
+SCHEMA_PATH = Path(str(files("luthier.recipe"))).absolute() / "recipe.schema.json"
 
 
 class _Generator(GenerateJsonSchema):
