@@ -9,6 +9,7 @@ from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.evaluate import show_comparison, show_samples
 from luthier.cli.terminal import terminal
 from luthier.cli.train import show_measured
+from luthier.recipe import parse_overrides
 
 _QUESTION = """Write the SQLite query.
 
@@ -31,7 +32,7 @@ def demo(
     """
     from luthier.demo.play import demo_recipe, play
 
-    recipe = demo_recipe(overrides or [])
+    recipe = demo_recipe(**parse_overrides(overrides or []))
     with terminal() as on_event:
         root, measured, evaluation = play(recipe, on_event)
     if as_json:

@@ -91,7 +91,9 @@ def evaluate_run(
             the scale is wrong.
     """
     started = time.perf_counter()
-    recipe = with_metrics(run.recipe(), metrics)
+    recipe = run.recipe()
+    if metrics is not None:
+        recipe = recipe.changed(evaluate={"metrics": list(metrics)})
     rows = choose_rows(run, recipe, data, on_event)
     graded = make_metrics(
         recipe.evaluate.metrics if rows.answered else (),
@@ -146,20 +148,6 @@ def evaluate_run(
         write_jsonl(run.evaluation_folder / "rows.jsonl", row_records(sides, rows))
         write_json(run.evaluation_path, evaluation)
     return evaluation
-
-
-def with_metrics(recipe: Recipe, metrics: Sequence[str] | None) -> Recipe:
-    """The recipe with other metrics, checked as a recipe is.
-
-    Raises:
-        UserError: there is no such metric, or it needs a key that the recipe lacks.
-    """
-    if metrics is None:
-        return recipe
-    from luthier.recipe import parse_recipe
-
-    overrides = [f"evaluate.metrics=[{', '.join(metrics)}]"]
-    return parse_recipe(recipe.to_yaml(), overrides, origin="--metrics")
 
 
 def choose_rows(run: Run, recipe: Recipe, data: str | None, on_event: OnEvent = ignore) -> Rows:
