@@ -1,14 +1,15 @@
 """`luthier demo`."""
 
 import shlex
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from luthier.cli.app import Json, app, err, out, print_json
-from luthier.cli.evaluate import evaluation_progress, show_comparison, show_samples
+from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.evaluate import show_comparison, show_samples
+from luthier.cli.terminal import terminal
 from luthier.cli.train import show_measured
+from luthier.recipe import parse_overrides
 
 _QUESTION = """Write the SQLite query.
 
@@ -30,13 +31,12 @@ def demo(
     that training never saw are executed, and count if they return what the reference returns.
     """
     from luthier.demo.play import demo_recipe, play
-    from luthier.train.progress import make_display
 
-    recipe = demo_recipe(overrides or [])
-    with evaluation_progress() as on_progress:
-        root, measured, evaluation = play(recipe, make_display(err), on_progress)
+    recipe = demo_recipe(**parse_overrides(overrides or []))
+    with terminal() as on_event:
+        root, measured, evaluation = play(recipe, on_event)
     if as_json:
-        print_json({"run": str(root), "measured": asdict(measured), "evaluation": evaluation})
+        print_json({"run": str(root), "measured": measured.to_dict(), "evaluation": evaluation})
         return
     show_samples(evaluation, 3)
     show_comparison(evaluation)

@@ -8,8 +8,10 @@ import typer
 from rich.table import Table
 
 from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
-from luthier.recipe import MethodName, Recipe, load_recipe
+from luthier.events import Note, OnEvent, during, tracked
+from luthier.recipe import MethodName, Recipe, load_recipe, model_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from luthier.plan.capacity import Capacity, Change
@@ -82,26 +84,28 @@ def plan(
     methods = _chosen(method or "all")
     device, here = _device(gpu, memory, hardware, price)
     jobs: list[Job] = []
-    with err.status("reading"):
+    with terminal() as on_event:
         if recipe_path is not None:
             recipe = load_recipe(recipe_path, overrides or [])
-            jobs.append(_job_of_recipe(recipe, device, here))
+            jobs.append(_job_of_recipe(recipe, device, here, on_event))
             if method is not None:
                 jobs = [jobs[0].with_method(name) for name in methods]
         else:
             assert model is not None
+            changes = parse_overrides(overrides or [])
             for name in methods:
-                settings = [
-                    f"method.name={name}",
-                    f"method.lora_r={lora_r}",
-                    f"model.dtype={dtype}",
-                    f"data.max_length={seq_len}",
-                    f"train.per_device_train_batch_size={batch_size}",
-                    f"train.gradient_checkpointing={str(gradient_checkpointing).lower()}",
-                    *([f"train.optim={optim}"] if optim else []),
-                    *(overrides or []),
-                ]
-                jobs.append(_job_of_shape(model, settings, rows, device, here))
+                shape = model_recipe(
+                    model,
+                    model={"dtype": dtype},
+                    method={"name": name, "lora_r": lora_r},
+                    data={"max_length": seq_len},
+                    train={
+                        "per_device_train_batch_size": batch_size,
+                        "gradient_checkpointing": gradient_checkpointing,
+                        "optim": optim,
+                    },
+                )
+                jobs.append(_job_of_shape(shape.changed(**changes), rows, device, here))
     _plan_and_show(jobs, device, here, hardware, sweep, api_price, as_json)
 
 
@@ -118,8 +122,8 @@ def _chosen(method: str) -> "tuple[MethodName, ...]":
 def _calibrate(as_json: bool) -> None:
     from luthier.plan.calibrate import calibrate
 
-    with err.status("calibrating") as status:
-        found = calibrate(status.update)
+    with terminal() as on_event:
+        found = calibrate(on_event)
     if as_json:
         print_json(asdict(found))
         return
@@ -151,25 +155,22 @@ def _device(
     return device, gpu is None and memory is None
 
 
-def _job_of_recipe(recipe: Recipe, device: "Accelerator", here: bool) -> "Job":
+def _job_of_recipe(recipe: Recipe, device: "Accelerator", here: bool, on_event: OnEvent) -> "Job":
     from luthier.plan.from_recipe import dtype_on, job_of_recipe
 
     job, assumed = job_of_recipe(
-        recipe, dtype_on(recipe.model.dtype, device, here), on_gpu=not device.is_cpu
+        recipe, dtype_on(recipe.model.dtype, device, here), not device.is_cpu, on_event
     )
     if assumed:
-        err.print(assumed, style="yellow", highlight=False, soft_wrap=True)
+        on_event(Note(assumed, warning=True))
     return job
 
 
-def _job_of_shape(
-    model: str, settings: list[str], rows: int, device: "Accelerator", here: bool
-) -> "Job":
+def _job_of_shape(recipe: Recipe, rows: int, device: "Accelerator", here: bool) -> "Job":
     from luthier.plan.from_recipe import dtype_on, job_of_shape
 
-    return job_of_shape(
-        model, settings, lambda asked: dtype_on(asked, device, here), rows, not device.is_cpu
-    )
+    dtype = dtype_on(recipe.model.dtype, device, here)
+    return job_of_shape(recipe, dtype, rows, on_gpu=not device.is_cpu)
 
 
 def _plan_and_show(
@@ -192,15 +193,15 @@ def _plan_and_show(
     plans: list[Plan] = []
     room: dict[str, list[Capacity]] = {}
     changes: dict[str, list[Change]] = {}
-    with err.status("simulating") as status:
+    with terminal() as on_event:
         for job in jobs:
             name = job.method.name
-            status.update(f"simulating a step, {name}")
-            plans.append(make_plan(job, device, calibration))
-            status.update(f"what fits, {name}")
-            room[name] = capacities(job, devices)
-            if not plans[-1].fits:
-                changes[name] = changes_to_fit(job, device)
+            with during(f"simulating a step, {name}", on_event):
+                plans.append(make_plan(job, device, calibration))
+            with during(f"looking for what fits, {name}", on_event):
+                room[name] = capacities(job, devices)
+                if not plans[-1].fits:
+                    changes[name] = changes_to_fit(job, device)
     pays = {
         p.method: break_even(
             (p.cost[0] * sweep, p.cost[1] * sweep), api_price, device, p.weight_bytes
@@ -354,11 +355,8 @@ def _say_break_even(method: str, even: Any, device: "Accelerator") -> None:
 def _show_tables(as_json: bool) -> None:
     from luthier.plan.tables import ASSUMPTIONS, classic_tables
 
-    rows = []
-    with err.status("simulating") as status:
-        for row in classic_tables():
-            rows.append(row)
-            status.update(f"simulating: {row.model} {row.method} done")
+    with terminal() as on_event:
+        rows = list(tracked(classic_tables(), "simulating", on_event))
     if as_json:
         print_json({"assumptions": ASSUMPTIONS, "rows": [asdict(row) for row in rows]})
         return

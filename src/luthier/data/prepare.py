@@ -17,6 +17,7 @@ from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
 from luthier.data.tokens import Tokenizer, TokenRow, cut
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import sha256, user_path, write_json, write_jsonl
 from luthier.recipe import DataGroup, Recipe
 from luthier.run import Run
@@ -52,7 +53,9 @@ class _LeftOut:
     overlap: list[Conversation] = field(default_factory=list)
 
 
-def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+def prepare(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent = ignore
+) -> Prepared:
     """Read, split and tokenise the data of a recipe.
 
     Raises:
@@ -61,27 +64,29 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     data = recipe.data
     encoder = Tokenizer(tokenizer, data.train_on)
     left_out = _LeftOut()
-    train, sources = _read(recipe.train_files, data, left_out)
+    train, sources = _read(recipe.train_files, data, left_out, on_event)
     read = len(train)
     if data.max_rows is not None:
         train = sample(train, data.max_rows, recipe.train.seed)
     if data.validation is not None:
-        validation, more = _read([data.validation], data, left_out)
+        validation, more = _read([data.validation], data, left_out, on_event)
         sources += more
-        train, left_out.overlap = without_overlap(train, validation)
+        with during("looking for training rows in the validation file", on_event):
+            train, left_out.overlap = without_overlap(train, validation)
     else:
-        train, validation = split(train, data.validation_fraction, recipe.train.seed)
+        with during("splitting off validation rows", on_event):
+            train, validation = split(train, data.validation_fraction, recipe.train.seed)
     replay: dict[str, Any] | None = None
     if data.replay is not None:
-        general, more = _read([data.replay.source], data, left_out, detect=True)
+        general, more = _read([data.replay.source], data, left_out, on_event, detect=True)
         sources += more
         general, _ = without_overlap(general, validation)
         wanted = round(len(train) * data.replay.share / (1 - data.replay.share))
         added = sample(general, wanted, recipe.train.seed)
         replay = {"wanted": wanted, "added": len(added), "available": len(general)}
         train = [*train, *added]
-    train_rows = _tokenise(train, data, encoder, left_out)
-    validation_rows = _tokenise(validation, data, encoder, left_out)
+    train_rows = _tokenise(train, data, encoder, left_out, on_event)
+    validation_rows = _tokenise(validation, data, encoder, left_out, on_event)
     _judge(data, train_rows, left_out)
     report = {
         "sources": [vars(source) for source in sources],
@@ -112,7 +117,9 @@ def store(prepared: Prepared, run: Run) -> None:
     write_json(run.data_report_path, {**prepared.report, "split_sha256": hashes})
 
 
-def load_stored(data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run) -> Prepared:
+def load_stored(
+    data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run, on_event: OnEvent = ignore
+) -> Prepared:
     """The split that ``store`` kept: the sources may have changed since.
 
     Raises:
@@ -120,10 +127,11 @@ def load_stored(data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run) -
     """
     try:
         report = json.loads(run.data_report_path.read_text(encoding="utf-8"))
-        whole = all(
-            sha256(path) == report["split_sha256"][path.name]
-            for path in (run.train_path, run.validation_path)
-        )
+        with during("checking the run's data", on_event):
+            whole = all(
+                sha256(path) == report["split_sha256"][path.name]
+                for path in (run.train_path, run.validation_path)
+            )
     except (OSError, ValueError, KeyError):
         whole = False
     if not whole:
@@ -133,42 +141,49 @@ def load_stored(data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run) -
         )
     encoder = Tokenizer(tokenizer, data.train_on)
     train, validation = (
-        tokenise(list(_stored_rows(path)), data, encoder)
+        tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event)
         for path in (run.train_path, run.validation_path)
     )
     return Prepared(train, validation, report)
 
 
-def held_out(run: Run) -> list[Conversation]:
+def held_out(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
     """The run's validation rows, as conversations.
 
     Raises:
         UserError: they are gone or damaged.
     """
-    return list(_stored_rows(run.validation_path))
+    return list(_stored_rows(run.validation_path, on_event))
 
 
-def trained_on(run: Run) -> list[Conversation]:
+def trained_on(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
     """The run's training rows, as conversations.
 
     Raises:
         UserError: as ``held_out``.
     """
-    return list(_stored_rows(run.train_path))
+    return list(_stored_rows(run.train_path, on_event))
 
 
-def read_for_evaluation(file: str, data: DataGroup) -> list[Conversation]:
+def read_for_evaluation(
+    file: str, data: DataGroup, on_event: OnEvent = ignore
+) -> list[Conversation]:
     """The rows of one more file, by the recipe's rules for bad rows.
 
     Raises:
         UserError: the file or a row is wrong.
     """
-    return _read([file], data, _LeftOut())[0]
+    return _read([file], data, _LeftOut(), on_event)[0]
 
 
-def tokenise(rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer) -> list[TokenRow]:
+def tokenise(
+    rows: Sequence[Conversation],
+    data: DataGroup,
+    encoder: Tokenizer,
+    on_event: OnEvent = ignore,
+) -> list[TokenRow]:
     """Token rows of conversations that were prepared before, cut as they were then."""
-    encoded = encode_all(encoder, rows)
+    encoded = encode_all(encoder, rows, on_event)
     refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
     if refused is not None:
         raise UserError(str(refused))
@@ -178,15 +193,20 @@ def tokenise(rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer) 
 
 
 def _read(
-    sources: Sequence[str], data: DataGroup, left_out: _LeftOut, *, detect: bool = False
+    sources: Sequence[str],
+    data: DataGroup,
+    left_out: _LeftOut,
+    on_event: OnEvent,
+    *,
+    detect: bool = False,
 ) -> tuple[list[Conversation], list[Source]]:
     """Rows and their files; ``detect`` tells the format whatever ``data.format`` says."""
     rows: list[Conversation] = []
     read = []
-    for file in (file for source in sources for file in find_files(source)):
+    for file in (file for source in sources for file in find_files(source, on_event)):
         before = len(rows)
         fmt: str | None = None if detect or data.format == "auto" else data.format
-        for item in read_rows(file):
+        for item in read_rows(file, on_event):
             if isinstance(item, BadRow):
                 left_out.bad.append(item)
                 continue
@@ -201,7 +221,8 @@ def _read(
                 rows.append(to_conversation(row, fmt, origin))
             except BadRow as bad:
                 left_out.bad.append(bad)
-        digest = sha256(user_path(file))
+        with during(f"hashing {file}", on_event):
+            digest = sha256(user_path(file))
         read.append(Source(file, fmt or "unknown", digest, len(rows) - before))
     if left_out.bad and (data.on_bad_row == "error" or not rows):
         raise UserError(_bad_rows_message(left_out.bad))
@@ -227,11 +248,15 @@ def _bad_rows_message(bad: list[BadRow]) -> str:
 
 
 def _tokenise(
-    rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer, left_out: _LeftOut
+    rows: Sequence[Conversation],
+    data: DataGroup,
+    encoder: Tokenizer,
+    left_out: _LeftOut,
+    on_event: OnEvent,
 ) -> list[TokenRow]:
     kept = []
     bad_before = len(left_out.bad)
-    for row, encoded in zip(rows, encode_all(encoder, rows), strict=True):
+    for row, encoded in zip(rows, encode_all(encoder, rows, on_event), strict=True):
         if isinstance(encoded, TemplateRejects):
             left_out.bad.append(BadRow(row.origin, str(encoded)))
             continue
@@ -281,10 +306,10 @@ def _count(rows: Sequence[TokenRow]) -> dict[str, int]:
     }
 
 
-def _stored_rows(path: Path) -> Iterator[Conversation]:
+def _stored_rows(path: Path, on_event: OnEvent) -> Iterator[Conversation]:
     try:
         with path.open(encoding="utf-8") as file:
-            for line in file:
+            for line in tracked(file, f"reading {path}", on_event):
                 yield Conversation.from_row(json.loads(line))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {path}, which the run wrote: {error}") from error

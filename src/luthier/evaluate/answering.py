@@ -1,10 +1,11 @@
 """Answers of a model to many prompts, kept as they come: what was answered is not asked again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from luthier.evaluate.store import Store, key_of
+from luthier.events import OnEvent, tracked
 from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
 
 
@@ -17,14 +18,15 @@ def answer_kept(
     side: str,
     max_new_tokens: int,
     batch_size: int,
-    on_done: Callable[[int], None],
+    task: str,
+    on_event: OnEvent,
 ) -> list[str]:
     """Greedy answers to ``prompts`` in their order; batches of prompts of like length.
 
     Args:
         store: holds answers of before and gets each batch's.
         side: says which weights answer, all that an answer depends on besides its prompt.
-        on_done: told how many answers there are so far.
+        task: what this is, in the events about its progress; they count the answers to make.
 
     Raises:
         UserError: the template refuses a prompt, or a prompt leaves no room for an answer.
@@ -33,10 +35,8 @@ def answer_kept(
     keys = [key_of(side, ids, max_new_tokens) for ids in encoded]
     fresh = {key: i for i, key in enumerate(keys) if key not in store}  # equal prompts once
     order = sorted(fresh.values(), key=lambda i: -len(encoded[i]))
-    done = len(prompts) - len(order)
-    on_done(done)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in tracked(batches, task, on_event, len(order), "prompts", size=len):
         answers = answer_all(
             model,
             tokenizer,
@@ -45,6 +45,4 @@ def answer_kept(
             batch_size,
         )
         store.add({keys[i]: answer for i, answer in zip(batch, answers, strict=True)})
-        done += len(batch)
-        on_done(done)
     return [str(store[key]) for key in keys]

@@ -1,8 +1,7 @@
 """Base against tuned on rows neither was trained on: loss, perplexity, answers, and how sure."""
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,16 +25,13 @@ from luthier.evaluate.perplexity import loss_and_perplexity
 from luthier.evaluate.probe.forgetting import probe_forgetting
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store, key_of
+from luthier.events import Note, OnEvent, ignore
 from luthier.files import sha256, write_json, write_jsonl
 from luthier.generate.answer import Model
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.tuned import TunedModel, load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run
-
-log = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, int, int], None]
 
 SIDES = ("base", "tuned")
 SAMPLES = 100  # rows that evaluation.json shows; all of them are in evaluation/rows.jsonl
@@ -62,7 +58,7 @@ class Side:
 def evaluate_run(
     run: Run,
     data: str | None = None,
-    on_progress: OnProgress = lambda *_: None,
+    on_event: OnEvent = ignore,
     *,
     metrics: Sequence[str] | None = None,
     adapter_scale: float = 1.0,
@@ -77,7 +73,6 @@ def evaluate_run(
 
     Args:
         data: file to evaluate on instead of the run's validation rows.
-        on_progress: called with what is being done, how much is done, and of how much.
         metrics: names instead of the recipe's.
         adapter_scale: of the tuned side, see ``load_tuned``.
         probe: whether to look for forgetting; None: as ``evaluate.probe`` of the recipe says.
@@ -96,31 +91,36 @@ def evaluate_run(
             the scale is wrong.
     """
     started = time.perf_counter()
-    recipe = with_metrics(run.recipe(), metrics)
-    rows = choose_rows(run, recipe, data)
+    recipe = run.recipe()
+    if metrics is not None:
+        recipe = recipe.changed(evaluate={"metrics": list(metrics)})
+    rows = choose_rows(run, recipe, data, on_event)
     graded = make_metrics(
         recipe.evaluate.metrics if rows.answered else (),
         recipe.evaluate,
         rows.answered,
         run.evaluation_folder / "judge.jsonl",
     )
-    training = trained_on(run)
+    training = trained_on(run, on_event)
     _, seen = without_overlap(rows.all, training)
     if seen:
-        log.warning(
-            "%d of the %d rows of %s were trained on (%s first): the tuned model has seen their "
-            "answers, so its figures are too good",
-            len(seen), len(rows.all), rows.source, seen[0].origin,
-        )  # fmt: skip
-    models = load_tuned(run, adapter_scale)
+        on_event(
+            Note(
+                f"{len(seen)} of the {len(rows.all)} rows of {rows.source} were trained on "
+                f"({seen[0].origin} first): the tuned model has seen their answers, so its figures "
+                "are too good",
+                warning=True,
+            )
+        )
+    models = load_tuned(run, adapter_scale, on_event)
     weights = sha256(run.measured_path)  # other after the run was trained anew
     names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
     with run.locked():
         store = Store(run.evaluation_folder / "answers.jsonl")
-        sides = measure_sides(models, recipe, rows, graded, store, names, on_progress)
+        sides = measure_sides(models, recipe, rows, graded, store, names, on_event)
         forgetting = None
         if recipe.evaluate.probe if probe is None else probe:
-            forgetting = probe_forgetting(run, models, recipe, training, store, names, on_progress)
+            forgetting = probe_forgetting(run, models, recipe, training, store, names, on_event)
             write_jsonl(run.evaluation_folder / "probe.jsonl", forgetting.pop("answers"))
         harness = {}
         if tasks:
@@ -129,7 +129,7 @@ def evaluate_run(
                 tasks,
                 limit=tasks_limit,
                 batch_size=recipe.evaluate.batch_size,
-                on_progress=on_progress,
+                on_event=on_event,
             )
         evaluation = {
             "data": rows.source,
@@ -150,32 +150,18 @@ def evaluate_run(
     return evaluation
 
 
-def with_metrics(recipe: Recipe, metrics: Sequence[str] | None) -> Recipe:
-    """The recipe with other metrics, checked as a recipe is.
-
-    Raises:
-        UserError: there is no such metric, or it needs a key that the recipe lacks.
-    """
-    if metrics is None:
-        return recipe
-    from luthier.recipe import parse_recipe
-
-    overrides = [f"evaluate.metrics=[{', '.join(metrics)}]"]
-    return parse_recipe(recipe.to_yaml(), overrides, origin="--metrics")
-
-
-def choose_rows(run: Run, recipe: Recipe, data: str | None) -> Rows:
+def choose_rows(run: Run, recipe: Recipe, data: str | None, on_event: OnEvent = ignore) -> Rows:
     """The rows of ``data``, else the run's held-out ones.
 
     Raises:
         UserError: there are none, or one is wrong.
     """
     if data is None:
-        source, rows = str(run.validation_path), held_out(run)
+        source, rows = str(run.validation_path), held_out(run, on_event)
         if not rows:
             raise UserError(f"{run.root} has no validation rows; give a file of rows with --data")
     else:
-        source, rows = data, read_for_evaluation(data, recipe.data)
+        source, rows = data, read_for_evaluation(data, recipe.data, on_event)
     spoken = [row for row in rows if row.messages]
     return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 
@@ -187,12 +173,12 @@ def measure_sides(
     metrics: Sequence[Metric],
     store: Store,
     names: dict[str, str],
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> dict[str, Side]:
     """Loss, answers and scores of base and tuned; ``store`` and ``names`` as for ``answer_kept``."""
 
     def measure(side: str, model: Model) -> Side:
-        losses = _losses(side, model, models, recipe, rows, on_progress)
+        losses = _losses(side, model, models, recipe, rows, on_event)
         answers = answer_kept(
             model,
             models.tokenizer,
@@ -201,7 +187,8 @@ def measure_sides(
             side=names[side],
             max_new_tokens=recipe.evaluate.max_new_tokens,
             batch_size=recipe.evaluate.batch_size,
-            on_done=lambda done: on_progress(f"answers of {side}", done, len(rows.answered)),
+            task=f"answers of {side}",
+            on_event=on_event,
         )
         scores = {metric.name: metric.scores(answers, rows.answered) for metric in metrics}
         return Side(losses, answers, scores)
@@ -217,22 +204,15 @@ def _losses(
     models: TunedModel,
     recipe: Recipe,
     rows: Rows,
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> list[RowLoss]:
     """The loss of each conversation; a text that was cut into several rows is one."""
     encoder = Tokenizer(models.tokenizer, recipe.data.train_on)
-    tokens = tokenise(rows.all, recipe.data, encoder)
+    tokens = tokenise(rows.all, recipe.data, encoder, on_event)
     if not tokens:
         raise UserError(f"no row of {rows.source} fits data.max_length {recipe.data.max_length}")
-    done = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal done
-        done += count
-        on_progress(f"loss of {side}", done, len(tokens))
-
-    on_progress(f"loss of {side}", 0, len(tokens))
-    pieces = row_losses(model, tokens, packed=rows_stay_apart(model), on_rows=on_rows)
+    packed = rows_stay_apart(model)
+    pieces = row_losses(model, tokens, packed=packed, task=f"loss of {side}", on_event=on_event)
     whole: dict[int, RowLoss] = {}
     for row, loss in zip(tokens, pieces, strict=True):
         before = whole.get(id(row.conversation), RowLoss(0.0, 0))

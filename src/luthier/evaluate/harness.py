@@ -1,13 +1,17 @@
 """Tasks of EleutherAI's lm-evaluation-harness, put to base and tuned and compared row by row."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
 from luthier.evaluate.statistics import mean_interval, paired_test
+<<<<<<< HEAD
 from luthier.extras import need
+=======
+from luthier.events import OnEvent, during, ignore
+>>>>>>> main
 from luthier.generate.answer import Model
 from luthier.models.adapters import inner
 from luthier.models.tuned import TunedModel
@@ -22,7 +26,7 @@ def run_tasks(
     *,
     limit: int | None,
     batch_size: int,
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Put ``tasks`` to both sides; the ``tasks`` part of ``evaluation.json``.
 
@@ -33,7 +37,6 @@ def run_tasks(
     Args:
         tasks: names that the harness knows, or paths of task files (.yaml).
         limit: rows of each task, from its first; None for all.
-        on_progress: called with what is being done, how much is done, and of how much.
 
     Returns:
         By ``task metric``: ``label``, ``share`` (whether each score is 0 or 1), ``higher_is_better``,
@@ -57,7 +60,6 @@ def run_tasks(
     directions: dict[str, dict[str, bool]] = {}
 
     def put(side: str, model: Model) -> _Scores:
-        on_progress(f"lm-eval tasks of {side}", 0, len(tasks))
         whole = inner(model)
         language_model = HFLM(
             pretrained=whole,
@@ -66,17 +68,17 @@ def run_tasks(
             batch_size=batch_size,
         )
         try:
-            found = simple_evaluate(
-                language_model,
-                tasks=list(tasks),
-                limit=limit,
-                bootstrap_iters=0,
-                task_manager=manager,
-            )
+            with during(f"lm-eval tasks of {side}", on_event):
+                found = simple_evaluate(
+                    language_model,
+                    tasks=list(tasks),
+                    limit=limit,
+                    bootstrap_iters=0,
+                    task_manager=manager,
+                )
         except Exception as error:  # tasks are code and data of others: anything may come
             raise UserError(f"lm-eval cannot run {', '.join(tasks)}: {error}") from error
         directions.update(found["higher_is_better"])
-        on_progress(f"lm-eval tasks of {side}", len(tasks), len(tasks))
         return _scores(found["samples"])
 
     with models.as_base() as base:

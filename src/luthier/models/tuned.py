@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.models.adapters import load_adapter, scale_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization, template_hash
@@ -29,10 +30,12 @@ class TunedModel:
         recipe: Recipe,
         tuned: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
+        on_event: OnEvent = ignore,
     ) -> None:
         self.tuned = tuned.eval()
         self.tokenizer = tokenizer
         self._recipe = recipe
+        self._on_event = on_event
         self._base: PreTrainedModel | None = None
 
     @contextmanager
@@ -43,11 +46,11 @@ class TunedModel:
                 yield self.tuned
             return
         if self._base is None:
-            self._base = load_base(self._recipe).eval()
+            self._base = load_base(self._recipe, self._on_event).eval()
         yield self._base
 
 
-def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
+def load_tuned(run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore) -> TunedModel:
     """Load the best weights of ``run`` on this machine's device, in the dtype it trained in.
 
     Args:
@@ -70,9 +73,9 @@ def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
             "them (chat_template.jinja, tokenizer_config.json)"
         )
     if recipe.method.name != "full":
-        tuned = load_adapter(load_base(recipe), weights)
+        tuned = load_adapter(load_base(recipe, on_event), weights)
         scale_adapter(tuned, adapter_scale)
-        return TunedModel(recipe, tuned, tokenizer)
+        return TunedModel(recipe, tuned, tokenizer, on_event)
     if adapter_scale != 1:
         raise UserError(f"{run.root} is a full run: it has no adapter to scale")
     whole = load_model(
@@ -80,20 +83,22 @@ def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
         run_dtype(recipe),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
+        on_event=on_event,
     )
-    return TunedModel(recipe, whole, tokenizer)
+    return TunedModel(recipe, whole, tokenizer, on_event)
 
 
-def load_base(recipe: Recipe) -> PreTrainedModel:
+def load_base(recipe: Recipe, on_event: OnEvent = ignore) -> PreTrainedModel:
     """The model that the run of ``recipe`` began from, stored as it was while training."""
     dtype = run_dtype(recipe)
     return load_model(
-        resolve(recipe.model.source, recipe.model.revision).folder,
+        resolve(recipe.model.source, recipe.model.revision, on_event=on_event).folder,
         dtype,
         quantization=quantization(recipe.method, dtype),
         device=pick_device(),
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
+        on_event=on_event,
     )
 
 

@@ -1,6 +1,5 @@
 """The job that a recipe means: with the rows of its data where they can be read here."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from luthier.data.batches import RowDataset
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.template import choose_template
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.known import KNOWN_MODELS
 from luthier.models.load import load_tokenizer
@@ -17,7 +17,7 @@ from luthier.models.pull import cached
 from luthier.models.source import resolve
 from luthier.plan.catalogues import Accelerator, as_on_gpu, find_config
 from luthier.plan.job import Job, check_length, job_from_lengths, job_from_shape
-from luthier.recipe import Recipe, parse_recipe
+from luthier.recipe import Recipe
 
 
 def dtype_on(asked: str, accelerator: Accelerator, here: bool) -> torch.dtype:
@@ -30,7 +30,9 @@ def dtype_on(asked: str, accelerator: Accelerator, here: bool) -> torch.dtype:
     return torch.float16 if "float16 only" in accelerator.name else torch.bfloat16
 
 
-def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job, str | None]:
+def job_of_recipe(
+    recipe: Recipe, dtype: torch.dtype, on_gpu: bool, on_event: OnEvent = ignore
+) -> tuple[Job, str | None]:
     """The job, and what had to be assumed where the data could not be read.
 
     Raises:
@@ -41,7 +43,7 @@ def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job
     if on_gpu:
         config = as_on_gpu(config)
     check_length(recipe.data.max_length, source, config)
-    folder = _tokenizer_folder(recipe)
+    folder = _tokenizer_folder(recipe, on_event)
     if folder is None:
         assumed = (
             f"the tokenizer of {source} is not here, so the data was not read: planned for 1,000 "
@@ -50,30 +52,20 @@ def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job
         return job_from_shape(recipe, config, dtype, rows=1000), assumed
     tokenizer = load_tokenizer(folder, trusted)
     choose_template(tokenizer, recipe.data.template)
-    return job_of_data(recipe, prepare(recipe, tokenizer), config, dtype), None
+    return job_of_data(recipe, prepare(recipe, tokenizer, on_event), config, dtype), None
 
 
-def job_of_shape(
-    source: str,
-    overrides: Sequence[str],
-    dtype: Callable[[str], torch.dtype],
-    rows: int,
-    on_gpu: bool,
-) -> Job:
-    """The job of ``rows`` rows of ``data.max_length`` tokens, without a recipe file.
+def job_of_shape(recipe: Recipe, dtype: torch.dtype, rows: int, on_gpu: bool) -> Job:
+    """The job of ``rows`` rows of ``data.max_length`` tokens; no data is read.
 
     Args:
-        overrides: ``group.key=value`` as in a recipe.
         dtype: what ``model.dtype`` comes to.
 
     Raises:
-        UserError: no such model, a wrong value, or rows longer than the model can read.
+        UserError: no such model, or rows longer than the model can read.
     """
-    tree = [f"model.source={source}", "data.train=none", *overrides]
-    recipe = parse_recipe("", tree, origin="plan")
-    config = find_config(source)
-    chosen = dtype(recipe.model.dtype)
-    return job_from_shape(recipe, as_on_gpu(config) if on_gpu else config, chosen, rows)
+    config = find_config(recipe.model.source)
+    return job_from_shape(recipe, as_on_gpu(config) if on_gpu else config, dtype, rows)
 
 
 def job_of_data(
@@ -90,12 +82,12 @@ def job_of_data(
     return job_from_lengths(recipe, config, dtype, items, supervised, optim)
 
 
-def _tokenizer_folder(recipe: Recipe) -> Path | None:
+def _tokenizer_folder(recipe: Recipe, on_event: OnEvent) -> Path | None:
     source = recipe.model.source
     if source in KNOWN_MODELS:
         pulled = cached(source)
         return pulled.folder if pulled else None
     try:
-        return resolve(source, recipe.model.revision, weights=False).folder
+        return resolve(source, recipe.model.revision, weights=False, on_event=on_event).folder
     except UserError:  # a model of the catalogue that the hub does not hand out here
         return None

@@ -1,6 +1,6 @@
 """The probe put to one model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -13,14 +13,13 @@ from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import UNRELATED, Item, load_passages
 from luthier.evaluate.store import Store
+from luthier.events import OnEvent
 from luthier.generate.answer import Model, Prompt
 from luthier.kernels.separation import rows_stay_apart
 
 ANSWER_TOKENS = 48  # longest answer to an open or unrelated question
 _BATCH = 50
 _ORIGIN = Origin("probe", 0)
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def ask(
     store: Store,
     side: str,
     name: str,
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> Probed:
     """Score ``items`` and the passages; ``model`` is in evaluation mode.
 
@@ -60,10 +59,7 @@ def ask(
     """
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
-    total = len(items)
-    scores = choice_scores(
-        model, questions, lambda done: on_progress(f"probe of {name}", done, total)
-    )
+    scores = choice_scores(model, questions, f"probe of {name}, multiple choice", on_event)
     said: dict[str, str] = {}
     right: dict[str, float] = {}
     for item, values in zip(choices, scores, strict=True):
@@ -78,13 +74,15 @@ def ask(
         side=side,
         max_new_tokens=ANSWER_TOKENS,
         batch_size=_BATCH,
-        on_done=lambda done: on_progress(f"probe of {name}", len(choices) + done, total),
+        task=f"probe of {name}, open questions",
+        on_event=on_event,
     )
     for item, answer in zip(spoken, answers, strict=True):
         said[item.id] = answer
         if item.area != UNRELATED:
             right[item.id] = float(item.right(answer))
-    return Probed(right, said, text_losses(model, tokenizer, load_passages()))
+    losses = text_losses(model, tokenizer, load_passages(), f"probe of {name}, passages", on_event)
+    return Probed(right, said, losses)
 
 
 def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) -> Question:
@@ -115,12 +113,16 @@ def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) ->
 
 
 def text_losses(
-    model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    task: str,
+    on_event: OnEvent,
 ) -> list[RowLoss]:
     """Loss of plain prose, each text by itself."""
     encoder = Tokenizer(tokenizer, "completions")
     rows = [encoder.encode(Conversation(_ORIGIN, text=text)) for text in texts]
-    return row_losses(model, rows, packed=rows_stay_apart(model))
+    return row_losses(model, rows, packed=rows_stay_apart(model), task=task, on_event=on_event)
 
 
 def _prompt(item: Item, *, plain: bool) -> Prompt:

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.data.conversation import Conversation
 from luthier.evaluate.perplexity import loss_and_perplexity
-from luthier.evaluate.probe.asking import OnProgress, Probed, ask, tokenised
+from luthier.evaluate.probe.asking import Probed, ask, tokenised
 from luthier.evaluate.probe.divergence import divergences
 from luthier.evaluate.probe.items import UNRELATED, load_items, load_passages
 from luthier.evaluate.probe.leakage import Leakage, find_leakage, markers_of
@@ -14,6 +14,7 @@ from luthier.evaluate.probe.remedies import remedies
 from luthier.evaluate.probe.verdict import judge
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store
+from luthier.events import OnEvent, during
 from luthier.generate.answer import Model
 from luthier.models.tuned import TunedModel
 from luthier.recipe import Recipe
@@ -27,7 +28,7 @@ def probe_forgetting(
     training: Sequence[Conversation],
     store: Store,
     names: dict[str, str],
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> dict[str, Any]:
     """Put the probe to base and tuned; the ``forgetting`` part of ``evaluation.json``.
 
@@ -38,11 +39,12 @@ def probe_forgetting(
     items = load_items()
     plain = (recipe.provenance or {}).get("template") == "none"
     seconds: dict[str, float] = {}
-    on_progress("reading the probe", 0, 1)
-    questions = [
-        tokenised(models.tokenizer, item, plain=plain) for item in items if item.answer is not None
-    ]
-    on_progress("reading the probe", 1, 1)
+    with during("reading the probe", on_event):
+        questions = [
+            tokenised(models.tokenizer, item, plain=plain)
+            for item in items
+            if item.answer is not None
+        ]
 
     def put(side: str, model: Model) -> Probed:
         started = time.perf_counter()
@@ -55,7 +57,7 @@ def probe_forgetting(
             store=store,
             side=names[side],
             name=side,
-            on_progress=on_progress,
+            on_event=on_event,
         )
         seconds[side] = round(time.perf_counter() - started, 1)
         return probed
@@ -68,9 +70,8 @@ def probe_forgetting(
         item.question if plain else ({"role": "user", "content": item.question},)
         for item in unrelated
     ]
-    on_progress("distance from the base", 0, 1)
-    moved, tokens = divergences(models, prompts, [base.said[item.id] for item in unrelated])
-    on_progress("distance from the base", 1, 1)
+    said = [base.said[item.id] for item in unrelated]
+    moved, tokens = divergences(models, prompts, said, on_event)
     leakage = find_leakage(
         [item.question for item in unrelated],
         [base.said[item.id] for item in unrelated],
