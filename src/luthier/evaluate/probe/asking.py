@@ -1,6 +1,6 @@
 """The probe put to one model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -9,18 +9,16 @@ from luthier.data.conversation import Conversation, Message, Origin
 from luthier.data.template import stop_token_ids
 from luthier.data.tokens import Tokenizer
 from luthier.evaluate.answering import answer_kept
+from luthier.evaluate.examination import Examination
 from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import UNRELATED, Item, load_passages
-from luthier.evaluate.store import Store
 from luthier.generate.answer import Model, Prompt
 from luthier.kernels.separation import rows_stay_apart
 
 ANSWER_TOKENS = 48  # longest answer to an open or unrelated question
 _BATCH = 50
 _ORIGIN = Origin("probe", 0)
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,31 +37,27 @@ class Probed:
 
 
 def ask(
+    examination: Examination,
+    side: str,
     model: Model,
-    tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     questions: Sequence[Question],
     *,
     plain: bool,
-    store: Store,
-    side: str,
-    name: str,
-    on_progress: OnProgress,
 ) -> Probed:
     """Score ``items`` and the passages; ``model`` is in evaluation mode.
 
     Args:
         questions: the multiple-choice items as ``tokenised`` makes them, in their order.
         plain: the run learned plain text, so questions are put without a chat template.
-        store, side: as for ``answer_kept``.
-        name: of this model, for progress.
     """
+
+    def on_done(done: int) -> None:
+        examination.on_progress(f"probe of {side}", done, len(items))
+
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
-    total = len(items)
-    scores = choice_scores(
-        model, questions, lambda done: on_progress(f"probe of {name}", done, total)
-    )
+    scores = choice_scores(model, questions, on_done)
     said: dict[str, str] = {}
     right: dict[str, float] = {}
     for item, values in zip(choices, scores, strict=True):
@@ -71,20 +65,20 @@ def ask(
         said[item.id] = ([item.answer or "", *item.wrong])[best]
         right[item.id] = float(best == 0)
     answers = answer_kept(
+        examination,
+        side,
         model,
-        tokenizer,
         [_prompt(item, plain=plain) for item in spoken],
-        store=store,
-        side=side,
         max_new_tokens=ANSWER_TOKENS,
         batch_size=_BATCH,
-        on_done=lambda done: on_progress(f"probe of {name}", len(choices) + done, total),
+        on_done=lambda done: on_done(len(choices) + done),
     )
     for item, answer in zip(spoken, answers, strict=True):
         said[item.id] = answer
         if item.area != UNRELATED:
             right[item.id] = float(item.right(answer))
-    return Probed(right, said, text_losses(model, tokenizer, load_passages()))
+    texts = text_losses(model, examination.models.tokenizer, load_passages())
+    return Probed(right, said, texts)
 
 
 def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) -> Question:
