@@ -12,6 +12,7 @@ import torch
 
 from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.simulate import Step
+from luthier.recipe import model_recipe, parse_overrides
 
 PUBLISHED = {"lora": 16.2, "qlora": 7.4, "full": 18.9}  # GiB
 THEIR_TARGETS = "[q_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
@@ -28,7 +29,8 @@ def simulate(method: str, *more: str) -> Step:
         "train.gradient_checkpointing=true",
         *more,
     ]
-    job = job_of_shape("llama-3.1-8b", settings, lambda _: torch.bfloat16, 2, on_gpu=True)
+    recipe = model_recipe("llama-3.1-8b", **parse_overrides(settings))
+    job = job_of_shape(recipe, torch.bfloat16, 2, on_gpu=True)
     return job.step(job.largest)
 
 

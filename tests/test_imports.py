@@ -24,7 +24,7 @@ ALLOWED = {
     "data": {"recipe", "run", "models"},
     "kernels": {"recipe", "models"},
     "advise": {"recipe", "data"},
-    "runtime": set(),
+    "runtime": {"kernels"},
     "sinks": {"recipe", "run"},
     "objectives": {"models", "data", "kernels"},
     "train": {"recipe", "run", "runtime", "models", "data", "kernels", "objectives", "sinks"},
@@ -36,12 +36,12 @@ ALLOWED = {
     "retrieve": {"run", "models", "data", "generate"},
     "compare": {
         *("recipe", "run", "models", "data", "advise"),
-        *("train", "generate", "serve", "evaluate", "retrieve"),
+        *("runs", "train", "generate", "serve", "evaluate", "retrieve"),
     },
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "demo": {"recipe", "run", "train", "evaluate"},
     "cli": {
-        *("recipe", "run", "models", "data", "advise", "plan"),
+        *("recipe", "run", "runs", "models", "data", "advise", "plan"),
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }

@@ -1,9 +1,18 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from luthier.errors import UserError
-from luthier.recipe import load_recipe, parse_recipe
+from luthier.recipe import (
+    KernelsGroup,
+    TrainGroup,
+    as_recipe,
+    load_recipe,
+    model_recipe,
+    parse_overrides,
+    parse_recipe,
+)
 
 LEAST = "model: {source: m}\ndata: {train: t.jsonl}\n"
 ROOT = Path(__file__).parents[1]
@@ -99,6 +108,90 @@ def test_the_default_name_depends_on_the_settings_alone() -> None:
     first = parse_recipe(LEAST).default_name("lora")
     assert first == parse_recipe(LEAST, ["run.dir=elsewhere"]).default_name("lora")
     assert first != parse_recipe(LEAST, ["train.seed=1"]).default_name("lora")
+
+
+def test_what_was_never_set_follows_the_method() -> None:
+    recipe = parse_recipe(LEAST, ["train.weight_decay=0.3", "train.optim=null"])
+    qlora = recipe.changed(method={"name": "qlora"})
+    assert qlora == parse_recipe(LEAST, ["train.weight_decay=0.3", "method.name=qlora"])
+    assert (qlora.train.learning_rate, qlora.train.weight_decay) == (2e-4, 0.3)
+    assert qlora.train.optim == "paged_adamw_8bit"
+    back = qlora.changed(method={"name": "full"}, train={"weight_decay": None})
+    assert (back.train.learning_rate, back.train.weight_decay) == (2e-5, 0.01)
+    assert recipe.method.name == "lora"  # each is a new recipe
+
+
+def test_a_change_says_the_same_as_a_string() -> None:
+    recipe = parse_recipe(LEAST, ["data.replay={source: g.jsonl}", "run.name=first"])
+    changed = recipe.changed(
+        train={"max_steps": 3}, method={"target_modules": ["q_proj"]}, data={"replay": None}
+    )
+    sets = ["train.max_steps=3", "method.target_modules=[q_proj]", "run.name=first"]
+    assert changed == parse_recipe(LEAST, sets)
+    assert recipe.data.replay is not None
+    assert recipe.changed(train={"seed": 1}).data.replay == recipe.data.replay
+
+
+def test_what_was_set_by_assignment_stays() -> None:
+    recipe = parse_recipe(LEAST)
+    recipe.kernels.norm, recipe.train.learning_rate = False, 0.5
+    changed = recipe.changed(method={"name": "full"})
+    assert (changed.kernels.norm, changed.train.learning_rate) == (False, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": {"learning_rat": 1}}, "did you mean 'train.learning_rate'"),
+        ({"trian": {"seed": 1}}, "did you mean 'train"),
+        ({"train": {"seed": -1}}, "'train.seed' is -1"),
+        ({"train": 3}, "'train' is a group of keys"),
+        ({"evaluate": {"metrics": ["bleus"]}}, "did you mean 'bleu'"),
+        ({"train": {"optim": "adamw_bf16"}}, "is for method.name full"),
+        ({"evaluate": {"judge_url": "https://me:hunter2@host/v1"}}, "'evaluate.judge_url' holds"),
+        ({"self": {"x": 1}}, "unknown key 'self'"),
+    ],
+)
+def test_a_wrong_change_is_told_as_in_a_file(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_recipe(LEAST).changed(**changes)
+    assert said in str(error.value)
+    with pytest.raises(UserError) as error:
+        as_recipe({"model": {"source": "m"}, "data": {"train": "t"}}, **changes)
+    assert said in str(error.value)
+
+
+def test_a_program_names_a_recipe_in_four_ways(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: {source: m}\ntrain:\nrun: {name: x}\n")
+    groups = {"model": {"source": "m"}, "train": TrainGroup(seed=5), "kernels": KernelsGroup()}
+    wanted = parse_recipe(LEAST, ["train.max_steps=3"])
+    # The file lacks its data, which the changes bring.
+    changes: dict[str, Any] = {"data": {"train": "t.jsonl"}, "train": {"max_steps": 3}}
+    for given in (path, str(path), {"model": {"source": "m"}}, wanted):
+        assert as_recipe(given, **changes).differences(wanted) == []
+    assert as_recipe(wanted) is wanted
+    assert as_recipe(path, **changes).run.name == "x"
+    assert as_recipe(groups, data={"train": "t"}).train.seed == 5
+    with pytest.raises(UserError, match=r"r\.yaml: 'data' is missing"):
+        as_recipe(path)
+    with pytest.raises(UserError, match="no recipe at nowhere"):
+        as_recipe("nowhere")
+
+
+def test_a_recipe_for_a_model_alone() -> None:
+    recipe = model_recipe("007", model={"dtype": "float16"}, method={"name": "full"})
+    assert (recipe.model.source, recipe.model.dtype, recipe.train_files) == ("007", "float16", [])
+    assert recipe.train.learning_rate == 2e-5
+
+
+def test_overrides_are_changes_by_group() -> None:
+    sets = ["train.seed=1", "data.train=[a, b]", "train.seed=2", "run.name='007'"]
+    assert parse_overrides(sets) == {
+        "train": {"seed": 2},
+        "data": {"train": ["a", "b"]},
+        "run": {"name": "007"},
+    }
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "qlora"])

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from luthier.errors import UserError
 from luthier.files import remove_unfinished, write_text
 from luthier.recipe import Recipe, load_recipe
+from luthier.recipe.json_schema import schema_comment
 from luthier.records import (
     AnsweredRow,
     DataReport,
@@ -330,4 +331,4 @@ def _check_same(run: Run, recipe: Recipe) -> None:
 
 def save_recipe(run: Run, recipe: Recipe) -> None:
     """Write the resolved recipe, the file that makes a folder a run."""
-    write_text(run.recipe_path, recipe.to_yaml())
+    write_text(run.recipe_path, f"{schema_comment()}\n{recipe.to_yaml()}")

@@ -17,7 +17,7 @@ from luthier.compare.page import write_approaches
 from luthier.compare.prompts import APPROACHES, KINDS, make_prompt, searched_for
 from luthier.data.conversation import Conversation, Origin
 from luthier.errors import UserError
-from luthier.recipe import Recipe, parse_recipe
+from luthier.recipe import Recipe, model_recipe, parse_overrides
 from luthier.retrieve.passages import Passage
 from luthier.run import Run
 
@@ -60,7 +60,7 @@ def question(
     overrides = ["evaluate.max_new_tokens=4", "evaluate.metrics=[exact_match, json_valid]"]
     return Question(
         approaches=APPROACHES,
-        recipe=parse_recipe(run.recipe().to_yaml(), overrides),
+        recipe=run.recipe().changed(**parse_overrides(overrides)),
         data=str(write_rows(tmp_path / "test.jsonl", rows)),
         documents=docs,
         run=run,
@@ -148,10 +148,7 @@ def test_changed_documents_are_indexed_again(question: Question, tmp_path: Path)
 def test_without_a_run_the_plain_model_is_asked(
     question: Question, tiny_model: Path, tmp_path: Path
 ) -> None:
-    recipe = parse_recipe(
-        "",
-        [f"model.source={tiny_model}", "data.train=none", "evaluate.max_new_tokens=3"],
-    )
+    recipe = model_recipe(str(tiny_model), evaluate={"max_new_tokens": 3})
     plain = dataclasses.replace(
         question,
         approaches=("zero-shot", "few-shot"),

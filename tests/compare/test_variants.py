@@ -6,6 +6,7 @@ import pytest
 
 from luthier.compare.variants import Variant, make_variants, parse_vary
 from luthier.errors import UserError
+from luthier.recipe import load_recipe
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def recipe(tmp_path: Path) -> Path:
 def make(recipe: Path, *sets: str, methods: str = "", seeds: int = 1, **vary: str) -> list[Variant]:
     grid = parse_vary([f"{key.replace('__', '.')}={values}" for key, values in vary.items()])
     chosen = methods.split(",") if methods else []
-    return make_variants(recipe, sets, chosen, grid, seeds, recipe.parent / "runs")
+    return make_variants(load_recipe(recipe, sets), chosen, grid, seeds, recipe.parent / "runs")
 
 
 def test_each_method_gets_the_same_multiple_of_its_own_rate(recipe: Path) -> None:

@@ -11,11 +11,13 @@ from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.job import Job
 from luthier.plan.machine import framework_bytes
 from luthier.plan.tables import _TABLE, classic_tables
+from luthier.recipe import model_recipe, parse_overrides
 
 
 def job(*overrides: str) -> Job:
     given = ["method.name=lora", "data.max_length=256", *overrides]
-    return job_of_shape("smollm2-135m", given, lambda _: torch.bfloat16, 8, on_gpu=True)
+    recipe = model_recipe("smollm2-135m", **parse_overrides(given))
+    return job_of_shape(recipe, torch.bfloat16, 8, on_gpu=True)
 
 
 @pytest.mark.parametrize("memory", [2.0, 4.0])

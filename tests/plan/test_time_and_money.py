@@ -12,14 +12,15 @@ from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.job import Job, job_from_lengths, spread
 from luthier.plan.money import break_even
 from luthier.plan.rates import Rates, Units, fit_rates, stated_seconds
-from luthier.recipe import parse_recipe
+from luthier.recipe import model_recipe, parse_overrides
 
 CARD = Accelerator("card", 24, bandwidth=1000, bfloat16=100, watts=400, price_per_hour=0.5)
 
 
 def job(*overrides: str, rows: int = 8, model: str = "smollm2-135m") -> Job:
     given = ["method.name=lora", "data.max_length=128", *overrides]
-    return job_of_shape(model, given, lambda _: torch.float32, rows, on_gpu=False)
+    recipe = model_recipe(model, **parse_overrides(given))
+    return job_of_shape(recipe, torch.float32, rows, on_gpu=False)
 
 
 def test_planted_rates_are_recovered() -> None:
@@ -47,15 +48,13 @@ def test_spread_keeps_the_mean() -> None:
 
 
 def test_steps_and_tokens_of_a_job() -> None:
-    recipe = parse_recipe(
-        "",
-        [
-            "model.source=smollm2-135m",
-            "data.train=none",
-            "train.num_train_epochs=3",
-            "train.per_device_train_batch_size=4",
-            "train.gradient_accumulation_steps=2",
-        ],
+    recipe = model_recipe(
+        "smollm2-135m",
+        train={
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+        },
     )
     items = [[n] for n in range(10, 30)]  # 20 rows, 8 a step: three steps an epoch
     config = find_config("smollm2-135m")
@@ -63,7 +62,7 @@ def test_steps_and_tokens_of_a_job() -> None:
     assert (made.steps, made.tokens) == (9, 3 * sum(range(10, 30)))
     assert made.largest == (29, 28, 27, 26)
     assert made.supervised == pytest.approx(0.5)
-    by_steps = parse_recipe(recipe.to_yaml(), ["train.max_steps=2"])
+    by_steps = recipe.changed(train={"max_steps": 2})
     made = job_from_lengths(by_steps, config, torch.float32, items, supervised=195)
     assert (made.steps, made.tokens) == (2, round(2 / 3 * sum(range(10, 30))))
 

@@ -1,8 +1,8 @@
-"""Two processes take one step together; used by test_loop.py.
+"""Processes that take steps together; used by test_loop.py.
 
-    torchrun --nproc-per-node 2 ranks.py OUT
+    python ranks.py RANK COUNT FOLDER
 
-Each rank has half of the micro-batches; rank 0 writes what the step came to.
+Each rank has its share of the micro-batches; rank 0 writes what the steps came to into FOLDER.
 """
 
 import json
@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from luthier.train.loop import train_step
 
 
-def main(out: Path) -> None:
-    torch.distributed.init_process_group("gloo")
-    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+def main(rank: int, count: int, folder: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count
+    )
     mine = learner()
     model = mine.model
     mine.model = DistributedDataParallel(model)
@@ -27,9 +28,9 @@ def main(out: Path) -> None:
     if rank == 0:
         weights = {name: p.detach().double().sum().item() for name, p in model.named_parameters()}
         steps = [[r.loss, r.grad_norm, r.parts] for r in results]
-        out.write_text(json.dumps({"steps": steps, "weights": weights}))
+        (folder / "out.json").write_text(json.dumps({"steps": steps, "weights": weights}))
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -42,8 +42,8 @@ def test_each_difference_is_told(
     other.metrics_path.write_text(
         "\n".join([*lines[:2], lines[2].replace('"loss": ', '"loss": 1')])
     )
-    recipe = other.recipe_path.read_text().replace("dtype: float32", "dtype: bfloat16")
-    other.recipe_path.write_text(recipe)
+    provenance = other.provenance_path.read_text().replace("float32", "bfloat16")
+    other.provenance_path.write_text(provenance)
     found = differences(run, other)
     assert found[0].startswith("dtype: float32 and bfloat16")
     assert found[1].startswith("step 3: loss ")

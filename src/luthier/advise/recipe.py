@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from luthier.advise.answers import Answers
 from luthier.advise.decide import GOOD, LEAST, Decision
 from luthier.recipe import METHOD_DEFAULTS, parse_recipe
+from luthier.recipe.json_schema import schema_comment
 
 _WHY_METHOD = {
     "full": "all weights",
@@ -29,6 +30,7 @@ def make_recipe(answers: Answers, decision: Decision, data: Sequence[str]) -> st
     defaults = METHOD_DEFAULTS[choice.method]
     sources = _quoted(data[0]) if len(data) == 1 else f"[{', '.join(map(_quoted, data))}]"
     lines = [
+        schema_comment(),
         f"# {decision.headline}: {choice.reason}.",
         "#",
         "#   luthier data check, luthier plan and luthier train take it from here.",

@@ -14,7 +14,7 @@ from luthier.advise.answers import Goal
 from luthier.cli.app import Json, app, err, out, print_json, split_list
 from luthier.cli.evaluate import evaluation_progress
 from luthier.errors import Interrupted, UserError
-from luthier.recipe import Recipe, parse_recipe
+from luthier.recipe import Recipe, load_recipe, model_recipe, parse_overrides
 from luthier.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -133,7 +133,11 @@ def compare(
 
         grid = parse_vary(vary or [])
         variants = make_variants(
-            recipe, overrides or [], split_list(methods), grid, seeds, folder / "runs"
+            load_recipe(recipe, overrides or []),
+            split_list(methods),
+            grid,
+            seeds,
+            folder / "runs",
         )
         comparison = _variants(variants, folder, data, names, price_per_hour)
     elif recipe is None and approaches is not None:
@@ -211,10 +215,12 @@ def _approach_names(text: str) -> "tuple[Approach, ...]":
 
 def _recipe(run: Run | None, model: str, metrics: list[str], overrides: list[str]) -> Recipe:
     """The run's recipe, or one for the model alone, with what the options override."""
-    sets = [f"evaluate.metrics=[{', '.join(metrics)}]", *overrides] if metrics else overrides
+    changes = parse_overrides(overrides)
+    if metrics:
+        changes["evaluate"] = {"metrics": metrics, **changes.get("evaluate", {})}
     if run is not None:
-        return parse_recipe(run.recipe().to_yaml(), sets, origin="--set")
-    return parse_recipe("", [f"model.source={model}", "data.train=none", *sets], origin="--set")
+        return run.recipe().changed(**changes)
+    return model_recipe(model, **changes)
 
 
 def _goals(texts: list[str]) -> dict[str, Goal]:

@@ -9,6 +9,7 @@ import typer
 from luthier.cli.app import Json, app, err, out, print_json
 from luthier.cli.evaluate import evaluation_progress, show_comparison, show_samples
 from luthier.cli.train import show_measured
+from luthier.recipe import parse_overrides
 
 _QUESTION = """Write the SQLite query.
 
@@ -32,7 +33,7 @@ def demo(
     from luthier.demo.play import demo_recipe, play
     from luthier.train.progress import make_display
 
-    recipe = demo_recipe(overrides or [])
+    recipe = demo_recipe(**parse_overrides(overrides or []))
     with evaluation_progress() as on_progress:
         root, measured, evaluation = play(recipe, make_display(err), on_progress)
     if as_json:

@@ -26,6 +26,7 @@ from luthier.cli import (  # noqa: F401  # they register
     models,
     plan,
     rag,
+    recipe,
     report,
     serve,
     train,

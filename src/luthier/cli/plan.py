@@ -9,7 +9,7 @@ from rich.table import Table
 
 from luthier.cli.app import Json, app, err, out, print_json
 from luthier.errors import UserError
-from luthier.recipe import MethodName, Recipe, load_recipe
+from luthier.recipe import MethodName, Recipe, load_recipe, model_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from luthier.plan.capacity import Capacity, Change
@@ -90,18 +90,20 @@ def plan(
                 jobs = [jobs[0].with_method(name) for name in methods]
         else:
             assert model is not None
+            changes = parse_overrides(overrides or [])
             for name in methods:
-                settings = [
-                    f"method.name={name}",
-                    f"method.lora_r={lora_r}",
-                    f"model.dtype={dtype}",
-                    f"data.max_length={seq_len}",
-                    f"train.per_device_train_batch_size={batch_size}",
-                    f"train.gradient_checkpointing={str(gradient_checkpointing).lower()}",
-                    *([f"train.optim={optim}"] if optim else []),
-                    *(overrides or []),
-                ]
-                jobs.append(_job_of_shape(model, settings, rows, device, here))
+                shape = model_recipe(
+                    model,
+                    model={"dtype": dtype},
+                    method={"name": name, "lora_r": lora_r},
+                    data={"max_length": seq_len},
+                    train={
+                        "per_device_train_batch_size": batch_size,
+                        "gradient_checkpointing": gradient_checkpointing,
+                        "optim": optim,
+                    },
+                )
+                jobs.append(_job_of_shape(shape.changed(**changes), rows, device, here))
     _plan_and_show(jobs, device, here, hardware, sweep, api_price, as_json)
 
 
@@ -162,14 +164,11 @@ def _job_of_recipe(recipe: Recipe, device: "Accelerator", here: bool) -> "Job":
     return job
 
 
-def _job_of_shape(
-    model: str, settings: list[str], rows: int, device: "Accelerator", here: bool
-) -> "Job":
+def _job_of_shape(recipe: Recipe, rows: int, device: "Accelerator", here: bool) -> "Job":
     from luthier.plan.from_recipe import dtype_on, job_of_shape
 
-    return job_of_shape(
-        model, settings, lambda asked: dtype_on(asked, device, here), rows, not device.is_cpu
-    )
+    dtype = dtype_on(recipe.model.dtype, device, here)
+    return job_of_shape(recipe, dtype, rows, on_gpu=not device.is_cpu)
 
 
 def _plan_and_show(

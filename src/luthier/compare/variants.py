@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 
 from luthier.errors import UserError
-from luthier.recipe import METHOD_DEFAULTS, MethodName, Recipe, load_recipe
+from luthier.recipe import METHOD_DEFAULTS, MethodName, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Variant:
 
 
 def make_variants(
-    path: Path,
-    overrides: Sequence[str],
+    base: Recipe,
     methods: Sequence[str],
     vary: Mapping[str, Sequence[Any]],
     seeds: int,
@@ -46,9 +45,8 @@ def make_variants(
         runs: folder for the run folders.
 
     Raises:
-        UserError: there is no such method, key or recipe, or there is nothing to compare.
+        UserError: there is no such method or key, or there is nothing to compare.
     """
-    base = load_recipe(path, overrides)
     known = get_args(MethodName)
     for method in methods:
         if method not in known:
@@ -84,8 +82,7 @@ def make_variants(
                 "run.dir": str(runs),
                 "run.name": folder,
             }
-            lines = [f"{key}={_yaml(value)}" for key, value in sets.items()]
-            recipe = load_recipe(path, [*overrides, *lines]).with_absolute_paths()
+            recipe = base.changed(**_by_group(sets)).with_absolute_paths()
             variants.append(Variant(name, seed, changes, recipe))
     if len({v.recipe.run.name for v in variants}) < len(variants):
         raise UserError("two variants are the same; --methods and --vary name each value once")
@@ -132,6 +129,14 @@ def _own_defaults(base: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     return sets
 
 
+def _by_group(sets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in sets.items():
+        group, _, name = key.partition(".")
+        groups.setdefault(group, {})[name] = value
+    return groups
+
+
 def _name(changes: dict[str, Any]) -> str:
     parts = []
     for key, value in changes.items():
@@ -142,7 +147,3 @@ def _name(changes: dict[str, Any]) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name)
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

@@ -1,12 +1,13 @@
 """The whole path on a real small model: pull, train, evaluate on databases it never saw."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from luthier.evaluate.before_after import OnProgress, evaluate_run
 from luthier.events import OnEvent
-from luthier.recipe import Recipe, load_recipe
+from luthier.recipe import Recipe, as_recipe
 from luthier.records import Measured
 from luthier.run import claim_run
 from luthier.train.fit import fit
@@ -14,10 +15,14 @@ from luthier.train.fit import fit
 TASK = Path(str(files("luthier.demo"))) / "task"
 
 
-def demo_recipe(overrides: list[str]) -> Recipe:
-    """The recipe of the demo, its data found in the installed package."""
-    paths = [f"data.train={TASK / 'train.jsonl'}", f"evaluate.sql_databases={TASK / 'databases'}"]
-    return load_recipe(TASK.parent / "recipe.yaml", [*paths, *overrides])
+def demo_recipe(**changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of the demo, its data found in the installed package, with ``changes`` by group."""
+    own = as_recipe(
+        TASK.parent / "recipe.yaml",
+        data={"train": str(TASK / "train.jsonl")},
+        evaluate={"sql_databases": str(TASK / "databases")},
+    )
+    return own.changed(**changes)
 
 
 def play(

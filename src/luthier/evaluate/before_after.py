@@ -77,7 +77,9 @@ def evaluate_run(
             the scale is wrong.
     """
     started = time.perf_counter()
-    recipe = with_metrics(run.recipe(), metrics)
+    recipe = run.recipe()
+    if metrics is not None:
+        recipe = recipe.changed(evaluate={"metrics": list(metrics)})
     rows = choose_rows(run, recipe, data)
     graded = make_metrics(
         recipe.evaluate.metrics if rows.answered else (),
@@ -125,20 +127,6 @@ def evaluate_run(
         write_jsonl(run.answered_rows_path, (row.to_dict() for row in answered))
         write_json(run.evaluation_path, evaluation.to_dict())
     return evaluation
-
-
-def with_metrics(recipe: Recipe, metrics: Sequence[str] | None) -> Recipe:
-    """The recipe with other metrics, checked as a recipe is.
-
-    Raises:
-        UserError: there is no such metric, or it needs a key that the recipe lacks.
-    """
-    if metrics is None:
-        return recipe
-    from luthier.recipe import parse_recipe
-
-    overrides = [f"evaluate.metrics=[{', '.join(metrics)}]"]
-    return parse_recipe(recipe.to_yaml(), overrides, origin="--metrics")
 
 
 def choose_rows(run: Run, recipe: Recipe, data: str | None) -> Rows:

@@ -1,6 +1,5 @@
 """The job that a recipe means: with the rows of its data where they can be read here."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from luthier.models.pull import cached
 from luthier.models.source import resolve
 from luthier.plan.catalogues import Accelerator, as_on_gpu, find_config
 from luthier.plan.job import Job, check_length, job_from_lengths, job_from_shape
-from luthier.recipe import Recipe, parse_recipe
+from luthier.recipe import Recipe
 
 
 def dtype_on(asked: str, accelerator: Accelerator, here: bool) -> torch.dtype:
@@ -53,27 +52,17 @@ def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job
     return job_of_data(recipe, prepare(recipe, tokenizer), config, dtype), None
 
 
-def job_of_shape(
-    source: str,
-    overrides: Sequence[str],
-    dtype: Callable[[str], torch.dtype],
-    rows: int,
-    on_gpu: bool,
-) -> Job:
-    """The job of ``rows`` rows of ``data.max_length`` tokens, without a recipe file.
+def job_of_shape(recipe: Recipe, dtype: torch.dtype, rows: int, on_gpu: bool) -> Job:
+    """The job of ``rows`` rows of ``data.max_length`` tokens; no data is read.
 
     Args:
-        overrides: ``group.key=value`` as in a recipe.
         dtype: what ``model.dtype`` comes to.
 
     Raises:
-        UserError: no such model, a wrong value, or rows longer than the model can read.
+        UserError: no such model, or rows longer than the model can read.
     """
-    tree = [f"model.source={source}", "data.train=none", *overrides]
-    recipe = parse_recipe("", tree, origin="plan")
-    config = find_config(source)
-    chosen = dtype(recipe.model.dtype)
-    return job_from_shape(recipe, as_on_gpu(config) if on_gpu else config, chosen, rows)
+    config = find_config(recipe.model.source)
+    return job_from_shape(recipe, as_on_gpu(config) if on_gpu else config, dtype, rows)
 
 
 def job_of_data(

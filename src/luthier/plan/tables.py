@@ -7,6 +7,7 @@ import torch
 
 from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.machine import CUDA_FRAMEWORK
+from luthier.recipe import model_recipe
 
 ASSUMPTIONS = (
     "Computed: one training step of luthier, simulated with fake tensors, and "
@@ -79,13 +80,13 @@ def classic_tables() -> Iterator[TableRow]:
 
 
 def _gibibytes(model: str, method: str, rows: int, length: int, recompute: bool) -> float:
-    overrides = [
-        f"method.name={method}",
-        f"data.max_length={length}",
-        f"train.per_device_train_batch_size={rows}",
-        f"train.gradient_checkpointing={str(recompute).lower()}",
-    ]
-    job = job_of_shape(model, overrides, lambda _: torch.bfloat16, rows, on_gpu=True)
+    recipe = model_recipe(
+        model,
+        method={"name": method},
+        data={"max_length": length},
+        train={"per_device_train_batch_size": rows, "gradient_checkpointing": recompute},
+    )
+    job = job_of_shape(recipe, torch.bfloat16, rows, on_gpu=True)
     return (job.step(job.largest).peak + CUDA_FRAMEWORK) / 2**30
 
 

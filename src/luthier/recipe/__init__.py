@@ -1,0 +1,47 @@
+"""The recipe: the one object that says everything about a run."""
+
+from luthier.recipe.reading import (
+    as_recipe,
+    load_recipe,
+    model_recipe,
+    parse_overrides,
+    parse_recipe,
+)
+from luthier.recipe.schema import (
+    METHOD_DEFAULTS,
+    METRICS,
+    DataGroup,
+    EvaluateGroup,
+    KernelsGroup,
+    MethodGroup,
+    MethodName,
+    ModelGroup,
+    Recipe,
+    ReplayGroup,
+    RunGroup,
+    TrainGroup,
+    known_keys,
+)
+from luthier.recipe.sources import hub_dataset
+
+__all__ = [
+    "METHOD_DEFAULTS",
+    "METRICS",
+    "DataGroup",
+    "EvaluateGroup",
+    "KernelsGroup",
+    "MethodGroup",
+    "MethodName",
+    "ModelGroup",
+    "Recipe",
+    "ReplayGroup",
+    "RunGroup",
+    "TrainGroup",
+    "as_recipe",
+    "hub_dataset",
+    "known_keys",
+    "load_recipe",
+    "model_recipe",
+    "parse_overrides",
+    "parse_recipe",
+]

@@ -1,0 +1,626 @@
+"""What a recipe holds: its groups and keys, every default once, and what must fit together.
+
+Names are those of Transformers' ``TrainingArguments``, PEFT's ``LoraConfig`` and bitsandbytes, so
+that what people know holds. The descriptions are the help texts of the keys: `luthier recipe
+explain`, the JSON Schema and docs/recipe.md show them as they stand here.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from luthier.credentials import holds_secret
+from luthier.errors import UserError
+from luthier.files import user_path
+from luthier.recipe.changes import merge
+from luthier.recipe.messages import explain_errors
+from luthier.recipe.sources import absolute_path, absolute_source
+
+# What differs between the methods. Sources: full 2e-5 (Alpaca, Taori et al. 2023); LoRA 3e-4 (Hu et
+# al. 2021, and "LoRA Without Regret", Thinking Machines 2025: about ten times the rate of full
+# fine-tuning, on all linear layers); QLoRA 2e-4 and the paged 8-bit optimiser (Dettmers et al. 2023).
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {"learning_rate": 2e-5, "weight_decay": 0.01, "optim": "adamw_torch_fused"},
+    "lora": {"learning_rate": 3e-4, "weight_decay": 0.0, "optim": "adamw_torch_fused"},
+    "qlora": {"learning_rate": 2e-4, "weight_decay": 0.0, "optim": "paged_adamw_8bit"},
+}
+
+MethodName = Literal["full", "lora", "qlora"]
+
+# Of generated answers. A name that ends in .py is a file of the user's own.
+METRICS = (
+    *(
+        "exact_match",
+        "normalised_match",
+        "token_f1",
+        "rouge_1",
+        "rouge_2",
+        "rouge_l",
+        "bleu",
+        "chrf",
+    ),
+    *("accuracy", "json_valid", "json_schema", "sql_execution", "judge"),
+)
+
+
+_NEEDED_BY_METRIC = {
+    "sql_execution": "sql_databases",
+    "json_schema": "json_schema",
+    "judge": "judge_model",
+}
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ModelGroup(_Group):
+    """The weights to start from, and the number format they compute in."""
+
+    source: str = Field(
+        description="the model: a name of `luthier models list`, a local folder, a .gguf file or a "
+        "hub id (owner/name)",
+        examples=["smollm2-135m"],
+    )
+    revision: str | None = Field(
+        None, description="branch, tag or commit of the model on the hub", examples=["main"]
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="number format of the arithmetic and of frozen weights; weights that train "
+        "stay in float32 (except with train.optim adamw_bf16)",
+    )
+    allow_pickle: bool = Field(
+        False, description="also read .bin weights where there are no safetensors (tensors only)"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that ships with the model; only for models you trust"
+    )
+
+
+class MethodGroup(_Group):
+    """How the weights change: all of them, or a low-rank adapter beside them."""
+
+    name: MethodName = Field(
+        "lora",
+        description="fine-tuning method: full trains all weights, lora an adapter, qlora an adapter "
+        "beside weights stored in 4 bits",
+    )
+    lora_r: int = Field(16, ge=1, description="rank of the adapter", examples=[64])
+    lora_alpha: int = Field(
+        32,
+        ge=1,
+        description="the adapter's update is scaled by lora_alpha / lora_r",
+        examples=[128],
+    )
+    lora_dropout: float = Field(
+        0.05, ge=0, lt=1, description="dropout on the adapter's input", examples=[0.1]
+    )
+    target_modules: str | list[str] = Field(
+        "all-linear",
+        description="layers that get an adapter: all-linear, or names such as [q_proj, v_proj]",
+        examples=[["q_proj", "v_proj"]],
+    )
+    use_rslora: bool = Field(
+        False, description="scale the update by lora_alpha / sqrt(lora_r) instead (rsLoRA)"
+    )
+    use_dora: bool = Field(
+        False, description="train magnitude and direction of the weights separately (DoRA)"
+    )
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field(
+        "nf4", description="qlora: 4-bit number format of the frozen weights"
+    )
+    bnb_4bit_use_double_quant: bool = Field(
+        True, description="qlora: quantise the quantisation constants too"
+    )
+
+
+class ReplayGroup(_Group):
+    """General examples among the training rows, against forgetting."""
+
+    source: str = Field(
+        description="general examples, given like data.train; none of them is held out"
+    )
+    share: float = Field(0.1, gt=0, lt=1, description="their share of all training rows")
+
+
+class DataGroup(_Group):
+    """What the model learns from, and which part of each row counts."""
+
+    train: str | list[str] = Field(
+        description="training data, one source or a list: files (.jsonl .json .csv .parquet), "
+        "folders, patterns such as data/*.csv, or owner/name[:split] on the hub",
+        examples=["my.jsonl"],
+    )
+    validation: str | None = Field(
+        None,
+        description="validation data, one source; without it a share of data.train is held out",
+        examples=["validation.jsonl"],
+    )
+    validation_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of data.train to hold out where data.validation is not set",
+        examples=[0.05],
+    )
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = Field(
+        "auto", description="format of the rows; auto detects it and says which one it is"
+    )
+    template: str = Field(
+        "auto",
+        description="chat template: model (the model's own), alpaca, or the path of a Jinja file; "
+        "auto takes the model's own, or alpaca where it has none",
+        examples=["alpaca"],
+    )
+    max_length: int = Field(
+        1024,
+        ge=8,
+        description="longest row in tokens; data.on_too_long says what happens to longer ones",
+        examples=[2048],
+    )
+    max_rows: int | None = Field(
+        None,
+        ge=1,
+        description="train on a random sample of this many rows (train.seed draws it)",
+        examples=[1000],
+    )
+    packing: bool = Field(
+        False, description="fill each batch up to data.max_length with whole rows"
+    )
+    train_on: Literal["completions", "all"] = Field(
+        "completions", description="tokens that count in the loss: those of the answers, or all"
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="what to do with rows that cannot be read or have no answer"
+    )
+    on_too_long: Literal["skip", "error", "truncate"] = Field(
+        "skip",
+        description="what to do with rows longer than data.max_length; the data report counts them",
+    )
+    replay: ReplayGroup | None = Field(
+        None,
+        description="mix general examples into the training rows, against forgetting",
+        examples=[{"source": "general.jsonl", "share": 0.1}],
+    )
+
+
+class TrainGroup(_Group):
+    """The optimisation, in the names of Transformers' TrainingArguments."""
+
+    num_train_epochs: float = Field(
+        3.0, gt=0, description="passes over the training rows", examples=[1]
+    )
+    max_steps: int = Field(
+        -1,
+        ge=-1,
+        description="stop after this many steps; -1: train.num_train_epochs decides",
+        examples=[100],
+    )
+    per_device_train_batch_size: int = Field(
+        4, ge=1, description="rows per micro-batch", examples=[1]
+    )
+    gradient_accumulation_steps: int = Field(
+        4, ge=1, description="micro-batches per step", examples=[16]
+    )
+    auto_batch: bool = Field(
+        False,
+        description="when memory runs out, go on with smaller micro-batches and as many rows per step",
+    )
+    per_device_eval_batch_size: int = Field(
+        8, ge=1, description="rows per evaluation batch", examples=[2]
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate", examples=[0.0001]
+    )
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    ] = Field("cosine", description="how the learning rate changes after warm-up")
+    warmup_ratio: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of all steps over which the learning rate rises to its peak",
+        examples=[0.03],
+    )
+    weight_decay: float | None = Field(
+        None, ge=0, description="decoupled weight decay, as in AdamW", examples=[0.1]
+    )
+    optim: (
+        Literal[
+            "adamw_torch_fused",
+            "adamw_torch",
+            "adamw_bf16",
+            "adamw_8bit",
+            "paged_adamw_8bit",
+            "paged_adamw_32bit",
+            "adafactor",
+            "sgd",
+        ]
+        | None
+    ) = Field(
+        None,
+        description="optimiser; adamw_bf16 keeps weights, gradients and states in bfloat16 with "
+        "stochastic rounding (full fine-tuning only)",
+        examples=["adamw_8bit"],
+    )
+    optimizer_in_backward: bool = Field(
+        False,
+        description="update each weight as soon as its gradient is computed, and free the gradient; "
+        "needs train.gradient_accumulation_steps 1 and train.max_grad_norm 0",
+    )
+    max_grad_norm: float = Field(
+        1.0,
+        ge=0,
+        description="clip the norm of the gradients to this; 0: no clipping",
+        examples=[0.3],
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="recompute activations in the backward pass: less memory, about a third more time",
+    )
+    activation_offload: bool = Field(
+        False, description="keep activations in host memory until the backward pass; for GPUs"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="compile element-wise operations; auto: where there is a compiler and the run "
+        "is long enough to gain by it",
+    )
+    logging_steps: int = Field(
+        1, ge=1, description="steps between lines of metrics.jsonl", examples=[10]
+    )
+    eval_steps: float = Field(
+        0.2,
+        gt=0,
+        description="steps between evaluations; below 1: a share of all steps",
+        examples=[50],
+    )
+    eval_rows: int | None = Field(
+        200,
+        ge=1,
+        description="validation rows, a random sample, of each evaluation during training; "
+        "null: all of them",
+        examples=[50],
+    )
+    save_steps: float = Field(
+        0.2,
+        gt=0,
+        description="steps between checkpoints; below 1: a share of all steps",
+        examples=[50],
+    )
+    save_total_limit: int = Field(
+        2, ge=1, description="checkpoints to keep, besides the best one", examples=[5]
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after this many evaluations in a row without a lower validation loss",
+        examples=[3],
+    )
+    stop_on_forgetting: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="stop when the accuracy on general questions has fallen by this much, and keep "
+        "the weights from before",
+        examples=[0.1],
+    )
+    seed: int = Field(
+        42,
+        ge=0,
+        description="seed of new weights, dropout, row order and validation split",
+        examples=[1],
+    )
+    report_to: list[Literal["tensorboard"]] = Field(
+        ["tensorboard"],
+        description="where to log besides metrics.jsonl; []: nowhere",
+        examples=[[]],
+    )
+
+
+class KernelsGroup(_Group):
+    """Fast paths of training. Each is exact; false runs the reference implementation instead."""
+
+    loss: bool = Field(
+        True, description="compute output head and loss in pieces, never all logits at once"
+    )
+    lora: bool = Field(True, description="compute frozen layer and adapter in one function")
+    attention: bool = Field(
+        True, description="attend within each packed row on its own, not under one large mask"
+    )
+    norm: bool = Field(True, description="keep only the input of an RMS norm for the backward pass")
+    gated: bool = Field(
+        True, description="keep only the inputs of SwiGLU and GeGLU for the backward pass"
+    )
+    rotary: bool = Field(
+        True, description="keep nothing of rotary embeddings for the backward pass"
+    )
+
+
+class EvaluateGroup(_Group):
+    """How `luthier evaluate` compares the base model with the tuned one."""
+
+    metrics: list[str] = Field(
+        ["exact_match", "rouge_l", "chrf"],
+        description=f"metrics of the generated answers: {', '.join(METRICS)}, or a .py file with "
+        "score(answer, row); accuracy is added where the references form a set of labels",
+        examples=[["exact_match", "bleu"]],
+    )
+    max_rows: int = Field(
+        100,
+        ge=0,
+        description="held-out rows to generate answers for; 0: none, only the loss",
+        examples=[20],
+    )
+    max_new_tokens: int = Field(
+        256, ge=1, description="longest generated answer in tokens", examples=[64]
+    )
+    batch_size: int = Field(16, ge=1, description="answers to generate at once", examples=[4])
+    sql_databases: str | None = Field(
+        None,
+        description="for sql_execution: folder of <name>.sql or <name>.sqlite files, which rows name "
+        "in their 'database' field",
+        examples=["databases"],
+    )
+    json_schema: str | None = Field(
+        None,
+        description="for json_schema: file of the JSON Schema that answers must meet",
+        examples=["answer.schema.json"],
+    )
+    judge_model: str | None = Field(
+        None, description="for judge: name of the model that grades answers", examples=["gpt-4o"]
+    )
+    judge_url: str = Field(
+        "https://api.openai.com/v1",
+        description="for judge: URL of an endpoint that speaks OpenAI's protocol",
+        examples=["http://localhost:8000/v1"],
+    )
+    judge_key_env: str = Field(
+        "OPENAI_API_KEY",
+        description="for judge: environment variable that holds the endpoint's API key",
+        examples=["JUDGE_API_KEY"],
+    )
+
+    probe: bool = Field(
+        True,
+        description="ask general questions to detect forgetting: a few during training, all of them "
+        "in luthier evaluate",
+    )
+    max_accuracy_drop: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="a run has forgotten if its accuracy on general questions drops by more than this",
+        examples=[0.1],
+    )
+    max_perplexity_ratio: float = Field(
+        1.5,
+        gt=1,
+        description="a run has forgotten if its perplexity on general text rises beyond this many "
+        "times the base model's",
+        examples=[2.0],
+    )
+    max_leakage: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="a run has forgotten if more than this share of its answers to unrelated "
+        "questions has the form of the training answers",
+        examples=[0.2],
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in METRICS and not name.endswith(".py"):
+                near = difflib.get_close_matches(name, METRICS, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METRICS)}"
+                raise ValueError(f"no metric '{name}'; {hint}")
+        return list(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _metrics_have_what_they_need(self) -> "EvaluateGroup":
+        for metric, key in _NEEDED_BY_METRIC.items():
+            if metric in self.metrics and getattr(self, key) is None:
+                raise ValueError(f"evaluate.metrics {metric} needs evaluate.{key}")
+        return self
+
+
+class RunGroup(_Group):
+    """Where the run folder goes."""
+
+    name: str | None = Field(
+        None,
+        description="name of the run folder; without it a name is made from the recipe",
+        examples=["first"],
+    )
+    dir: str = Field(
+        "runs", description="folder that holds the run folders", examples=["/data/runs"]
+    )
+
+
+class Recipe(_Group):
+    """A recipe of Luthier: everything about a run."""
+
+    model: ModelGroup
+    method: MethodGroup = Field(default_factory=MethodGroup)
+    data: DataGroup
+    train: TrainGroup = Field(default_factory=TrainGroup)
+    kernels: KernelsGroup = Field(default_factory=KernelsGroup)
+    evaluate: EvaluateGroup = Field(default_factory=EvaluateGroup)
+    run: RunGroup = Field(default_factory=RunGroup)
+    provenance: dict[str, Any] | None = None
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[Any, Any], origin: str) -> "Recipe":
+        """The recipe of plain values, checked; ``origin`` names it in messages.
+
+        Raises:
+            UserError: a key or value is wrong, each told in a line of its own, or holds a secret.
+        """
+        try:
+            recipe = cls.model_validate(tree)
+        except ValidationError as error:
+            told = explain_errors(error, list(known_keys()), list(groups()))
+            raise UserError(f"{origin}: {told}") from None
+        for key, value in _flatten(recipe.settings()):
+            if holds_secret(str(value)):
+                raise UserError(
+                    f"{origin}: '{key}' holds a password or token, which would be kept in every run; "
+                    "take it out and log in with `hf auth login`"
+                )
+        return recipe
+
+    def changed(self, /, **changes: Mapping[str, Any]) -> "Recipe":
+        """This recipe with other values, checked as one that is read from a file.
+
+        ``recipe.changed(train={"max_steps": 3}, method={"name": "full"})``. What was never set
+        follows the method: its learning rate, weight decay and optimiser. In the recipe of a run
+        folder everything is set.
+
+        Args:
+            changes: keys and values by group; None where a key has a default by method sets it back
+                to that.
+
+        Raises:
+            UserError: an unknown group or key, or a wrong value.
+        """
+        return Recipe.from_tree(merge(given(self), changes, "recipe"), "recipe")
+
+    @model_validator(mode="after")
+    def _fill_method_defaults(self) -> "Recipe":
+        usual = METHOD_DEFAULTS[self.method.name]
+        filled = {key: value for key, value in usual.items() if getattr(self.train, key) is None}
+        # A copy that does not count them as set: they follow when the method changes.
+        self.train = TrainGroup.model_construct(
+            _fields_set=self.train.model_fields_set - filled.keys(), **dict(self.train) | filled
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Recipe":
+        name = self.run.name
+        if name is not None and (name in {"", ".", ".."} or "/" in name or "\\" in name):
+            raise ValueError("run.name must be a plain folder name, without slashes")
+        for key in ("early_stopping_patience", "stop_on_forgetting"):
+            if getattr(self.train, key) is not None and not self.has_validation:
+                raise ValueError(f"train.{key} needs a validation set")
+        if self.train.stop_on_forgetting is not None and not self.evaluate.probe:
+            raise ValueError("train.stop_on_forgetting needs evaluate.probe")
+        train = self.train
+        if train.optim == "adamw_bf16" and self.method.name != "full":
+            raise ValueError("train.optim adamw_bf16 is for method.name full; adapters are small")
+        if train.optim == "adamw_bf16" and self.model.dtype not in ("auto", "bfloat16"):
+            raise ValueError(
+                "train.optim adamw_bf16 computes in bfloat16: leave model.dtype at auto"
+            )
+        if train.optimizer_in_backward and (
+            train.gradient_accumulation_steps > 1 or train.max_grad_norm > 0
+        ):
+            raise ValueError(
+                "train.optimizer_in_backward keeps no gradients to add up or to clip: set "
+                "train.gradient_accumulation_steps=1 and train.max_grad_norm=0"
+            )
+        return self
+
+    @property
+    def train_files(self) -> list[str]:
+        """The training sources as a list."""
+        return [self.data.train] if isinstance(self.data.train, str) else self.data.train
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether rows are held out, given or taken from the training data."""
+        return self.data.validation is not None or self.data.validation_fraction > 0
+
+    def with_absolute_paths(self) -> "Recipe":
+        """A copy that means the same from any working folder."""
+        full = self.model_copy(deep=True)
+        if user_path(self.model.source).exists():
+            full.model.source = absolute_path(self.model.source)
+        full.data.train = [absolute_source(source) for source in self.train_files]
+        if self.data.validation is not None:
+            full.data.validation = absolute_source(self.data.validation)
+        if full.data.replay is not None:
+            full.data.replay.source = absolute_source(full.data.replay.source)
+        if self.evaluate.sql_databases is not None:
+            full.evaluate.sql_databases = absolute_path(self.evaluate.sql_databases)
+        if self.evaluate.json_schema is not None:
+            full.evaluate.json_schema = absolute_path(self.evaluate.json_schema)
+        full.evaluate.metrics = [
+            absolute_path(name) if name.endswith(".py") else name for name in self.evaluate.metrics
+        ]
+        return full
+
+    def settings(self) -> dict[str, Any]:
+        """What the run depends on: everything but its place and its provenance."""
+        return self.model_dump(exclude={"run", "provenance"})
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Keys whose values differ from ``other``, as ``key: mine -> theirs`` lines."""
+        mine, theirs = dict(_flatten(self.settings())), dict(_flatten(other.settings()))
+        # A group that one of them leaves out (data.replay) has keys on one side only.
+        return [
+            f"{key}: {mine.get(key)} -> {theirs.get(key)}"
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key)
+        ]
+
+    def default_name(self, stem: str) -> str:
+        """A run name that the same recipe always gets again, so that it resumes."""
+        text = json.dumps(self.settings(), sort_keys=True)
+        return f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, keys in the order of the groups above."""
+        return yaml.safe_dump(_without_defaults_of_none(self), sort_keys=False, allow_unicode=True)
+
+
+def _without_defaults_of_none(group: BaseModel) -> dict[str, Any]:
+    """All keys but those that are None by default; one that was set to None has to be told."""
+    told: dict[str, Any] = {}
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if value is not None or field.get_default(call_default_factory=True) is not None:
+            told[name] = _without_defaults_of_none(value) if isinstance(value, BaseModel) else value
+    return told
+
+
+def groups() -> Iterator[str]:
+    """The names of the groups, in the order of the recipe."""
+    return (name for name in Recipe.model_fields if name != "provenance")
+
+
+def known_keys() -> Iterator[str]:
+    """Every key a recipe may hold, as ``group.key``."""
+    for name in groups():
+        annotation = Recipe.model_fields[name].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        yield from (f"{name}.{key}" for key in annotation.model_fields)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def given(group: BaseModel) -> dict[str, Any]:
+    """What was set of a recipe or a group, without the defaults; groups are mappings by key."""
+    told: dict[str, Any] = {}
+    for name in type(group).model_fields:
+        value = getattr(group, name)
+        if isinstance(value, BaseModel):
+            told[name] = given(value)
+        elif name in group.model_fields_set:
+            told[name] = value
+    return told
