@@ -177,7 +177,9 @@ class Run:
         Raises:
             UserError: the file is damaged.
         """
-        return DataReport.from_file(self.data_report_path) if self.data_report_path.is_file() else None
+        return (
+            DataReport.from_file(self.data_report_path) if self.data_report_path.is_file() else None
+        )
 
     def measured(self) -> Measured:
         """What the finished run took.
@@ -194,7 +196,9 @@ class Run:
         Raises:
             UserError: the file is damaged.
         """
-        return Evaluation.from_file(self.evaluation_path) if self.evaluation_path.is_file() else None
+        return (
+            Evaluation.from_file(self.evaluation_path) if self.evaluation_path.is_file() else None
+        )
 
     def answered_rows(self) -> list[AnsweredRow]:
         """All rows that the evaluation answered, none where there is no file yet.

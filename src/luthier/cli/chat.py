@@ -69,9 +69,9 @@ def chat(
     """
     run = open_run(run_path)
     from luthier.generate.answer import Sampling
-    from luthier.models.tuned import learned_turns, load_tuned
+    from luthier.models.tuned import load_tuned
 
-    if not learned_turns(run.recipe()):
+    if not run.provenance().learned_turns:
         raise UserError(f"{run.root} learned plain text, not turns; use `luthier generate`")
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     with err.status("loading"):

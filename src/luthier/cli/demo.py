@@ -1,7 +1,6 @@
 """`luthier demo`."""
 
 import shlex
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -37,7 +36,13 @@ def demo(
     with evaluation_progress() as on_progress:
         root, measured, evaluation = play(recipe, make_display(err), on_progress)
     if as_json:
-        print_json({"run": str(root), "measured": asdict(measured), "evaluation": evaluation})
+        print_json(
+            {
+                "run": str(root),
+                "measured": measured.to_dict(),
+                "evaluation": evaluation.to_dict(),
+            }
+        )
         return
     show_samples(evaluation, 3)
     show_comparison(evaluation)

@@ -1,6 +1,5 @@
 """`luthier export`."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -11,6 +10,7 @@ from luthier.cli.app import Json, app, err, out, print_json
 from luthier.cli.evaluate import evaluation_progress
 from luthier.errors import UserError
 from luthier.export.options import GgufType, Shape
+from luthier.perplexity import perplexity
 from luthier.run import open_run
 
 
@@ -63,7 +63,7 @@ def export(
         raise UserError("--public says how to --push; name a repository: --push owner/name")
     from luthier.export.export import export as export_run
 
-    folder = to or run.root / shape
+    folder = to or run.export_path(shape)
     chosen = cast(list[GgufType], list(dict.fromkeys(types or ["q8_0"])))
     with evaluation_progress() as on_progress:
         result = export_run(run, shape, folder, chosen, check_rows, on_progress)
@@ -112,7 +112,7 @@ def _show_files(files: list[dict[str, Any]]) -> None:
         if difference is not None:
             before = difference
             cells += [
-                f"{math.exp(difference['loss_after']):.4f}",
+                f"{perplexity(difference['loss_after']):.4f}",
                 f"{difference['kl']:.2g}",
                 f"{difference['same_top']:.1%}",
                 f"{check['same_answers']} of {check['answers']}",
@@ -121,7 +121,7 @@ def _show_files(files: list[dict[str, Any]]) -> None:
     out.print(table)
     if before is not None:
         out.print(
-            f"the run itself: perplexity {math.exp(before['loss_before']):.4f} on {before['rows']} "
+            f"the run itself: perplexity {perplexity(before['loss_before']):.4f} on {before['rows']} "
             f"rows, {before['tokens']:,} tokens; every tensor was read back",
             highlight=False,
         )

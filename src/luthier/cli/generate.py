@@ -82,8 +82,10 @@ def generate(
     questions = [sys.stdin.read() if text == "-" else text for text in prompt or []]
     models = _load(run, adapter_scale)
 
+    learned_turns = run.provenance().learned_turns
+
     def as_prompt(question: str) -> Messages | str:
-        return question if _plain_text(run) else _messages(system, [], question)
+        return _messages(system, [], question) if learned_turns else question
 
     answers: dict[str, list[str]] = {}
     for side in _sides(base, compare):
@@ -150,10 +152,6 @@ def _messages(
 ) -> tuple[dict[str, str], ...]:
     opening = [{"role": "system", "content": system}] if system else []
     return (*opening, *turns, {"role": "user", "content": line})
-
-
-def _plain_text(run: Run) -> bool:
-    return (run.recipe().provenance or {}).get("template") == "none"
 
 
 def _sides(base: bool, compare: bool) -> list[str]:

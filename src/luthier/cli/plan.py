@@ -14,8 +14,8 @@ from luthier.recipe import MethodName, Recipe, load_recipe, model_recipe, parse_
 if TYPE_CHECKING:
     from luthier.plan.capacity import Capacity, Change
     from luthier.plan.catalogues import Accelerator
-    from luthier.plan.estimate import Plan, Range
     from luthier.plan.job import Job
+    from luthier.records.plan import Plan, Range
 
 
 @app.command()

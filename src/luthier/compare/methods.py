@@ -141,9 +141,7 @@ def _summary(
         "varied": list(trained[0].variant.changes),
         "reference": reference,
         "metrics": metrics,
-        "base": {
-            m["name"]: kept.evaluation.metrics[m["name"]].base.to_dict() for m in metrics
-        },
+        "base": {m["name"]: kept.evaluation.metrics[m["name"]].base.to_dict() for m in metrics},
         "variants": entries,
         "dtypes": sorted({one.measured.dtype for one in trained}),
         "device": trained[0].measured.device,

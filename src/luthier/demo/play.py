@@ -5,10 +5,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.before_after import OnProgress, evaluate_run
+from luthier.evaluate.before_after import evaluate_run
+from luthier.evaluate.examination import OnProgress
 from luthier.events import OnEvent
 from luthier.recipe import Recipe, as_recipe
-from luthier.records import Measured
+from luthier.records import Evaluation, Measured
 from luthier.run import claim_run
 from luthier.train.fit import fit
 
@@ -27,7 +28,7 @@ def demo_recipe(**changes: Mapping[str, Any]) -> Recipe:
 
 def play(
     recipe: Recipe, on_event: OnEvent, on_progress: OnProgress
-) -> tuple[Path, Measured, dict[str, Any]]:
+) -> tuple[Path, Measured, Evaluation]:
     """Train (or go on, or find it done) and evaluate: the run folder and both results.
 
     Raises:

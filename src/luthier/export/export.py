@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import UserError
 from luthier.export.card import write_card
 from luthier.export.gguf_adapter import write_adapter_gguf
 from luthier.export.gguf_check import Checked, Reference, check_gguf, reference
@@ -15,6 +14,7 @@ from luthier.export.ollama import modelfile
 from luthier.export.options import GgufType, Shape
 from luthier.export.tuned import TunedWeights
 from luthier.files import staged_folder, write_text
+from luthier.models.load import max_positions
 from luthier.run import Run
 
 
@@ -39,8 +39,7 @@ def export(
         UserError: the run has not finished, ``out`` is in use, or the form does not suit the model.
     """
     refuse_occupied(out)
-    if not run.finished:
-        raise UserError(f"{run.root} has not finished training; run `luthier train` on it")
+    run.require_finished()
     if shape == "safetensors":
         return _safetensors(run, out, check_rows, on_progress)
     if shape == "adapter-gguf":
@@ -82,7 +81,7 @@ def _gguf(
 ) -> dict[str, Any]:
     model = TunedWeights(run)
     name = run.root.name
-    context = min(model.config.max_position_embeddings, 4096)
+    context = min(max_positions(model.config) or 4096, 4096)
     # Before the long part: a template that Ollama cannot have is known now.
     recipe_for_ollama = (
         modelfile(model.tokenizer, f"{name}-{types[0]}.gguf", context) if shape == "ollama" else ""

@@ -119,7 +119,7 @@ def merge(
                 model, weights, options.combination, options.density, recipe.train.seed, adapter
             )
             on_progress("combining", 1, 1)
-        merged = _write(recipe, runs[0], adapter, out, options, on_progress)
+        merged = _write(runs[0], adapter, out, options, on_progress)
         if rows:
             merged.checks.update(_compare(runs[0], recipe, adapter, merged, rows, on_progress))
     if len(runs) == 1:
@@ -158,14 +158,13 @@ def refuse_occupied(out: Path) -> None:
 def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
     recipes = [run.recipe() for run in runs]
     for run in runs:
-        if not run.finished:
-            raise UserError(f"{run.root} has not finished training; run `luthier train` on it")
+        run.require_finished()
     first = recipes[0]
     several = len(runs) > 1 or weighted
     if several and any(recipe.method.name == "full" for recipe in recipes):
         raise UserError("only adapters can be weighted and combined; a full run has none")
-    for run, recipe in zip(runs[1:], recipes[1:], strict=True):
-        mine, theirs = (_what_it_learned_on(r) for r in (first, recipe))
+    for run in runs[1:]:
+        mine, theirs = _what_it_learned_on(runs[0]), _what_it_learned_on(run)
         differ = [key for key in mine if mine[key] != theirs[key]]
         if differ:
             raise UserError(
@@ -175,12 +174,13 @@ def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
     return first
 
 
-def _what_it_learned_on(recipe: Recipe) -> dict[str, Any]:
+def _what_it_learned_on(run: Run) -> dict[str, Any]:
+    recipe = run.recipe()
     quantised = recipe.method.name == "qlora"
     return {
         "model.source": recipe.model.source,
         "model.revision": recipe.model.revision,
-        "dtype": str(run_dtype(recipe)),
+        "dtype": str(run_dtype(run)),
         "4-bit": (recipe.method.bnb_4bit_quant_type, recipe.method.bnb_4bit_use_double_quant)
         if quantised
         else None,
@@ -188,14 +188,13 @@ def _what_it_learned_on(recipe: Recipe) -> dict[str, Any]:
 
 
 def _write(
-    recipe: Recipe,
     run: Run,
     adapter: Path,
     out: Path,
     options: MergeOptions,
     on_progress: OnProgress,
 ) -> Merged:
-    dtype = options.dtype or run_dtype(recipe)
+    dtype = options.dtype or run_dtype(run)
     model = TunedWeights(run, adapter, options.onto)
     plan = {
         name: (model.shape(name), dtype if model.is_float(name) else model.stored_dtype(name))
@@ -277,7 +276,7 @@ def _compare(
             trust_remote_code=recipe.model.trust_remote_code,
         )
     else:
-        before_model = load_adapter(load_base(recipe), adapter)
+        before_model = load_adapter(load_base(run), adapter)
     arithmetic = exact_arithmetic(before_model)
     before = {name: outputs(before_model, tokens) for name, tokens in rows.items()}
     del before_model

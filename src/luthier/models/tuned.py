@@ -12,7 +12,6 @@ from luthier.models.adapters import load_adapter, scale_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization, template_hash
 from luthier.models.source import resolve
-from luthier.recipe import Recipe
 from luthier.run import Run
 
 
@@ -26,13 +25,13 @@ class TunedModel:
 
     def __init__(
         self,
-        recipe: Recipe,
+        run: Run,
         tuned: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self.tuned = tuned.eval()
         self.tokenizer = tokenizer
-        self._recipe = recipe
+        self._run = run
         self._base: PreTrainedModel | None = None
 
     @contextmanager
@@ -43,7 +42,7 @@ class TunedModel:
                 yield self.tuned
             return
         if self._base is None:
-            self._base = load_base(self._recipe).eval()
+            self._base = load_base(self._run).eval()
         yield self._base
 
 
@@ -59,34 +58,32 @@ def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
     """
     recipe = run.recipe()
     weights = run.weights_path(recipe)
-    if not run.finished:
-        raise UserError(f"{run.root} has not finished training; run `luthier train` on it again")
+    run.require_finished()
     tokenizer = load_tokenizer(weights, recipe.model.trust_remote_code)
-    trained_with = (recipe.provenance or {}).get("template_sha256")
-    if template_hash(tokenizer) != trained_with:
+    if template_hash(tokenizer) != run.provenance().template_sha256:
         raise UserError(
             f"the chat template in {weights} is not the one {run.root} was trained with, so prompts "
             "would not be what the model has learned; put the tokenizer's files back as the run wrote "
             "them (chat_template.jinja, tokenizer_config.json)"
         )
     if recipe.method.name != "full":
-        tuned = load_adapter(load_base(recipe), weights)
+        tuned = load_adapter(load_base(run), weights)
         scale_adapter(tuned, adapter_scale)
-        return TunedModel(recipe, tuned, tokenizer)
+        return TunedModel(run, tuned, tokenizer)
     if adapter_scale != 1:
         raise UserError(f"{run.root} is a full run: it has no adapter to scale")
     whole = load_model(
         weights,
-        run_dtype(recipe),
+        run_dtype(run),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    return TunedModel(recipe, whole, tokenizer)
+    return TunedModel(run, whole, tokenizer)
 
 
-def load_base(recipe: Recipe) -> PreTrainedModel:
-    """The model that the run of ``recipe`` began from, stored as it was while training."""
-    dtype = run_dtype(recipe)
+def load_base(run: Run) -> PreTrainedModel:
+    """The model that ``run`` began from, stored as it was while training."""
+    recipe, dtype = run.recipe(), run_dtype(run)
     return load_model(
         resolve(recipe.model.source, recipe.model.revision).folder,
         dtype,
@@ -97,13 +94,7 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
     )
 
 
-def learned_turns(recipe: Recipe) -> bool:
-    """Whether a run learned conversations, by a chat template; False for plain text."""
-    return (recipe.provenance or {}).get("template") != "none"
-
-
-def run_dtype(recipe: Recipe) -> torch.dtype:
-    """The dtype that a run computed in, from its resolved recipe."""
-    assert recipe.provenance is not None
-    dtype: torch.dtype = getattr(torch, recipe.provenance["dtype"])
+def run_dtype(run: Run) -> torch.dtype:
+    """The dtype that ``run`` computed in."""
+    dtype: torch.dtype = getattr(torch, run.provenance().dtype)
     return dtype
