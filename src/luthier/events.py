@@ -6,6 +6,7 @@ are sinks that listen (``Stream``). Nothing that is said goes anywhere by anothe
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +28,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far some work is: ``done`` of ``total`` (None where nobody knows) ``unit``."""
+    """How far some work is: ``done`` of ``total`` (None where nobody knows) ``unit``.
+
+    Work that cannot be counted has no unit. The last event of any work is ``finished``, also where
+    the work was cut short.
+    """
 
     task: str
     done: int
@@ -120,15 +125,27 @@ def tracked(
 ) -> Iterator[T]:
     """``items`` one by one, with ``Progress`` events on the way: first, last, and some between.
 
-    ``size`` says how many units an item is.
+    ``size`` says how many units an item is. Who stops taking items ends the work, too.
     """
     done, said = 0, 0.0
     on_event(Progress(task, 0, total, unit))
-    for item in items:
-        yield item
-        done += size(item)
-        now = time.monotonic()
-        if now - said >= _PROGRESS_EVERY:
-            said = now
-            on_event(Progress(task, done, total, unit))
-    on_event(Progress(task, done, done if total is None else total, unit))
+    try:
+        for item in items:
+            yield item
+            done += size(item)
+            now = time.monotonic()
+            if now - said >= _PROGRESS_EVERY:
+                said = now
+                on_event(Progress(task, done, total, unit))
+    finally:
+        on_event(Progress(task, done, done, unit))
+
+
+@contextmanager
+def during(task: str, on_event: OnEvent) -> Iterator[None]:
+    """``Progress`` of work in one piece, of which nobody knows how far it is: begun, and over."""
+    on_event(Progress(task, 0))
+    try:
+        yield
+    finally:
+        on_event(Progress(task, 1, 1))

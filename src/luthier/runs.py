@@ -16,7 +16,7 @@ def train_run(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
     Raises:
         UserError, Interrupted: as ``fit``.
     """
-    probe = QuickProbe() if recipe.evaluate.probe else None
+    probe = QuickProbe(on_event) if recipe.evaluate.probe else None
     return fit(recipe, run, on_event, probe=probe, forecast=forecast)
 
 

@@ -5,8 +5,6 @@ import sys
 
 import torch
 
-from luthier.kernels.memory import keep_freed_memory  # noqa: F401
-
 
 def peak_memory() -> int:
     """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""

@@ -1,19 +1,18 @@
 """Questions that the data answers: how many good examples, how long, in what form."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from luthier.data.check.report import check_data
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 
 _CHARACTERS_A_TOKEN = 4  # of English text, roughly
 # Rows of these kinds are no good examples until they are mended.
 _NO_GOOD = ("exact_duplicates", "conflicting_answers", "refusals", "secrets")
 
 
-def answers_from_data(
-    paths: Sequence[str], on_progress: Callable[[int], None] = lambda _rows: None
-) -> dict[str, Any]:
+def answers_from_data(paths: Sequence[str], on_event: OnEvent = ignore) -> dict[str, Any]:
     """Answers to ``examples``, ``prompt_tokens`` and ``completion_tokens``.
 
     Rows that cannot be read or repeat another are no examples. Tokens are reckoned at four
@@ -22,7 +21,7 @@ def answers_from_data(
     Raises:
         UserError: a file cannot be read, or has no row to learn from.
     """
-    report = check_data(paths, on_progress=on_progress)
+    report = check_data(paths, on_event=on_event)
     usable = report["rows"]["usable"]
     if not usable:
         raise UserError(f"no row of {', '.join(paths)} can be learned from: luthier data check")

@@ -12,6 +12,7 @@ from rich.prompt import Prompt
 from rich.table import Table
 
 from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,10 +122,10 @@ def advise(
 
 
 def _answers_of_data(paths: list[str]) -> dict[str, Any]:
-    with err.status("reading the data") as status:
+    with terminal() as on_event:
         from luthier.advise.from_data import answers_from_data
 
-        found = answers_from_data(paths, lambda rows: status.update(f"{rows:,} rows"))
+        found = answers_from_data(paths, on_event)
     said = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in found.items())
     err.print(f"from the data: {said}", highlight=False, soft_wrap=True)
     return found

@@ -24,6 +24,7 @@ from luthier.cli.generate import (
     TopK,
     TopP,
 )
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 from luthier.files import user_path, write_jsonl
 from luthier.run import open_run
@@ -74,8 +75,8 @@ def chat(
     if not run.provenance().learned_turns:
         raise UserError(f"{run.root} learned plain text, not turns; use `luthier generate`")
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    with err.status("loading"):
-        models = load_tuned(run, adapter_scale)
+    with terminal() as on_event:
+        models = load_tuned(run, adapter_scale, on_event)
     err.print("/help says what else can be typed", style="dim")
     sides = ["base", "tuned"] if compare else ["base"] if base else ["tuned"]
     Conversation(models, sampling, system, sides).follow(_turns())

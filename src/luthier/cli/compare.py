@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -11,8 +10,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from luthier.advise.answers import Goal
-from luthier.cli.app import Json, app, err, out, print_json, split_list
-from luthier.cli.evaluate import evaluation_progress
+from luthier.cli.app import Json, app, out, print_json, split_list
+from luthier.cli.terminal import terminal
 from luthier.errors import Interrupted, UserError
 from luthier.recipe import Recipe, load_recipe, model_recipe, parse_overrides
 from luthier.run import Run, open_run
@@ -173,26 +172,15 @@ def _variants(
     from luthier.compare.methods import compare_methods
     from luthier.compare.page import write_methods
 
-    def note(text: str) -> None:
-        err.print(text, highlight=False, markup=False)
-
     try:
-        with ExitStack() as stack:
-            bars: list[Any] = []
-
-            def on_progress(what: str, done: int, total: int) -> None:
-                if not bars:  # not before: the runs draw bars of their own
-                    bars.append(stack.enter_context(evaluation_progress()))
-                bars[0](what, done, total)
-
+        with terminal() as on_event:
             comparison = compare_methods(
                 variants,
                 folder,
                 data,
                 metrics=metrics or None,
                 price_per_hour=price_per_hour,
-                note=note,
-                on_progress=on_progress,
+                on_event=on_event,
             )
     except Interrupted as stop:
         again = shlex.join(["luthier", *sys.argv[1:]])
@@ -249,9 +237,9 @@ def _approaches(
     from luthier.compare.page import write_approaches
 
     loaded = load_prices(prices)
-    with evaluation_progress() as on_progress:
+    with terminal() as on_event:
         comparison = compare_approaches(
-            question, folder, loaded, by=by, goals=goals, on_progress=on_progress
+            question, folder, loaded, by=by, goals=goals, on_event=on_event
         )
     write_approaches(comparison, folder)
     return comparison

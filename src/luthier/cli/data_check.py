@@ -7,8 +7,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.app import Json, err, out, print_json
+from luthier.cli.app import Json, out, print_json
 from luthier.cli.data import data
+from luthier.cli.terminal import terminal
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -51,16 +52,11 @@ def check(
     from luthier.models.source import resolve
 
     tokenizer = None
-    if model is not None:
-        tokenizer = TokenizerChoice(resolve(model).folder, template, max_length)
-    with err.status("reading") as status:
-        report = check_data(
-            paths,
-            validation or [],
-            evaluation or [],
-            tokenizer,
-            lambda rows: status.update(f"{rows:,} rows"),
-        )
+    with terminal() as on_event:
+        if model is not None:
+            folder = resolve(model, on_event=on_event).folder
+            tokenizer = TokenizerChoice(folder, template, max_length)
+        report = check_data(paths, validation or [], evaluation or [], tokenizer, on_event)
     if html is not None:
         write_text(html, render_page(report))
     if as_json:
@@ -146,7 +142,9 @@ def show(
     from luthier.data.show import encode_row
     from luthier.models.source import resolve
 
-    shown = encode_row(path, row, resolve(model).folder, template, train_on)
+    with terminal() as on_event:
+        folder = resolve(model, on_event=on_event).folder
+        shown = encode_row(path, row, folder, template, train_on, on_event)
     if as_json:
         print_json(shown)
         return

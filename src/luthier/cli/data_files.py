@@ -7,6 +7,7 @@ import typer
 
 from luthier.cli.app import Json, out, print_json
 from luthier.cli.data import data
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write; the ending tells the kind.")]
@@ -46,7 +47,8 @@ def convert(
 
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"--on-bad-row is error or skip, not '{on_bad_row}'")
-    done = convert_data(paths, to, out_path, skip_bad=on_bad_row == "skip")
+    with terminal() as on_event:
+        done = convert_data(paths, to, out_path, on_bad_row == "skip", on_event)
     if as_json:
         print_json({"out": str(out_path), **vars(done), "formats": dict(done.formats)})
         return
@@ -76,7 +78,8 @@ def split(
     """
     from luthier.data.mix import split_data
 
-    train, validation = split_data(paths, out_path, fraction, seed)
+    with terminal() as on_event:
+        train, validation = split_data(paths, out_path, fraction, seed, on_event)
     if as_json:
         print_json({"out": str(out_path), "train": train, "validation": validation})
         return
@@ -113,7 +116,8 @@ def mix(
             equals = ""
         if not equals:
             raise UserError(f"'{text}' is not PATH=WEIGHT (general.jsonl=1)")
-    mixed = mix_data(pairs, rows, out_path, seed)
+    with terminal() as on_event:
+        mixed = mix_data(pairs, rows, out_path, seed, on_event)
     if as_json:
         print_json({"out": str(out_path), "sources": [vars(part) for part in mixed]})
         return

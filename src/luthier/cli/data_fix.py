@@ -7,6 +7,7 @@ import typer
 
 from luthier.cli.app import Json, out, print_json
 from luthier.cli.data import data
+from luthier.cli.terminal import terminal
 
 
 @data.command()
@@ -29,7 +30,8 @@ def fix(
     from luthier.data.fix import fix_data
 
     remedies = [name.strip() for name in apply.split(",") if name.strip()]
-    fixed = fix_data(paths, out_path, remedies)
+    with terminal() as on_event:
+        fixed = fix_data(paths, out_path, remedies, on_event)
     if as_json:
         counts = {"read": fixed.read, "written": fixed.written, "changes": dict(fixed.changes)}
         print_json({"out": str(out_path), **counts})

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.app import Json, app, err, out, print_json
-from luthier.cli.evaluate import evaluation_progress, show_comparison, show_samples
+from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.evaluate import show_comparison, show_samples
+from luthier.cli.terminal import terminal
 from luthier.cli.train import show_measured
 from luthier.recipe import parse_overrides
 
@@ -30,11 +31,10 @@ def demo(
     that training never saw are executed, and count if they return what the reference returns.
     """
     from luthier.demo.play import demo_recipe, play
-    from luthier.train.progress import make_display
 
     recipe = demo_recipe(**parse_overrides(overrides or []))
-    with evaluation_progress() as on_progress:
-        root, measured, evaluation = play(recipe, make_display(err), on_progress)
+    with terminal() as on_event:
+        root, measured, evaluation = play(recipe, on_event)
     if as_json:
         print_json(
             {

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.app import AdapterScale, Json, app, err, out, print_json, split_list
+from luthier.cli.app import AdapterScale, Json, app, out, print_json, split_list
+from luthier.cli.terminal import terminal
 from luthier.records import AnsweredRow, Evaluation
 from luthier.records.evaluation import (
     AnyCompared,
@@ -70,11 +70,11 @@ def evaluate(
     run = open_run(run_path)
     from luthier.evaluate.before_after import evaluate_run
 
-    with evaluation_progress() as on_progress:
+    with terminal() as on_event:
         evaluation = evaluate_run(
             run,
             data,
-            on_progress,
+            on_event,
             metrics=split_list(metrics) or None,
             adapter_scale=adapter_scale,
             probe=probe,
@@ -92,33 +92,6 @@ def evaluate(
         show_forgetting(evaluation.forgetting)
     show_samples(evaluation, samples)
     out.print(f"to read and pass on: {page}", highlight=False, soft_wrap=True)
-
-
-class evaluation_progress:  # noqa: N801  # used like a function
-    """Bars on stderr for the stages that ``evaluate_run`` reports."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=err,
-            transient=True,
-        )
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Any:
-        self.progress.start()
-        return self._update
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def _update(self, what: str, done: int, total: int) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.progress.add_task(what, total=total)
-        self.progress.update(self.tasks[what], completed=done)
 
 
 def show_comparison(evaluation: Evaluation) -> None:

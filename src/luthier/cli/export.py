@@ -6,9 +6,10 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.table import Table
 
-from luthier.cli.app import Json, app, err, out, print_json
-from luthier.cli.evaluate import evaluation_progress
+from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
+from luthier.events import during
 from luthier.export.options import GgufType, Shape
 from luthier.perplexity import perplexity
 from luthier.run import open_run
@@ -65,12 +66,12 @@ def export(
 
     folder = to or run.export_path(shape)
     chosen = cast(list[GgufType], list(dict.fromkeys(types or ["q8_0"])))
-    with evaluation_progress() as on_progress:
-        result = export_run(run, shape, folder, chosen, check_rows, on_progress)
+    with terminal() as on_event:
+        result = export_run(run, shape, folder, chosen, check_rows, on_event)
     if push is not None:
         from luthier.export.push import push as upload
 
-        with err.status(f"uploading to {push}"):
+        with terminal() as on_event, during(f"uploading to {push}", on_event):
             result["pushed"] = upload(folder, push, public)
     if as_json:
         print_json(result)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
-from luthier.cli.evaluate import evaluation_progress
+from luthier.cli.terminal import terminal
 from luthier.errors import Interrupted, UserError
+from luthier.events import OnEvent, during
 from luthier.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def generate(
         _answer_file(run, source, output, sampling, batch_size, base, adapter_scale, as_json)
         return
     questions = [sys.stdin.read() if text == "-" else text for text in prompt or []]
-    models = _load(run, adapter_scale)
 
     learned_turns = run.provenance().learned_turns
 
@@ -88,11 +88,13 @@ def generate(
         return _messages(system, [], question) if learned_turns else question
 
     answers: dict[str, list[str]] = {}
-    for side in _sides(base, compare):
-        with _pick(models, side) as model:
-            answers[side] = answer_all(
-                model, models.tokenizer, [as_prompt(q) for q in questions], sampling, batch_size
-            )
+    with terminal() as on_event:
+        models = _load(run, adapter_scale, on_event)
+        for side in _sides(base, compare):
+            with _pick(models, side) as model, during(f"answering, {side}", on_event):
+                answers[side] = answer_all(
+                    model, models.tokenizer, [as_prompt(q) for q in questions], sampling, batch_size
+                )
     if as_json:
         rows = [
             {"prompt": question, **{side: answers[side][i] for side in answers}}
@@ -121,19 +123,19 @@ def _answer_file(
 
     side = _sides(base, False)[0]
     try:
-        with err.status("loading"):
-            models = _load(run, adapter_scale)
-        with evaluation_progress() as on_progress, _pick(models, side) as model:
-            done = answer_file(
-                model,
-                models.tokenizer,
-                source,
-                output,
-                sampling,
-                batch_size,
-                f"{side} of {run.root.resolve()}, scale {adapter_scale:g}",
-                lambda rows, total: on_progress("answering", rows, total),
-            )
+        with terminal() as on_event:
+            models = _load(run, adapter_scale, on_event)
+            with _pick(models, side) as model:
+                done = answer_file(
+                    model,
+                    models.tokenizer,
+                    source,
+                    output,
+                    sampling,
+                    batch_size,
+                    f"{side} of {run.root.resolve()}, scale {adapter_scale:g}",
+                    on_event,
+                )
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; what was answered is in {output}.part, and the same command goes on from it"
@@ -160,10 +162,10 @@ def _sides(base: bool, compare: bool) -> list[str]:
     return ["base"] if base else ["tuned"]
 
 
-def _load(run: Run, adapter_scale: float) -> "TunedModel":
+def _load(run: Run, adapter_scale: float, on_event: OnEvent) -> "TunedModel":
     from luthier.models.tuned import load_tuned
 
-    return load_tuned(run, adapter_scale)
+    return load_tuned(run, adapter_scale, on_event)
 
 
 def _pick(models: "TunedModel", side: str) -> AbstractContextManager["Model"]:

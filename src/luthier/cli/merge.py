@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from luthier.cli.app import Json, app, out, print_json
-from luthier.cli.evaluate import evaluation_progress
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 from luthier.export.options import Combination, Onto
 from luthier.perplexity import perplexity
@@ -79,8 +79,8 @@ def merge(
         max_shard_bytes=parse_size(max_shard_size),
         check_rows=check_rows,
     )
-    with evaluation_progress() as on_progress:
-        merged = merge_runs(runs, to, options, on_progress)
+    with terminal() as on_event:
+        merged = merge_runs(runs, to, options, on_event)
     if as_json:
         print_json(merged.as_dict())
         return

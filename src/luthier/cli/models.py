@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.terminal import terminal
 
 models = typer.Typer(no_args_is_help=True, help="Models with a short name: list them, fetch them.")
 app.add_typer(models, name="models")
@@ -58,8 +59,8 @@ def pull(
     """
     from luthier.models.pull import pull as fetch
 
-    with err.status(f"fetching {name}"):
-        pulled = fetch(name)
+    with terminal() as on_event:
+        pulled = fetch(name, on_event=on_event)
     if as_json:
         print_json({"folder": str(pulled.folder), "origin": pulled.origin, "bytes": pulled.bytes})
         return

@@ -8,7 +8,9 @@ import typer
 from rich.table import Table
 
 from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
+from luthier.events import Note, OnEvent, during, tracked
 from luthier.recipe import MethodName, Recipe, load_recipe, model_recipe, parse_overrides
 
 if TYPE_CHECKING:
@@ -82,10 +84,10 @@ def plan(
     methods = _chosen(method or "all")
     device, here = _device(gpu, memory, hardware, price)
     jobs: list[Job] = []
-    with err.status("reading"):
+    with terminal() as on_event:
         if recipe_path is not None:
             recipe = load_recipe(recipe_path, overrides or [])
-            jobs.append(_job_of_recipe(recipe, device, here))
+            jobs.append(_job_of_recipe(recipe, device, here, on_event))
             if method is not None:
                 jobs = [jobs[0].with_method(name) for name in methods]
         else:
@@ -120,8 +122,8 @@ def _chosen(method: str) -> "tuple[MethodName, ...]":
 def _calibrate(as_json: bool) -> None:
     from luthier.plan.calibrate import calibrate
 
-    with err.status("calibrating") as status:
-        found = calibrate(status.update)
+    with terminal() as on_event:
+        found = calibrate(on_event)
     if as_json:
         print_json(asdict(found))
         return
@@ -153,14 +155,14 @@ def _device(
     return device, gpu is None and memory is None
 
 
-def _job_of_recipe(recipe: Recipe, device: "Accelerator", here: bool) -> "Job":
+def _job_of_recipe(recipe: Recipe, device: "Accelerator", here: bool, on_event: OnEvent) -> "Job":
     from luthier.plan.from_recipe import dtype_on, job_of_recipe
 
     job, assumed = job_of_recipe(
-        recipe, dtype_on(recipe.model.dtype, device, here), on_gpu=not device.is_cpu
+        recipe, dtype_on(recipe.model.dtype, device, here), not device.is_cpu, on_event
     )
     if assumed:
-        err.print(assumed, style="yellow", highlight=False, soft_wrap=True)
+        on_event(Note(assumed, warning=True))
     return job
 
 
@@ -191,15 +193,15 @@ def _plan_and_show(
     plans: list[Plan] = []
     room: dict[str, list[Capacity]] = {}
     changes: dict[str, list[Change]] = {}
-    with err.status("simulating") as status:
+    with terminal() as on_event:
         for job in jobs:
             name = job.method.name
-            status.update(f"simulating a step, {name}")
-            plans.append(make_plan(job, device, calibration))
-            status.update(f"what fits, {name}")
-            room[name] = capacities(job, devices)
-            if not plans[-1].fits:
-                changes[name] = changes_to_fit(job, device)
+            with during(f"simulating a step, {name}", on_event):
+                plans.append(make_plan(job, device, calibration))
+            with during(f"looking for what fits, {name}", on_event):
+                room[name] = capacities(job, devices)
+                if not plans[-1].fits:
+                    changes[name] = changes_to_fit(job, device)
     pays = {
         p.method: break_even(
             (p.cost[0] * sweep, p.cost[1] * sweep), api_price, device, p.weight_bytes
@@ -353,11 +355,8 @@ def _say_break_even(method: str, even: Any, device: "Accelerator") -> None:
 def _show_tables(as_json: bool) -> None:
     from luthier.plan.tables import ASSUMPTIONS, classic_tables
 
-    rows = []
-    with err.status("simulating") as status:
-        for row in classic_tables():
-            rows.append(row)
-            status.update(f"simulating: {row.model} {row.method} done")
+    with terminal() as on_event:
+        rows = list(tracked(classic_tables(), "simulating", on_event))
     if as_json:
         print_json({"assumptions": ASSUMPTIONS, "rows": [asdict(row) for row in rows]})
         return

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.cli.app import Json, app, err, out, print_json
-from luthier.cli.evaluate import evaluation_progress
+from luthier.cli.terminal import terminal
 
 if TYPE_CHECKING:
     from luthier.retrieve.ask import Answer
@@ -45,11 +45,10 @@ def index_documents(
     from luthier.retrieve.embed import Embedder
     from luthier.retrieve.index import build_index
 
-    with err.status("loading the embedding model"):
-        embedder = Embedder()
-    with evaluation_progress() as on_progress:
+    with terminal() as on_event:
+        embedder = Embedder(on_event)
         manifest = build_index(
-            documents, index, embedder, size=size, overlap=overlap, on_progress=on_progress
+            documents, index, embedder, size=size, overlap=overlap, on_event=on_event
         )
     if as_json:
         print_json({"index": str(index), **asdict(manifest)})
@@ -91,9 +90,9 @@ def ask_documents(
     from luthier.retrieve.search import Index
 
     stale = changes(read_manifest(index))
-    with err.status("loading"):
-        opened = Index(index, Embedder())
-        weights, tokenizer = load_answering(model)
+    with terminal() as on_event:
+        opened = Index(index, Embedder(on_event))
+        weights, tokenizer = load_answering(model, on_event)
     with closing(opened):
         answer = ask(opened, weights, tokenizer, question, count, max_new_tokens)
     if stale:

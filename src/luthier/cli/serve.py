@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from luthier.cli.app import app, err, out
+from luthier.cli.app import app, out
+from luthier.cli.terminal import terminal
 from luthier.errors import UserError
+from luthier.events import during
 
 
 @app.command()
@@ -83,7 +85,7 @@ def serve(
         shutdown_seconds=shutdown_timeout,
     )
     bound = bind(host, port)
-    with err.status("loading"):
+    with terminal() as on_event, during("loading the models", on_event):
         from luthier.serve.models import Models
         from luthier.serve.server import serve as run_server
 

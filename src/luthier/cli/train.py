@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.terminal import terminal
 from luthier.errors import Interrupted, UserError
-from luthier.events import Event
 from luthier.recipe import Recipe, load_recipe
 from luthier.run import Run, claim_run, open_run
 
@@ -58,7 +58,8 @@ def train(
 
     was_finished = run.finished
     try:
-        measured = train_run(recipe, run, _shown)
+        with terminal() as on_event:
+            measured = train_run(recipe, run, on_event)
     except Interrupted as stop:
         raise Interrupted(f"{stop}\ngo on with: {shlex.join(['luthier', *sys.argv[1:]])}") from None
     if as_json:
@@ -68,10 +69,6 @@ def train(
         out.print(f"{run.root} has finished before; choose another run.name to train anew")
     show_measured(run.root, measured)
     out.print(f"next: luthier evaluate {run.root}", highlight=False)
-
-
-def _shown(event: Event) -> None:
-    err.print(str(event), markup=False)
 
 
 def _verify_determinism(recipe: Recipe, as_json: bool) -> None:

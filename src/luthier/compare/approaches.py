@@ -1,7 +1,7 @@
 """Ask the same questions in several ways, one query at a time, and measure each."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from luthier.data.split import sample, split_key
 from luthier.data.template import choose_template
 from luthier.errors import UserError
 from luthier.evaluate.store import Store, key_of
+from luthier.events import OnEvent, ignore, tracked
 from luthier.files import sha256
 from luthier.generate.answer import Model, Sampling, answer_all, encode_prompt
 from luthier.models.plain import load_plain
@@ -26,7 +27,6 @@ from luthier.retrieve.index import MANIFEST, Manifest, build_index, changes, rea
 from luthier.retrieve.search import Index
 from luthier.run import Run
 
-OnProgress = Callable[[str, int, int], None]
 Record = dict[str, Any]  # of one query: answer, seconds, search_seconds, tokens, passages
 
 
@@ -63,7 +63,7 @@ class Asked:
     manifest: Manifest | None
 
 
-def ask_all(question: Question, out: Path, on_progress: OnProgress = lambda *_: None) -> Asked:
+def ask_all(question: Question, out: Path, on_event: OnEvent = ignore) -> Asked:
     """Answer every row by every approach; what was answered before is kept in ``out``.
 
     A query is timed alone, from the question to the whole answer, search included; the first of
@@ -75,21 +75,20 @@ def ask_all(question: Question, out: Path, on_progress: OnProgress = lambda *_: 
     kinds = [KINDS[name] for name in question.approaches]
     _check(question, kinds)
     evaluate = question.recipe.evaluate
-    rows = [row for row in read_for_evaluation(question.data, question.recipe.data) if row.messages]
+    read = read_for_evaluation(question.data, question.recipe.data, on_event)
+    rows = [row for row in read if row.messages]
     rows = sample(rows, evaluate.max_rows, question.recipe.train.seed)
     if not rows:
         raise UserError(f"{question.data} has no row with a question and an answer")
-    examples = _examples(question, rows) if any(kind.shots for kind in kinds) else []
+    examples = _examples(question, rows, on_event) if any(kind.shots for kind in kinds) else []
     store = Store(out / "answers.jsonl")
     records: dict[Approach, list[Record]] = {}
-    with _index(question, kinds, out, on_progress) as index, _models(question) as pick:
+    with _index(question, kinds, out, on_event) as index, _models(question, on_event) as pick:
         for name, kind in zip(question.approaches, kinds, strict=True):
             with pick(kind.tuned) as (model, tokenizer, weights):
                 asker = _Asker(model, tokenizer, weights, kind, examples, index, question, store)
-                records[name] = []
-                for done, row in enumerate(rows, start=1):
-                    records[name].append(asker.ask(row))
-                    on_progress(name, done, len(rows))
+                asked = tracked(rows, f"answers, {name}", on_event, len(rows), "questions")
+                records[name] = [asker.ask(row) for row in asked]
         return Asked(rows, records, index.manifest if index else None)
 
 
@@ -103,13 +102,15 @@ def _check(question: Question, kinds: Sequence[Kind]) -> None:
             raise UserError(f"{name} needs examples: give --examples, or a run with --run")
 
 
-def _examples(question: Question, rows: Sequence[Conversation]) -> list[Conversation]:
+def _examples(
+    question: Question, rows: Sequence[Conversation], on_event: OnEvent
+) -> list[Conversation]:
     """The shots: a seeded sample, none of which is a question that is asked."""
     if question.examples is not None:
-        pool = read_for_evaluation(question.examples, question.recipe.data)
+        pool = read_for_evaluation(question.examples, question.recipe.data, on_event)
     else:
         assert question.run is not None
-        pool = trained_on(question.run)
+        pool = trained_on(question.run, on_event)
     asked = {split_key(row) for row in rows}
     pool = [row for row in pool if row.messages and split_key(row) not in asked]
     if len(pool) < question.shots:
@@ -122,19 +123,19 @@ def _examples(question: Question, rows: Sequence[Conversation]) -> list[Conversa
 
 @contextmanager
 def _index(
-    question: Question, kinds: Sequence[Kind], out: Path, on_progress: OnProgress
+    question: Question, kinds: Sequence[Kind], out: Path, on_event: OnEvent
 ) -> Iterator[Index | None]:
     """The index: the one given, or one of the documents, made where there is none that is up to date."""
     if not any(kind.retrieves for kind in kinds):
         yield None
         return
     assert question.documents is not None
-    embedder = Embedder()
+    embedder = Embedder(on_event)
     folder = question.documents
     if not (folder / MANIFEST).is_file():
         folder = out / "index"
         if not _is_current(folder, question.documents):
-            build_index(question.documents, folder, embedder, on_progress=on_progress)
+            build_index(question.documents, folder, embedder, on_event=on_event)
     with closing(Index(folder, embedder)) as index:
         yield index
 
@@ -148,11 +149,11 @@ def _is_current(folder: Path, documents: Path) -> bool:
 
 
 @contextmanager
-def _models(question: Question) -> Iterator[Any]:
+def _models(question: Question, on_event: OnEvent) -> Iterator[Any]:
     """A function that gives (model, tokenizer, name of its weights), tuned or not."""
     if question.run is None:
         source = question.recipe.model.source
-        model, tokenizer = load_plain(source)
+        model, tokenizer = load_plain(source, on_event)
         choose_template(tokenizer, question.recipe.data.template)
 
         @contextmanager
@@ -161,7 +162,10 @@ def _models(question: Question) -> Iterator[Any]:
 
         yield pick_plain
         return
-    models, weights = load_tuned(question.run), sha256(question.run.measured_path)
+    models, weights = (
+        load_tuned(question.run, on_event=on_event),
+        sha256(question.run.measured_path),
+    )
 
     @contextmanager
     def pick(tuned: bool) -> Iterator[Any]:

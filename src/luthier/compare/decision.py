@@ -10,13 +10,14 @@ import numpy as np
 
 from luthier.advise.answers import Goal
 from luthier.advise.costs import Prices
-from luthier.compare.approaches import Asked, OnProgress, Question, Record, ask_all
+from luthier.compare.approaches import Asked, Question, Record, ask_all
 from luthier.compare.prompts import KINDS, Approach
 from luthier.compare.rules import check_rules
 from luthier.data.prepare import trained_on
 from luthier.data.split import without_overlap
 from luthier.evaluate.metrics import Metric, make_metrics
 from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.events import OnEvent, ignore
 from luthier.files import write_json
 from luthier.retrieve.index import Manifest
 from luthier.run import Run
@@ -34,7 +35,7 @@ def compare_approaches(
     *,
     by: str | None = None,
     goals: Mapping[str, Goal] | None = None,
-    on_progress: OnProgress = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Ask, score and sum up; kept in ``out`` as ``comparison.json``.
 
@@ -49,7 +50,7 @@ def compare_approaches(
     Raises:
         UserError: as ``ask_all`` and ``make_metrics``.
     """
-    asked = ask_all(question, out, on_progress)
+    asked = ask_all(question, out, on_event)
     evaluate = question.recipe.evaluate
     metrics = make_metrics(evaluate.metrics, evaluate, asked.rows, out / "judge.jsonl")
     scores: Scores = {

@@ -1,7 +1,7 @@
 """Train the variants of a recipe, prove each on the same rows, and put them side by side."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from luthier.errors import UserError
 from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.report.page import write_report
 from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.events import Event, Note, OnEvent, Progress, ignore
 from luthier.files import write_json
 from luthier.records import AnsweredRow, Evaluation, Measured
 from luthier.run import Run, claim_run
 from luthier.runs import train_run_apart
 
-OnProgress = Callable[[str, int, int], None]
 COMPARISON = "comparison.json"
 
 
@@ -40,8 +40,7 @@ def compare_methods(
     *,
     metrics: Sequence[str] | None = None,
     price_per_hour: float | None = None,
-    note: Callable[[str], None] = lambda _text: None,
-    on_progress: OnProgress = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Train what is not trained yet, evaluate what is not evaluated yet, and compare.
 
@@ -52,7 +51,6 @@ def compare_methods(
         data: rows to evaluate on; None: each run's validation rows, the same where the seed is.
         metrics: names instead of the recipe's.
         price_per_hour: of this machine, US dollars.
-        note: told what happens next.
 
     Raises:
         UserError: a run cannot begin, or fell.
@@ -61,13 +59,13 @@ def compare_methods(
     runs = [claim_run(variant.recipe, "compare") for variant in variants]  # before any work
     for number, (variant, run) in enumerate(zip(variants, runs, strict=True), start=1):
         if not run.finished:
-            note(f"run {number} of {len(runs)}: {run.root.name}")
-            train_run_apart(variant.recipe, run)
+            on_event(Note(f"run {number} of {len(runs)}: {run.root.name}"))
+            train_run_apart(variant.recipe, run, on_event)
     trained = []
     for variant, run in zip(variants, runs, strict=True):
         wanted = list(metrics or variant.recipe.evaluate.metrics)
         if not _is_evaluated(run, data, wanted):
-            _evaluate(run, data, wanted, on_progress)
+            _evaluate(run, data, wanted, on_event)
         evaluation = run.evaluation()
         assert evaluation is not None
         trained.append(Trained(variant, run, run.measured(), evaluation, run.answered_rows()))
@@ -76,11 +74,13 @@ def compare_methods(
     return comparison
 
 
-def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_progress: OnProgress) -> None:
+def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_event: OnEvent) -> None:
     """What `luthier evaluate` does: the proof and its page, in the run's folder."""
 
-    def named(what: str, done: int, total: int) -> None:
-        on_progress(f"{run.root.name}: {what}", done, total)
+    def named(event: Event) -> None:
+        if isinstance(event, Progress):
+            event = replace(event, task=f"{run.root.name}: {event.task}")
+        on_event(event)
 
     evaluate_run(run, data, named, metrics=metrics)
     write_report(run)

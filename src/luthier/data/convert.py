@@ -13,6 +13,7 @@ from luthier.data.formats import FORMATS, detect_format, to_conversation, unknow
 from luthier.data.readers import BadRow
 from luthier.data.writers import write_rows
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 
 _SHOWN = 5  # examples in a message
 _SHAREGPT_NAMES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
@@ -131,7 +132,13 @@ class Converted:
     rejected_dropped: int = 0
 
 
-def convert_data(sources: Sequence[str], to: str, out: Path, skip_bad: bool = False) -> Converted:
+def convert_data(
+    sources: Sequence[str],
+    to: str,
+    out: Path,
+    skip_bad: bool = False,
+    on_event: OnEvent = ignore,
+) -> Converted:
     """Write the rows of ``sources`` to ``out`` in format ``to``.
 
     Raises:
@@ -141,16 +148,16 @@ def convert_data(sources: Sequence[str], to: str, out: Path, skip_bad: bool = Fa
     if to not in FORMATS:
         raise UserError(f"unknown format '{to}'; known: {', '.join(FORMATS)}")
     converted = Converted()
-    rows = _rows(sources, to, converted, skip_bad)
+    rows = _rows(sources, to, converted, skip_bad, on_event)
     converted.written = write_rows(out, rows)
     return converted
 
 
 def _rows(
-    sources: Sequence[str], to: str, converted: Converted, skip_bad: bool
+    sources: Sequence[str], to: str, converted: Converted, skip_bad: bool, on_event: OnEvent
 ) -> Iterator[dict[str, Any]]:
     for source in sources:
-        for item in read_any(source):
+        for item in read_any(source, on_event):
             try:
                 if isinstance(item, BadRow):
                     raise item

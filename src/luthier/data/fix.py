@@ -14,6 +14,7 @@ from luthier.data.conversation import Origin
 from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow, read_rows
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.files import staged_file, write_jsonl
 
 _SHOWN = 200  # characters of a changed text in the log
@@ -67,7 +68,9 @@ class Fixed:
     changes: Counter[str] = field(default_factory=Counter)
 
 
-def fix_data(sources: Sequence[str], out: Path, remedies: Sequence[str]) -> Fixed:
+def fix_data(
+    sources: Sequence[str], out: Path, remedies: Sequence[str], on_event: OnEvent = ignore
+) -> Fixed:
     """Write the rows of ``sources`` to ``out`` (JSONL, their own fields) with ``remedies`` applied.
 
     Beside it ``<out>.changes.jsonl`` has a line for each change: row, remedy, field, before, after
@@ -91,7 +94,7 @@ def fix_data(sources: Sequence[str], out: Path, remedies: Sequence[str]) -> Fixe
     fixer = _Fixer(set(remedies), fixed)
     with staged_file(log) as changes:
         fixer.log = changes.write
-        write_jsonl(out, fixer.rows(sources))
+        write_jsonl(out, fixer.rows(sources, on_event))
     return fixed
 
 
@@ -104,9 +107,9 @@ class _Fixer:
         self.answers: dict[int, int] = {}  # prompt -> its first answer
         self.seen: set[int] = set()
 
-    def rows(self, sources: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def rows(self, sources: Sequence[str], on_event: OnEvent) -> Iterator[dict[str, Any]]:
         for source in sources:
-            for item in read_rows(source):
+            for item in read_rows(source, on_event):
                 self.fixed.read += 1
                 row = self._kept(item)
                 if row is not None:

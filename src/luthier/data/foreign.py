@@ -14,6 +14,7 @@ from typing import Any
 from luthier.data.conversation import Origin
 from luthier.data.readers import BadRow, Item, read_rows
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.files import user_path
 from luthier.yaml_text import parse_yaml
 
@@ -28,7 +29,7 @@ class ForeignSet:
     translate: Callable[[Row], Row]
 
 
-def read_any(source: str) -> Iterator[Item]:
+def read_any(source: str, on_event: OnEvent = ignore) -> Iterator[Item]:
     """``read_rows``, of a data source or of what a foreign description names.
 
     Raises:
@@ -36,10 +37,10 @@ def read_any(source: str) -> Iterator[Item]:
     """
     described = _described(source)
     if described is None:
-        yield from read_rows(source)
+        yield from read_rows(source, on_event)
         return
     for each in described:
-        for item in read_rows(each.source):
+        for item in read_rows(each.source, on_event):
             yield item if isinstance(item, BadRow) else _translated(each, *item)
 
 

@@ -12,21 +12,24 @@ from luthier.data.readers import BadRow, read_rows
 from luthier.data.split import choose_held_out, split_key
 from luthier.data.writers import write_rows
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 
 
-def read_all(source: str) -> Iterator[dict[str, Any]]:
+def read_all(source: str, on_event: OnEvent = ignore) -> Iterator[dict[str, Any]]:
     """The rows of a source as they stand there.
 
     Raises:
         UserError: one cannot be read.
     """
-    for item in read_rows(source):
+    for item in read_rows(source, on_event):
         if isinstance(item, BadRow):
             raise UserError(f"{item}; mend it with `luthier data fix --apply drop-unreadable`")
         yield item[1]
 
 
-def split_data(sources: Sequence[str], out: Path, fraction: float, seed: int) -> tuple[int, int]:
+def split_data(
+    sources: Sequence[str], out: Path, fraction: float, seed: int, on_event: OnEvent = ignore
+) -> tuple[int, int]:
     """Write ``out``/train.jsonl and ``out``/validation.jsonl; how many rows went to each.
 
     Rows with one prompt go to one side, as in ``data.validation_fraction``.
@@ -38,18 +41,18 @@ def split_data(sources: Sequence[str], out: Path, fraction: float, seed: int) ->
     for path in (train, validation):
         if path.exists():
             raise UserError(f"{path} exists; choose another --out")
-    keys = [key for source in sources for key, _ in _keyed(source)]
+    keys = [key for source in sources for key, _ in _keyed(source, on_event)]
     held_out = choose_held_out(keys, fraction, seed)
 
     def side(held: bool) -> Iterator[dict[str, Any]]:
         for source in sources:
-            yield from (row for key, row in _keyed(source) if (key in held_out) == held)
+            yield from (row for key, row in _keyed(source, on_event) if (key in held_out) == held)
 
     return write_rows(train, side(False)), write_rows(validation, side(True))
 
 
-def _keyed(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for item in read_rows(source):
+def _keyed(source: str, on_event: OnEvent) -> Iterator[tuple[str, dict[str, Any]]]:
+    for item in read_rows(source, on_event):
         try:
             if isinstance(item, BadRow):
                 raise item
@@ -72,7 +75,11 @@ class Mixed:
 
 
 def mix_data(
-    weights: Sequence[tuple[str, float]], rows: int | None, out: Path, seed: int
+    weights: Sequence[tuple[str, float]],
+    rows: int | None,
+    out: Path,
+    seed: int,
+    on_event: OnEvent = ignore,
 ) -> list[Mixed]:
     """Write a shuffled mixture of sources to ``out``, without repeating a row.
 
@@ -86,7 +93,7 @@ def mix_data(
     """
     if any(weight <= 0 for _, weight in weights):
         raise UserError("weights are positive: luthier data mix a.jsonl=3 b.jsonl=1")
-    pools = [list(read_all(source)) for source, _ in weights]
+    pools = [list(read_all(source, on_event)) for source, _ in weights]
     formats = {detect_format(row) for pool in pools for row in pool}
     if len(formats) > 1:
         names = ", ".join(sorted(str(fmt) for fmt in formats))

@@ -16,6 +16,7 @@ from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
 from luthier.data.tokens import Tokenizer, TokenRow, cut
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import sha256, user_path, write_json, write_jsonl
 from luthier.recipe import DataGroup, Recipe
 from luthier.records.data import (
@@ -52,7 +53,9 @@ class _LeftOut:
     overlap: list[Conversation] = field(default_factory=list)
 
 
-def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+def prepare(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent = ignore
+) -> Prepared:
     """Read, split and tokenise the data of a recipe.
 
     Raises:
@@ -61,27 +64,29 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     data = recipe.data
     encoder = Tokenizer(tokenizer, data.train_on)
     left_out = _LeftOut()
-    train, sources = _read(recipe.train_files, data, left_out)
+    train, sources = _read(recipe.train_files, data, left_out, on_event)
     read = len(train)
     if data.max_rows is not None:
         train = sample(train, data.max_rows, recipe.train.seed)
     if data.validation is not None:
-        validation, more = _read([data.validation], data, left_out)
+        validation, more = _read([data.validation], data, left_out, on_event)
         sources += more
-        train, left_out.overlap = without_overlap(train, validation)
+        with during("looking for training rows in the validation file", on_event):
+            train, left_out.overlap = without_overlap(train, validation)
     else:
-        train, validation = split(train, data.validation_fraction, recipe.train.seed)
+        with during("splitting off validation rows", on_event):
+            train, validation = split(train, data.validation_fraction, recipe.train.seed)
     replay: Replay | None = None
     if data.replay is not None:
-        general, more = _read([data.replay.source], data, left_out, detect=True)
+        general, more = _read([data.replay.source], data, left_out, on_event, detect=True)
         sources += more
         general, _ = without_overlap(general, validation)
         wanted = round(len(train) * data.replay.share / (1 - data.replay.share))
         added = sample(general, wanted, recipe.train.seed)
         replay = Replay(wanted=wanted, added=len(added), available=len(general))
         train = [*train, *added]
-    train_rows = _tokenise(train, data, encoder, left_out)
-    validation_rows = _tokenise(validation, data, encoder, left_out)
+    train_rows = _tokenise(train, data, encoder, left_out, on_event)
+    validation_rows = _tokenise(validation, data, encoder, left_out, on_event)
     _judge(data, train_rows, left_out)
     report = DataReport(
         sources=sources,
@@ -112,21 +117,25 @@ def store(prepared: Prepared, run: Run) -> None:
     )
 
 
-def load_stored(data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run) -> Prepared:
+def load_stored(
+    data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run, on_event: OnEvent = ignore
+) -> Prepared:
     """The split that ``store`` kept: the sources may have changed since.
 
     Raises:
         UserError: it was edited, or is gone.
     """
     report = run.data_report()
-    if report is None or not _as_stored(report, run):
+    with during("checking the run's data", on_event):
+        whole = report is not None and _as_stored(report, run)
+    if report is None or not whole:
         raise UserError(
             f"{run.train_path.parent} is not as this run wrote it, so the run cannot go on "
             "exactly; choose another run.name to start anew"
         )
     encoder = Tokenizer(tokenizer, data.train_on)
     train, validation = (
-        tokenise(list(_stored_rows(path)), data, encoder)
+        tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event)
         for path in (run.train_path, run.validation_path)
     )
     return Prepared(train, validation, report)
@@ -142,36 +151,43 @@ def _as_stored(report: DataReport, run: Run) -> bool:
         return False
 
 
-def held_out(run: Run) -> list[Conversation]:
+def held_out(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
     """The run's validation rows, as conversations.
 
     Raises:
         UserError: they are gone or damaged.
     """
-    return list(_stored_rows(run.validation_path))
+    return list(_stored_rows(run.validation_path, on_event))
 
 
-def trained_on(run: Run) -> list[Conversation]:
+def trained_on(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
     """The run's training rows, as conversations.
 
     Raises:
         UserError: as ``held_out``.
     """
-    return list(_stored_rows(run.train_path))
+    return list(_stored_rows(run.train_path, on_event))
 
 
-def read_for_evaluation(file: str, data: DataGroup) -> list[Conversation]:
+def read_for_evaluation(
+    file: str, data: DataGroup, on_event: OnEvent = ignore
+) -> list[Conversation]:
     """The rows of one more file, by the recipe's rules for bad rows.
 
     Raises:
         UserError: the file or a row is wrong.
     """
-    return _read([file], data, _LeftOut())[0]
+    return _read([file], data, _LeftOut(), on_event)[0]
 
 
-def tokenise(rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer) -> list[TokenRow]:
+def tokenise(
+    rows: Sequence[Conversation],
+    data: DataGroup,
+    encoder: Tokenizer,
+    on_event: OnEvent = ignore,
+) -> list[TokenRow]:
     """Token rows of conversations that were prepared before, cut as they were then."""
-    encoded = encode_all(encoder, rows)
+    encoded = encode_all(encoder, rows, on_event)
     refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
     if refused is not None:
         raise UserError(str(refused))
@@ -181,15 +197,20 @@ def tokenise(rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer) 
 
 
 def _read(
-    sources: Sequence[str], data: DataGroup, left_out: _LeftOut, *, detect: bool = False
+    sources: Sequence[str],
+    data: DataGroup,
+    left_out: _LeftOut,
+    on_event: OnEvent,
+    *,
+    detect: bool = False,
 ) -> tuple[list[Conversation], list[DataSource]]:
     """Rows and their files; ``detect`` tells the format whatever ``data.format`` says."""
     rows: list[Conversation] = []
     read = []
-    for file in (file for source in sources for file in find_files(source)):
+    for file in (file for source in sources for file in find_files(source, on_event)):
         before = len(rows)
         fmt: str | None = None if detect or data.format == "auto" else data.format
-        for item in read_rows(file):
+        for item in read_rows(file, on_event):
             if isinstance(item, BadRow):
                 left_out.bad.append(item)
                 continue
@@ -204,7 +225,8 @@ def _read(
                 rows.append(to_conversation(row, fmt, origin))
             except BadRow as bad:
                 left_out.bad.append(bad)
-        digest = sha256(user_path(file))
+        with during(f"hashing {file}", on_event):
+            digest = sha256(user_path(file))
         read.append(
             DataSource(file=file, format=fmt or "unknown", sha256=digest, rows=len(rows) - before)
         )
@@ -232,11 +254,15 @@ def _bad_rows_message(bad: list[BadRow]) -> str:
 
 
 def _tokenise(
-    rows: Sequence[Conversation], data: DataGroup, encoder: Tokenizer, left_out: _LeftOut
+    rows: Sequence[Conversation],
+    data: DataGroup,
+    encoder: Tokenizer,
+    left_out: _LeftOut,
+    on_event: OnEvent,
 ) -> list[TokenRow]:
     kept = []
     bad_before = len(left_out.bad)
-    for row, encoded in zip(rows, encode_all(encoder, rows), strict=True):
+    for row, encoded in zip(rows, encode_all(encoder, rows, on_event), strict=True):
         if isinstance(encoded, TemplateRejects):
             left_out.bad.append(BadRow(row.origin, str(encoded)))
             continue
@@ -286,10 +312,10 @@ def _count(rows: Sequence[TokenRow]) -> TokenCounts:
     )
 
 
-def _stored_rows(path: Path) -> Iterator[Conversation]:
+def _stored_rows(path: Path, on_event: OnEvent) -> Iterator[Conversation]:
     try:
         with path.open(encoding="utf-8") as file:
-            for line in file:
+            for line in tracked(file, f"reading {path}", on_event):
                 yield Conversation.from_row(json.loads(line))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {path}, which the run wrote: {error}") from error

@@ -11,6 +11,7 @@ from luthier.data.conversation import Origin
 from luthier.data.kinds import ARCHIVE_ERRORS, endings, kind_of, open_bytes
 from luthier.data.sources import find_files
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore, tracked
 from luthier.files import user_path
 
 _LONGEST = 64 * 2**20  # of a row; a longer one is no training data
@@ -28,16 +29,17 @@ class BadRow(Exception):
 Item = tuple[Origin, dict[str, Any]] | BadRow
 
 
-def read_rows(source: str) -> Iterator[Item]:
+def read_rows(source: str, on_event: OnEvent = ignore) -> Iterator[Item]:
     """Stream the rows of a source, which ``find_files`` explains, file by file.
 
     A row that is not valid comes as a ``BadRow`` value, so that one broken line hides no other.
+    ``on_event`` is told how many rows were taken so far.
 
     Raises:
         UserError: a file is missing, empty, unreadable, or of an unknown kind.
     """
-    for file in find_files(source):
-        yield from _read_file(file)
+    for file in find_files(source, on_event):
+        yield from tracked(_read_file(file), f"reading {file}", on_event)
 
 
 def _read_file(file: str) -> Iterator[Item]:

@@ -9,10 +9,18 @@ from luthier.data.readers import BadRow, read_rows
 from luthier.data.template import TemplateRejects, choose_template
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.models.load import load_tokenizer
 
 
-def encode_row(file: str, number: int, model: Path, template: str, train_on: str) -> dict[str, Any]:
+def encode_row(
+    file: str,
+    number: int,
+    model: Path,
+    template: str,
+    train_on: str,
+    on_event: OnEvent = ignore,
+) -> dict[str, Any]:
     """Row ``number`` (from 1) of ``file`` by the tokenizer of the folder ``model``.
 
     Returns:
@@ -24,7 +32,7 @@ def encode_row(file: str, number: int, model: Path, template: str, train_on: str
     """
     if train_on not in ("completions", "all"):
         raise UserError(f"--train-on is completions or all, not '{train_on}'")
-    item = next(islice(read_rows(file), number - 1, None), None)
+    item = next(islice(read_rows(file, on_event), number - 1, None), None)
     if item is None:
         count = sum(1 for _ in read_rows(file))
         raise UserError(f"{file} has no row {number}: it has {count}")

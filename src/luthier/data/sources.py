@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 
 from luthier.data.kinds import COMPRESSED, READABLE, endings, kind_of
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore
 from luthier.files import user_path
 from luthier.recipe import hub_dataset
 
@@ -13,7 +14,7 @@ from luthier.recipe import hub_dataset
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
-def find_files(source: str) -> list[str]:
+def find_files(source: str, on_event: OnEvent = ignore) -> list[str]:
     """The data files that ``source`` means, sorted.
 
     Args:
@@ -38,7 +39,8 @@ def find_files(source: str) -> list[str]:
         return files
     hub = hub_dataset(source)
     if hub is not None:
-        return _hub_files(*hub)
+        with during(f"fetching {source} from the hub", on_event):
+            return _hub_files(*hub)
     raise UserError(f"no data file at {source}")
 
 

@@ -13,6 +13,7 @@ from luthier.data.conversation import Conversation
 from luthier.data.template import TemplateRejects
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import staged_file
 from luthier.models.pull import cache_folder
 
@@ -26,7 +27,7 @@ _VERSION = (
 
 
 def encode_all(
-    encoder: Tokenizer, rows: Sequence[Conversation]
+    encoder: Tokenizer, rows: Sequence[Conversation], on_event: OnEvent = ignore
 ) -> list[TokenRow | TemplateRejects]:
     """``encoder.encode`` of each row, or its error; from the cache where they were encoded before.
 
@@ -34,17 +35,20 @@ def encode_all(
     as supervised, so that a change of any of them tokenises anew. A cache that cannot be written is
     no error, and rows of which one is refused are not cached.
     """
+    following = tracked(rows, "tokenising rows", on_event, len(rows))
     if len(rows) < _WORTH:
-        return [_encoded(encoder, row) for row in rows]
-    path = cache_folder().parent / "tokens" / f"{_key(encoder, rows)}.npz"
-    stored = _load(path, rows)
+        return [_encoded(encoder, row) for row in following]
+    with during("looking for tokenised rows in the cache", on_event):
+        path = cache_folder().parent / "tokens" / f"{_key(encoder, rows)}.npz"
+        stored = _load(path, rows)
     if stored is not None:
         return [*stored]
-    encoded = [_encoded(encoder, row) for row in rows]
+    encoded = [_encoded(encoder, row) for row in following]
     good = [row for row in encoded if isinstance(row, TokenRow)]
     if len(good) == len(rows):
         try:
-            _store(path, good)
+            with during("keeping the tokenised rows in the cache", on_event):
+                _store(path, good)
         except UserError as error:
             log.debug("token rows were not cached: %s", error)
     return encoded

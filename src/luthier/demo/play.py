@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.evaluate.before_after import evaluate_run
-from luthier.evaluate.examination import OnProgress
-from luthier.events import OnEvent
+from luthier.events import OnEvent, ignore
 from luthier.recipe import Recipe, as_recipe
 from luthier.records import Evaluation, Measured
 from luthier.run import claim_run
@@ -26,9 +25,7 @@ def demo_recipe(**changes: Mapping[str, Any]) -> Recipe:
     return own.changed(**changes)
 
 
-def play(
-    recipe: Recipe, on_event: OnEvent, on_progress: OnProgress
-) -> tuple[Path, Measured, Evaluation]:
+def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Path, Measured, Evaluation]:
     """Train (or go on, or find it done) and evaluate: the run folder and both results.
 
     Raises:
@@ -36,4 +33,4 @@ def play(
     """
     run = claim_run(recipe, "demo")
     measured = fit(recipe, run, on_event)
-    return run.root, measured, evaluate_run(run, str(TASK / "test.jsonl"), on_progress)
+    return run.root, measured, evaluate_run(run, str(TASK / "test.jsonl"), on_event)

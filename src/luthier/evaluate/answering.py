@@ -1,9 +1,10 @@
 """Answers of a model to many prompts, kept as they come: what was answered is not asked again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from luthier.evaluate.examination import Examination
 from luthier.evaluate.store import key_of
+from luthier.events import tracked
 from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
 
 
@@ -15,14 +16,14 @@ def answer_kept(
     *,
     max_new_tokens: int,
     batch_size: int,
-    on_done: Callable[[int], None],
+    task: str,
 ) -> list[str]:
     """Greedy answers of a side to ``prompts`` in their order; batches of prompts of like length.
 
     The examination's store holds answers of before and gets each batch's.
 
     Args:
-        on_done: told how many answers there are so far.
+        task: what this is, in the events about its progress; they count the answers to make.
 
     Raises:
         UserError: the template refuses a prompt, or a prompt leaves no room for an answer.
@@ -32,10 +33,8 @@ def answer_kept(
     keys = [key_of(examination.names[side], ids, max_new_tokens) for ids in encoded]
     fresh = {key: i for i, key in enumerate(keys) if key not in store}  # equal prompts once
     order = sorted(fresh.values(), key=lambda i: -len(encoded[i]))
-    done = len(prompts) - len(order)
-    on_done(done)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in tracked(batches, task, examination.on_event, len(order), "prompts", size=len):
         answers = answer_all(
             model,
             tokenizer,
@@ -44,6 +43,4 @@ def answer_kept(
             batch_size,
         )
         store.add({keys[i]: answer for i, answer in zip(batch, answers, strict=True)})
-        done += len(batch)
-        on_done(done)
     return [str(store[key]) for key in keys]

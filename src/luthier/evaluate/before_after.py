@@ -1,6 +1,5 @@
 """Base against tuned on rows neither was trained on: loss, perplexity, answers, and how sure."""
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
 from luthier.evaluate.answering import answer_kept
 from luthier.evaluate.classification import confusion
-from luthier.evaluate.examination import Examination, OnProgress, Rows
+from luthier.evaluate.examination import Examination, Rows
 from luthier.evaluate.harness import run_tasks
 from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.losses import compare_losses
@@ -25,6 +24,7 @@ from luthier.evaluate.metrics import Metric, make_metrics
 from luthier.evaluate.probe.forgetting import probe_forgetting
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store, key_of
+from luthier.events import Note, OnEvent, ignore
 from luthier.files import sha256, write_json, write_jsonl
 from luthier.generate.answer import Model
 from luthier.kernels.separation import rows_stay_apart
@@ -33,8 +33,6 @@ from luthier.recipe import Recipe
 from luthier.records import AnsweredRow, Evaluation
 from luthier.records.evaluation import AnyCompared, Confusion, MetricCompared, Pair
 from luthier.run import Run
-
-log = logging.getLogger(__name__)
 
 SAMPLES = 100  # rows that evaluation.json shows; all of them are in evaluation/rows.jsonl
 
@@ -51,7 +49,7 @@ class Side:
 def evaluate_run(
     run: Run,
     data: str | None = None,
-    on_progress: OnProgress = lambda *_: None,
+    on_event: OnEvent = ignore,
     *,
     metrics: Sequence[str] | None = None,
     adapter_scale: float = 1.0,
@@ -66,7 +64,6 @@ def evaluate_run(
 
     Args:
         data: file to evaluate on instead of the run's validation rows.
-        on_progress: called with what is being done, how much is done, and of how much.
         metrics: names instead of the recipe's.
         adapter_scale: of the tuned side, see ``load_tuned``.
         probe: whether to look for forgetting; None: as ``evaluate.probe`` of the recipe says.
@@ -80,32 +77,36 @@ def evaluate_run(
     recipe = run.recipe()
     if metrics is not None:
         recipe = recipe.changed(evaluate={"metrics": list(metrics)})
-    rows = choose_rows(run, recipe, data)
+    rows = choose_rows(run, recipe, data, on_event)
     graded = make_metrics(
         recipe.evaluate.metrics if rows.answered else (),
         recipe.evaluate,
         rows.answered,
         run.grades_path,
     )
-    training = trained_on(run)
+    training = trained_on(run, on_event)
     _, seen = without_overlap(rows.all, training)
     if seen:
-        log.warning(
-            "%d of the %d rows of %s were trained on (%s first): the tuned model has seen their "
-            "answers, so its figures are too good",
-            len(seen), len(rows.all), rows.source, seen[0].origin,
-        )  # fmt: skip
-    models = load_tuned(run, adapter_scale)
+        on_event(
+            Note(
+                f"{len(seen)} of the {len(rows.all)} rows of {rows.source} were trained on "
+                f"({seen[0].origin} first): the tuned model has seen their answers, so its figures "
+                "are too good",
+                warning=True,
+            )
+        )
+    models = load_tuned(run, adapter_scale, on_event)
     weights = sha256(run.measured_path)  # other after the run was trained anew
     names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
     with run.locked():
         store = Store(run.answers_path)
-        examination = Examination(run, recipe, rows, models, names, store, on_progress)
+        examination = Examination(run, recipe, rows, models, names, store, on_event)
         sides = _measure(examination, graded)
         looks = recipe.evaluate.probe if probe is None else probe
         forgetting = probe_forgetting(examination, training) if looks else None
+        harness = run_tasks(examination, tasks, tasks_limit) if tasks else {}
+        compared = _compare(sides, graded, rows)
         answered = _answered_rows(sides, rows)
-        metrics_found = _compare(sides, graded, rows)
         evaluation = Evaluation(
             data=rows.source,
             rows=len(rows.all),
@@ -113,13 +114,13 @@ def evaluate_run(
             supervised_tokens=sum(loss.tokens for loss in sides.base.losses),
             answered_rows=len(rows.answered),
             adapter_scale=adapter_scale,
-            base={name: found.base.mean for name, found in metrics_found.items()},
-            tuned={name: found.tuned.mean for name, found in metrics_found.items()},
-            metrics=metrics_found,
+            base={name: found.base.mean for name, found in compared.items()},
+            tuned={name: found.tuned.mean for name, found in compared.items()},
+            metrics=compared,
             classification=_classification(sides, rows),
             samples=answered[:SAMPLES],
             forgetting=forgetting,
-            tasks=run_tasks(examination, tasks, tasks_limit) if tasks else {},
+            tasks=harness,
             max_new_tokens=recipe.evaluate.max_new_tokens,
             seconds=round(time.perf_counter() - started, 1),
             when=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -129,18 +130,18 @@ def evaluate_run(
     return evaluation
 
 
-def choose_rows(run: Run, recipe: Recipe, data: str | None) -> Rows:
+def choose_rows(run: Run, recipe: Recipe, data: str | None, on_event: OnEvent = ignore) -> Rows:
     """The rows of ``data``, else the run's held-out ones.
 
     Raises:
         UserError: there are none, or one is wrong.
     """
     if data is None:
-        source, rows = str(run.validation_path), held_out(run)
+        source, rows = str(run.validation_path), held_out(run, on_event)
         if not rows:
             raise UserError(f"{run.root} has no validation rows; give a file of rows with --data")
     else:
-        source, rows = data, read_for_evaluation(data, recipe.data)
+        source, rows = data, read_for_evaluation(data, recipe.data, on_event)
     spoken = [row for row in rows if row.messages]
     return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 
@@ -164,9 +165,7 @@ def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
             [row.prompt for row in rows.answered],
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
-            on_done=lambda done: examination.on_progress(
-                f"answers of {side}", done, len(rows.answered)
-            ),
+            task=f"answers of {side}",
         )
         scores = {metric.name: metric.scores(answers, rows.answered) for metric in metrics}
         return Side(losses, answers, scores)
@@ -176,19 +175,13 @@ def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
 
 def _losses(examination: Examination, side: str, model: Model) -> list[RowLoss]:
     """The loss of each conversation; a text that was cut into several rows is one."""
-    rows, data = examination.rows, examination.recipe.data
-    tokens = tokenise(rows.all, data, Tokenizer(examination.models.tokenizer, data.train_on))
+    rows, data, on_event = examination.rows, examination.recipe.data, examination.on_event
+    encoder = Tokenizer(examination.models.tokenizer, data.train_on)
+    tokens = tokenise(rows.all, data, encoder, on_event)
     if not tokens:
         raise UserError(f"no row of {rows.source} fits data.max_length {data.max_length}")
-    done = 0
-
-    def on_rows(count: int) -> None:
-        nonlocal done
-        done += count
-        examination.on_progress(f"loss of {side}", done, len(tokens))
-
-    on_rows(0)
-    pieces = row_losses(model, tokens, packed=rows_stay_apart(model), on_rows=on_rows)
+    packed = rows_stay_apart(model)
+    pieces = row_losses(model, tokens, packed=packed, task=f"loss of {side}", on_event=on_event)
     whole: dict[int, RowLoss] = {}
     for row, loss in zip(tokens, pieces, strict=True):
         before = whole.get(id(row.conversation), RowLoss(0.0, 0))

@@ -6,14 +6,13 @@ from typing import TypeVar
 
 from luthier.data.conversation import Conversation
 from luthier.evaluate.store import Store
+from luthier.events import OnEvent
 from luthier.generate.answer import Model
 from luthier.models.tuned import TunedModel
 from luthier.recipe import Recipe
 from luthier.run import Run
 
 T = TypeVar("T")
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class Examination:
         recipe: of ``run``, with the metrics that are asked for.
         names: by side, what an answer depends on besides its prompt: the weights, and their scale.
         store: keeps answers, so that none is made twice.
-        on_progress: called with what is being done, how much is done, and of how much.
     """
 
     run: Run
@@ -42,7 +40,7 @@ class Examination:
     models: TunedModel
     names: dict[str, str]
     store: Store
-    on_progress: OnProgress
+    on_event: OnEvent
 
     def of_both(self, measure: Callable[[str, Model], T]) -> tuple[T, T]:
         """``measure(side, model)`` of the base, then of the tuned model."""

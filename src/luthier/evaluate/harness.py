@@ -8,6 +8,7 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.evaluate.examination import Examination
 from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.events import during
 from luthier.generate.answer import Model
 from luthier.models.adapters import inner
 from luthier.records.evaluation import MetricCompared
@@ -51,7 +52,6 @@ def run_tasks(
     directions: dict[str, dict[str, bool]] = {}
 
     def put(side: str, model: Model) -> _Scores:
-        examination.on_progress(f"lm-eval tasks of {side}", 0, len(tasks))
         whole = inner(model)
         language_model = HFLM(
             pretrained=whole,
@@ -60,17 +60,17 @@ def run_tasks(
             batch_size=examination.recipe.evaluate.batch_size,
         )
         try:
-            found = simple_evaluate(
-                language_model,
-                tasks=list(tasks),
-                limit=limit,
-                bootstrap_iters=0,
-                task_manager=manager,
-            )
+            with during(f"lm-eval tasks of {side}", examination.on_event):
+                found = simple_evaluate(
+                    language_model,
+                    tasks=list(tasks),
+                    limit=limit,
+                    bootstrap_iters=0,
+                    task_manager=manager,
+                )
         except Exception as error:  # tasks are code and data of others: anything may come
             raise UserError(f"lm-eval cannot run {', '.join(tasks)}: {error}") from error
         directions.update(found["higher_is_better"])
-        examination.on_progress(f"lm-eval tasks of {side}", len(tasks), len(tasks))
         return _scores(found["samples"])
 
     before, after = examination.of_both(put)

@@ -1,6 +1,6 @@
 """How likely a model finds given text, row by row."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 
 from luthier.data.batches import collate
 from luthier.data.tokens import TokenRow
+from luthier.events import OnEvent, ignore, tracked
 from luthier.objectives.supervised import supervised_logits
 
 # A batch has so many logits at most, each a row of the vocabulary; and so many tokens.
@@ -34,25 +35,26 @@ def row_losses(
     rows: Sequence[TokenRow],
     *,
     packed: bool,
-    on_rows: Callable[[int], None] = lambda _count: None,
+    task: str = "loss",
+    on_event: OnEvent = ignore,
 ) -> list[RowLoss]:
     """The loss of each row, in their order; each must have a supervised token.
 
     Args:
         model: in evaluation mode.
         packed: whether it keeps packed rows apart; else they run one by one.
-        on_rows: told how many rows each batch brought.
+        task: what this is, in the events about its progress.
     """
     device = next(model.parameters()).device
     losses = [RowLoss(0.0, 0)] * len(rows)
-    for batch in batches(rows, packed=packed):
+    together = batches(rows, packed=packed)
+    for batch in tracked(together, task, on_event, len(rows), size=len):
         collated = collate([[rows[index] for index in batch]]).to(device)
         logits, targets = supervised_logits(model, collated)
         each = F.cross_entropy(logits.float(), targets, reduction="none")
         counts = [sum(rows[index].supervised) for index in batch]
         for index, part in zip(batch, each.split(counts), strict=True):
             losses[index] = RowLoss(part.double().sum().item(), len(part))
-        on_rows(len(batch))
     return losses
 
 

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
 from luthier.export.gguf_adapter import write_adapter_gguf
 from luthier.export.gguf_check import Checked, Reference, check_gguf, reference
 from luthier.export.gguf_write import Written, write_gguf
-from luthier.export.merge import MergeOptions, OnProgress, merge, refuse_occupied
+from luthier.export.merge import MergeOptions, merge, refuse_occupied
 from luthier.export.ollama import modelfile
 from luthier.export.options import GgufType, Shape
 from luthier.export.tuned import TunedWeights
@@ -24,7 +25,7 @@ def export(
     out: Path,
     types: Sequence[GgufType] = ("q8_0",),
     check_rows: int = 64,
-    on_progress: OnProgress = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Write ``run`` to the folder ``out``, complete or not at all.
 
@@ -41,14 +42,14 @@ def export(
     refuse_occupied(out)
     run.require_finished()
     if shape == "safetensors":
-        return _safetensors(run, out, check_rows, on_progress)
+        return _safetensors(run, out, check_rows, on_event)
     if shape == "adapter-gguf":
         return _adapter(run, out)
-    return _gguf(run, shape, out, types, check_rows, on_progress)
+    return _gguf(run, shape, out, types, check_rows, on_event)
 
 
-def _safetensors(run: Run, out: Path, check_rows: int, on_progress: OnProgress) -> dict[str, Any]:
-    merged = merge([run], out, MergeOptions(check_rows=check_rows), on_progress)
+def _safetensors(run: Run, out: Path, check_rows: int, on_event: OnEvent) -> dict[str, Any]:
+    merged = merge([run], out, MergeOptions(check_rows=check_rows), on_event)
     return {"shape": "safetensors", **merged.as_dict()}
 
 
@@ -77,9 +78,10 @@ def _gguf(
     out: Path,
     types: Sequence[GgufType],
     check_rows: int,
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> dict[str, Any]:
-    model = TunedWeights(run)
+    with during("opening the weights", on_event):
+        model = TunedWeights(run)
     name = run.root.name
     context = min(max_positions(model.config) or 4096, 4096)
     # Before the long part: a template that Ollama cannot have is known now.
@@ -88,25 +90,15 @@ def _gguf(
     )
     ref: Reference | None = None
     if check_rows:
-        on_progress("asking the model itself", 0, 1)
-        ref = reference(run, check_rows)
-        on_progress("asking the model itself", 1, 1)
+        ref = reference(run, check_rows, on_event)
     results: list[dict[str, Any]] = []
     with staged_folder(out) as folder:
         for kind in types:
             file = folder / f"{name}-{kind}.gguf"
-            written = write_gguf(
-                model,
-                file,
-                kind,
-                name,
-                lambda done, total, kind=kind: on_progress(f"writing {kind}", done, total),  # type: ignore[misc]
-            )
+            written = write_gguf(model, file, kind, name, on_event)
             checked = None
             if ref is not None:
-                on_progress(f"asking {kind}", 0, 1)
-                checked = check_gguf(file, model.config, model.tokenizer, ref)
-                on_progress(f"asking {kind}", 1, 1)
+                checked = check_gguf(file, model.config, model.tokenizer, ref, on_event)
             results.append(_result(written, checked))
         if shape == "ollama":
             write_text(folder / "Modelfile", recipe_for_ollama)

@@ -20,6 +20,7 @@ from luthier.data.prepare import held_out, trained_on
 from luthier.data.split import sample
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore
 from luthier.export.same import (
     Difference,
     Outputs,
@@ -77,21 +78,22 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
-def reference(run: Run, row_count: int) -> Reference:
+def reference(run: Run, row_count: int, on_event: OnEvent = ignore) -> Reference:
     """Load the run's own model and ask it; nothing of it stays in memory.
 
     Raises:
         UserError: it cannot be loaded, or there are no rows to ask about.
     """
-    rows = check_rows(run, row_count)
+    rows = check_rows(run, row_count, on_event)
     seed = run.recipe().train.seed
     spoken: list[Conversation] = [row for row in held_out(run) or trained_on(run) if row.messages]
     prompts: list[Prompt] = [row.prompt for row in sample(spoken, _ANSWERED, seed)]
-    models = load_tuned(run)
+    models = load_tuned(run, on_event=on_event)
     arithmetic = exact_arithmetic(models.tuned)
     texts = [str(models.tokenizer.decode(row.input_ids)) for row in rows]
-    found = outputs(models.tuned, rows)
-    answers = _answers(models.tuned, models.tokenizer, prompts)
+    found = outputs(models.tuned, rows, "loss of the run's own model", on_event)
+    with during("answers of the run's own model", on_event):
+        answers = _answers(models.tuned, models.tokenizer, prompts)
     return Reference(rows, texts, prompts, found, answers, arithmetic)
 
 
@@ -100,6 +102,7 @@ def check_gguf(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     ref: Reference,
+    on_event: OnEvent = ignore,
 ) -> Checked:
     """Load ``file`` through Transformers' own reader and compare it with its source.
 
@@ -118,12 +121,13 @@ def check_gguf(
         # head, rotary scaling), though the file says it.
         # Mistral is Llama to llama.cpp, and to the reader.
         known = {} if config.model_type == "mistral" else {"config": copy.deepcopy(config)}
-        model = AutoModelForCausalLM.from_pretrained(
-            **place,
-            **known,
-            dtype=getattr(torch, ref.arithmetic),
-            device_map=str(pick_device()),
-        )
+        with during(f"loading {file.name}", on_event):
+            model = AutoModelForCausalLM.from_pretrained(
+                **place,
+                **known,
+                dtype=getattr(torch, ref.arithmetic),
+                device_map=str(pick_device()),
+            )
         theirs = AutoTokenizer.from_pretrained(**place)
     except UserError:
         raise
@@ -132,8 +136,9 @@ def check_gguf(
         note = f"Transformers cannot load this file, so its answers were not compared: {text}"
         return Checked(None, 0, 0, 0, 0, [note])
     exact_arithmetic(model)
-    after = outputs(model, ref.rows)
-    answers = _answers(model, tokenizer, ref.prompts)
+    after = outputs(model, ref.rows, f"loss of {file.name}", on_event)
+    with during(f"answers of {file.name}", on_event):
+        answers = _answers(model, tokenizer, ref.prompts)
     same_tokens = sum(_ids(theirs, text) == _ids(tokenizer, text) for text in ref.texts)
     return Checked(
         difference=difference(ref.outputs, after, len(ref.rows), ref.arithmetic),

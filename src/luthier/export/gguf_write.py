@@ -1,6 +1,5 @@
 """Write a run as a GGUF file, one tensor at a time, and read it back."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore, tracked
 from luthier.export.gguf_arch import Architecture, architecture
 from luthier.export.gguf_tokens import write_tokenizer
 from luthier.export.options import GgufType
 from luthier.export.tuned import TunedWeights
 
-OnTensor = Callable[[int, int], None]
 Array = NDArray[np.float32]
 
 # The types that the gguf library writes as ggml does (its ternary and MXFP4 types are for models
@@ -79,7 +78,7 @@ def write_gguf(
     file: Path,
     kind: GgufType,
     name: str,
-    on_tensor: OnTensor = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> Written:
     """Write ``model`` to ``file``; the caller stages it (see ``files.py``).
 
@@ -111,15 +110,16 @@ def write_gguf(
         writer.write_header_to_file(file)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, (parameter, (_, stored)) in enumerate(plan.items(), 1):
+        for parameter, (_, stored) in tracked(
+            plan.items(), f"writing {kind}", on_event, len(plan), "tensors"
+        ):
             writer.write_tensor_data(quantize(_value(model, made, parameter), stored))
-            on_tensor(done, len(plan))
         for value in made.extra.values():
             writer.write_tensor_data(value.numpy())
         writer.close()
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from error
-    rms_error = _read_back(model, made, plan, file)
+    rms_error = _read_back(model, made, plan, file, on_event)
     rounded = sum(stored.name.lower() == kind for _, stored in plan.values())
     total = len(plan) + len(made.extra)
     return Written(file, kind, file.stat().st_size, total, rounded, rms_error, notes)
@@ -155,6 +155,7 @@ def _read_back(
     made: Architecture,
     plan: dict[str, tuple[str, GGMLQuantizationType]],
     file: Path,
+    on_event: OnEvent,
 ) -> float:
     """Compare every tensor of ``file`` with its source; the relative RMS error.
 
@@ -166,7 +167,9 @@ def _read_back(
     if wrong:
         raise UserError(f"{file} holds other tensors than were written: {', '.join(sorted(wrong))}")
     squares, weights = 0.0, 0.0
-    for parameter, (tensor, stored) in plan.items():
+    for parameter, (tensor, stored) in tracked(
+        plan.items(), f"reading {file.name} back", on_event, len(plan), "tensors"
+    ):
         source = _value(model, made, parameter)
         values = dequantize(found[tensor].data, stored).reshape(source.shape)
         block = GGML_QUANT_SIZES[stored][0] if stored.name.startswith("Q") else 1

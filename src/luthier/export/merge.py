@@ -5,7 +5,7 @@ Tensor by tensor, in float32, by PEFT's own formulas; at most one shard is in me
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from luthier.data.template import stop_token_ids
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
 from luthier.export.combine import combine
 from luthier.export.options import Combination, Onto
@@ -31,8 +32,6 @@ from luthier.models.load import load_model
 from luthier.models.tuned import load_base, run_dtype
 from luthier.recipe import Recipe
 from luthier.run import Run
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def merge(
     runs: Sequence[Run],
     out: Path,
     options: MergeOptions = MergeOptions(),  # frozen
-    on_progress: OnProgress = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> Merged:
     """Write the model of ``runs`` to ``out`` as a standalone Transformers folder.
 
@@ -103,11 +102,10 @@ def merge(
     weights = options.weights or tuple(1 / len(runs) for _ in runs)
     rows: dict[str, list[TokenRow]] = {}
     if options.check_rows:  # before the long part, since there may be none
-        rows = {str(run.root): check_rows(run, options.check_rows) for run in runs}
+        rows = {str(run.root): check_rows(run, options.check_rows, on_event) for run in runs}
     with tempfile.TemporaryDirectory() as scratch:
         adapter = runs[0].adapter_path
         if len(runs) > 1 or weights != (1.0,):
-            on_progress("combining", 0, 1)
             adapter = Path(scratch)
             config = base_of(runs[0], recipe)[1]
             model = adapted(
@@ -115,13 +113,13 @@ def merge(
                 {f"run{i}": run.adapter_path for i, run in enumerate(runs)},
                 recipe.model.trust_remote_code,
             )
-            combine(
-                model, weights, options.combination, options.density, recipe.train.seed, adapter
-            )
-            on_progress("combining", 1, 1)
-        merged = _write(runs[0], adapter, out, options, on_progress)
+            with during("combining the adapters", on_event):
+                combine(
+                    model, weights, options.combination, options.density, recipe.train.seed, adapter
+                )
+        merged = _write(runs[0], adapter, out, options, on_event)
         if rows:
-            merged.checks.update(_compare(runs[0], recipe, adapter, merged, rows, on_progress))
+            merged.checks.update(_compare(runs[0], recipe, adapter, merged, rows, on_event))
     if len(runs) == 1:
         write_card(runs[0], out, "safetensors", _facts(merged))
     return merged
@@ -192,10 +190,11 @@ def _write(
     adapter: Path,
     out: Path,
     options: MergeOptions,
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> Merged:
     dtype = options.dtype or run_dtype(run)
-    model = TunedWeights(run, adapter, options.onto)
+    with during("opening the weights", on_event):
+        model = TunedWeights(run, adapter, options.onto)
     plan = {
         name: (model.shape(name), dtype if model.is_float(name) else model.stored_dtype(name))
         for name in model.parameters
@@ -216,7 +215,7 @@ def _write(
             plan,
             make,
             options.max_shard_bytes,
-            lambda done, total: on_progress("merging", done, total),
+            on_event,
         )
         write_companions(folder, model, dtype)
     return Merged(
@@ -264,32 +263,37 @@ def _compare(
     adapter: Path,
     merged: Merged,
     rows: dict[str, list[TokenRow]],
-    on_progress: OnProgress,
+    on_event: OnEvent,
 ) -> dict[str, Difference]:
     """Base and adapter against the merged model, on held-out rows of each run."""
-    on_progress("comparing", 0, 2)
     if recipe.method.name == "full":
         before_model: nn.Module = load_model(
             run.model_path,
             torch.float32,
             device=pick_device(),
             trust_remote_code=recipe.model.trust_remote_code,
+            on_event=on_event,
         )
     else:
-        before_model = load_adapter(load_base(run), adapter)
+        before_model = load_adapter(load_base(run, on_event), adapter)
     arithmetic = exact_arithmetic(before_model)
-    before = {name: outputs(before_model, tokens) for name, tokens in rows.items()}
+    before = {
+        name: outputs(before_model, tokens, "loss of base and adapter", on_event)
+        for name, tokens in rows.items()
+    }
     del before_model
-    on_progress("comparing", 1, 2)
     after_model = load_model(
         merged.folder,
         getattr(torch, merged.dtype),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
+        on_event=on_event,
     )
     exact_arithmetic(after_model)
-    after = {name: outputs(after_model, tokens) for name, tokens in rows.items()}
-    on_progress("comparing", 2, 2)
+    after = {
+        name: outputs(after_model, tokens, "loss of the merged model", on_event)
+        for name, tokens in rows.items()
+    }
     return {
         name: difference(before[name], after[name], len(tokens), arithmetic)
         for name, tokens in rows.items()

@@ -15,11 +15,13 @@ from luthier.data.prepare import held_out, tokenise, trained_on
 from luthier.data.split import sample
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore, tracked
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.load import load_tokenizer
 from luthier.objectives.supervised import supervised_logits
 from luthier.run import Run
 
+_BATCH = 8
 _KEPT = 256  # positions whose logits are kept: 256 k words of Gemma make 0.25 GiB
 
 
@@ -59,10 +61,10 @@ class Outputs:
     logits: Tensor
 
 
-def check_rows(run: Run, limit: int) -> list[TokenRow]:
+def check_rows(run: Run, limit: int, on_event: OnEvent = ignore) -> list[TokenRow]:
     """Validation rows of a run as tokens, or training rows where it has no validation set."""
     recipe = run.recipe()
-    rows: list[Conversation] = held_out(run) or trained_on(run)
+    rows: list[Conversation] = held_out(run, on_event) or trained_on(run, on_event)
     tokenizer = load_tokenizer(run.weights_path(recipe), recipe.model.trust_remote_code)
     chosen = sample(rows, limit, recipe.train.seed)
     tokens = tokenise(chosen, recipe.data, Tokenizer(tokenizer, recipe.data.train_on))
@@ -72,14 +74,17 @@ def check_rows(run: Run, limit: int) -> list[TokenRow]:
 
 
 @torch.no_grad()
-def outputs(model: Any, rows: Sequence[TokenRow], batch_size: int = 8) -> Outputs:
-    """What ``model`` makes of ``rows``."""
+def outputs(
+    model: Any, rows: Sequence[TokenRow], task: str = "outputs", on_event: OnEvent = ignore
+) -> Outputs:
+    """What ``model`` makes of ``rows``; ``task`` is what this is, in the events of its progress."""
     device = next(model.parameters()).device
     model.eval()
     packed = rows_stay_apart(model)
     total, tokens = 0.0, 0
     kept: list[Tensor] = []
-    for group in by_length(rows, batch_size if packed else 1):
+    groups = by_length(rows, _BATCH if packed else 1)
+    for group in tracked(groups, task, on_event, len(rows), size=len):
         logits, targets = supervised_logits(model, collate([group]).to(device))
         logits = logits.float()
         total += F.cross_entropy(logits, targets, reduction="sum").item()

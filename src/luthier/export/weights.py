@@ -3,6 +3,8 @@
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore, tracked
 from luthier.files import write_json
 
 _DTYPES = {
@@ -100,7 +103,7 @@ def write_shards(
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     make: Callable[[str], Tensor],
     max_shard_bytes: int,
-    on_tensor: Callable[[int, int], None] = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> int:
     """Write model.safetensors, or its shards with their index, as Transformers names them.
 
@@ -109,7 +112,6 @@ def write_shards(
     Args:
         tensors: name → shape and dtype of all that will be written.
         make: gives the tensor of a name, with that shape and dtype.
-        on_tensor: told how many tensors are done, and of how many.
 
     Returns:
         the number of bytes of weights.
@@ -124,15 +126,14 @@ def write_shards(
     split = split_torch_state_dict_into_shards(
         plan, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
     )
-    done = 0
-    for filename, names in split.filename_to_tensors.items():
+    places = [(file, name) for file, names in split.filename_to_tensors.items() for name in names]
+    made = tracked(places, "writing weights", on_event, len(places), "tensors")
+    for filename, group in groupby(made, key=itemgetter(0)):
         shard: dict[str, Tensor] = {}
-        for name in names:
+        for _, name in group:
             tensor = make(name).contiguous()
             assert tensor.shape == plan[name].shape and tensor.dtype == plan[name].dtype, name
             shard[name] = tensor
-            done += 1
-            on_tensor(done, len(plan))
         try:
             save_file(shard, str(folder / filename), metadata={"format": "pt"})
         except (OSError, SafetensorError) as error:

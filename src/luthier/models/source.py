@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore
 from luthier.files import staged_folder, user_path
 from luthier.models.gguf import convert_gguf
 from luthier.models.known import KNOWN_MODELS
@@ -25,7 +26,9 @@ class ResolvedModel:
     origin: str
 
 
-def resolve(source: str, revision: str | None = None, weights: bool = True) -> ResolvedModel:
+def resolve(
+    source: str, revision: str | None = None, weights: bool = True, on_event: OnEvent = ignore
+) -> ResolvedModel:
     """Find the model, fetching or converting it if need be.
 
     Args:
@@ -40,14 +43,15 @@ def resolve(source: str, revision: str | None = None, weights: bool = True) -> R
     if source in KNOWN_MODELS:
         if KNOWN_MODELS[source].purpose == "embedding":
             raise UserError(f"'{source}' embeds sentences, for retrieval; it does not write text")
-        pulled = pull(source, verify=False)
+        pulled = pull(source, verify=False, on_event=on_event)
         return ResolvedModel(pulled.folder, pulled.origin)
     if path.is_dir():
-        return ResolvedModel(_check_folder(path), f"folder {path}")
+        return ResolvedModel(_check_folder(path, on_event), f"folder {path}")
     if path.is_file():
-        return ResolvedModel(_converted(path), f"file {path}")
+        return ResolvedModel(_converted(path, on_event), f"file {path}")
     if _HUB_ID.fullmatch(source) and not source.startswith("."):
-        return ResolvedModel(_hub_snapshot(source, revision, weights), f"hub {source}")
+        with during(f"fetching {source} from the hub", on_event):
+            return ResolvedModel(_hub_snapshot(source, revision, weights), f"hub {source}")
     near = difflib.get_close_matches(source, KNOWN_MODELS, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(
@@ -56,7 +60,7 @@ def resolve(source: str, revision: str | None = None, weights: bool = True) -> R
     )
 
 
-def _check_folder(folder: Path) -> Path:
+def _check_folder(folder: Path, on_event: OnEvent) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if (folder / "adapter_config.json").is_file():
@@ -65,11 +69,11 @@ def _check_folder(folder: Path) -> Path:
         return folder / "model"  # a full fine-tuning run: go on from its weights
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) == 1:
-        return _converted(ggufs[0])
+        return _converted(ggufs[0], on_event)
     raise UserError(f"{folder} is not a model folder: it has no config.json")
 
 
-def _converted(file: Path) -> Path:
+def _converted(file: Path, on_event: OnEvent) -> Path:
     """The cached conversion of a GGUF file; a changed file is converted again."""
     stat = file.stat()
     key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
@@ -79,7 +83,10 @@ def _converted(file: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            with staged_folder(target) as folder:
+            with (
+                during(f"converting {file.name} (once)", on_event),
+                staged_folder(target) as folder,
+            ):
                 convert_gguf(file, folder)
     return target
 

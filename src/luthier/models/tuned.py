@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.models.adapters import load_adapter, scale_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization, template_hash
@@ -28,10 +29,12 @@ class TunedModel:
         run: Run,
         tuned: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
+        on_event: OnEvent = ignore,
     ) -> None:
         self.tuned = tuned.eval()
         self.tokenizer = tokenizer
         self._run = run
+        self._on_event = on_event
         self._base: PreTrainedModel | None = None
 
     @contextmanager
@@ -42,11 +45,11 @@ class TunedModel:
                 yield self.tuned
             return
         if self._base is None:
-            self._base = load_base(self._run).eval()
+            self._base = load_base(self._run, self._on_event).eval()
         yield self._base
 
 
-def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
+def load_tuned(run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore) -> TunedModel:
     """Load the best weights of ``run`` on this machine's device, in the dtype it trained in.
 
     Args:
@@ -67,9 +70,9 @@ def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
             "them (chat_template.jinja, tokenizer_config.json)"
         )
     if recipe.method.name != "full":
-        tuned = load_adapter(load_base(run), weights)
+        tuned = load_adapter(load_base(run, on_event), weights)
         scale_adapter(tuned, adapter_scale)
-        return TunedModel(run, tuned, tokenizer)
+        return TunedModel(run, tuned, tokenizer, on_event)
     if adapter_scale != 1:
         raise UserError(f"{run.root} is a full run: it has no adapter to scale")
     whole = load_model(
@@ -77,20 +80,22 @@ def load_tuned(run: Run, adapter_scale: float = 1.0) -> TunedModel:
         run_dtype(run),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
+        on_event=on_event,
     )
-    return TunedModel(run, whole, tokenizer)
+    return TunedModel(run, whole, tokenizer, on_event)
 
 
-def load_base(run: Run) -> PreTrainedModel:
+def load_base(run: Run, on_event: OnEvent = ignore) -> PreTrainedModel:
     """The model that ``run`` began from, stored as it was while training."""
     recipe, dtype = run.recipe(), run_dtype(run)
     return load_model(
-        resolve(recipe.model.source, recipe.model.revision).folder,
+        resolve(recipe.model.source, recipe.model.revision, on_event=on_event).folder,
         dtype,
         quantization=quantization(recipe.method, dtype),
         device=pick_device(),
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
+        on_event=on_event,
     )
 
 

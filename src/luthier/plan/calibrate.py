@@ -5,7 +5,6 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from luthier.data.batches import Batch
+from luthier.events import OnEvent, ignore, tracked
 from luthier.files import write_json
 from luthier.kernels.fast import install
 from luthier.kernels.memory import keep_freed_memory
@@ -88,15 +88,14 @@ def load_calibration(dtype: torch.dtype) -> Calibration | None:
     return Calibration(**{**found, "rates": Rates(**found["rates"])})
 
 
-def calibrate(tell: Callable[[str], None]) -> Calibration:
+def calibrate(on_event: OnEvent = ignore) -> Calibration:
     """Time real steps on this machine in the dtype it trains in, and keep the rates."""
     device = pick_device()
     dtype = pick_dtype(device)
     keep_freed_memory()
     rows: list[Units] = []
     seconds: list[float] = []
-    for number, sample in enumerate(_SAMPLES, 1):
-        tell(f"calibrating, {number} of {len(_SAMPLES)}: {sample.method}, {sample.tokens} tokens")
+    for sample in tracked(_SAMPLES, "calibrating", on_event, len(_SAMPLES), "samples"):
         units, took = _measure(sample, device, dtype)
         rows.append(units)
         seconds.append(took)

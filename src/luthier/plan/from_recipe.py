@@ -9,6 +9,7 @@ from luthier.data.batches import RowDataset
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.template import choose_template
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.known import KNOWN_MODELS
 from luthier.models.load import load_tokenizer
@@ -29,7 +30,9 @@ def dtype_on(asked: str, accelerator: Accelerator, here: bool) -> torch.dtype:
     return torch.float16 if "float16 only" in accelerator.name else torch.bfloat16
 
 
-def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job, str | None]:
+def job_of_recipe(
+    recipe: Recipe, dtype: torch.dtype, on_gpu: bool, on_event: OnEvent = ignore
+) -> tuple[Job, str | None]:
     """The job, and what had to be assumed where the data could not be read.
 
     Raises:
@@ -40,7 +43,7 @@ def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job
     if on_gpu:
         config = as_on_gpu(config)
     check_length(recipe.data.max_length, source, config)
-    folder = _tokenizer_folder(recipe)
+    folder = _tokenizer_folder(recipe, on_event)
     if folder is None:
         assumed = (
             f"the tokenizer of {source} is not here, so the data was not read: planned for 1,000 "
@@ -49,7 +52,7 @@ def job_of_recipe(recipe: Recipe, dtype: torch.dtype, on_gpu: bool) -> tuple[Job
         return job_from_shape(recipe, config, dtype, rows=1000), assumed
     tokenizer = load_tokenizer(folder, trusted)
     choose_template(tokenizer, recipe.data.template)
-    return job_of_data(recipe, prepare(recipe, tokenizer), config, dtype), None
+    return job_of_data(recipe, prepare(recipe, tokenizer, on_event), config, dtype), None
 
 
 def job_of_shape(recipe: Recipe, dtype: torch.dtype, rows: int, on_gpu: bool) -> Job:
@@ -79,12 +82,12 @@ def job_of_data(
     return job_from_lengths(recipe, config, dtype, items, supervised, optim)
 
 
-def _tokenizer_folder(recipe: Recipe) -> Path | None:
+def _tokenizer_folder(recipe: Recipe, on_event: OnEvent) -> Path | None:
     source = recipe.model.source
     if source in KNOWN_MODELS:
         pulled = cached(source)
         return pulled.folder if pulled else None
     try:
-        return resolve(source, recipe.model.revision, weights=False).folder
+        return resolve(source, recipe.model.revision, weights=False, on_event=on_event).folder
     except UserError:  # a model of the catalogue that the hub does not hand out here
         return None

@@ -1,6 +1,6 @@
 """Sentences to vectors, with the small embedding model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
+from luthier.events import OnEvent, during, ignore, tracked
 from luthier.models.dtype import pick_device
 from luthier.models.pull import pull
 
@@ -28,24 +29,25 @@ class Embedder:
         UserError: the model is not in the cache and cannot be fetched.
     """
 
-    def __init__(self) -> None:
-        folder = pull(NAME, verify=False).folder
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model: Any = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
-        )
+    def __init__(self, on_event: OnEvent = ignore) -> None:
+        folder = pull(NAME, verify=False, on_event=on_event).folder
+        with during("loading the embedding model", on_event):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model: Any = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
+            )
         self._model = self._model.eval().to(pick_device())
         self.dimensions = int(self._model.config.hidden_size)
 
     @torch.no_grad()
-    def embed(
-        self, texts: Sequence[str], on_done: Callable[[int], None] = lambda _count: None
-    ) -> Vectors:
-        """Vectors (N, dimensions) of ``texts``; ``on_done`` is told how many each batch brought."""
+    def embed(self, texts: Sequence[str], on_event: OnEvent = ignore) -> Vectors:
+        """Vectors (N, dimensions) of ``texts``."""
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
+        batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+        for batch in tracked(
+            batches, "embedding passages", on_event, len(texts), "passages", size=len
+        ):
             tokens = self.tokenizer(
                 [texts[i] for i in batch],
                 padding=True,
@@ -57,5 +59,4 @@ class Embedder:
             mask = tokens["attention_mask"].unsqueeze(-1)
             mean = (hidden * mask).sum(1) / mask.sum(1)
             vectors[batch] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
-            on_done(len(batch))
         return vectors

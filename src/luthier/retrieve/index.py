@@ -7,7 +7,6 @@ their vectors; ``manifest.json`` what it was made of.
 import json
 import sqlite3
 import time
-from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from usearch.index import Index as VectorStore
 
 from luthier import __version__
 from luthier.errors import UserError
+from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import sha256, staged_folder, write_json
 from luthier.retrieve.documents import document_files, hash_documents, read_documents
 from luthier.retrieve.embed import NAME, Embedder, Vectors
@@ -31,8 +31,6 @@ CREATE TABLE passages (id INTEGER PRIMARY KEY, file, first_line, last_line, titl
 CREATE VIRTUAL TABLE words USING fts5(
   title, text, content='passages', content_rowid='id', tokenize='porter unicode61');
 """
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def build_index(
     *,
     size: int = SIZE,
     overlap: int = OVERLAP,
-    on_progress: OnProgress = lambda *_: None,
+    on_event: OnEvent = ignore,
 ) -> Manifest:
     """Index the documents of a folder into the folder ``out``: the whole of it, or nothing.
 
@@ -85,27 +83,23 @@ def build_index(
     started = time.perf_counter()
     if out.exists() and (out.is_file() or any(out.iterdir())) and not (out / MANIFEST).is_file():
         raise UserError(f"{out} exists and is not an index; choose another --out")
-    hashes = hash_documents(documents)
+    with during("hashing documents", on_event):
+        hashes = hash_documents(documents)
     left_out = document_files(documents)[1]
     passages = [
         passage
-        for document in read_documents(documents)
+        for document in tracked(
+            read_documents(documents), "cutting documents", on_event, unit="documents"
+        )
         for passage in cut_passages(document, embedder.tokenizer, size, overlap)
     ]
     if not passages:
         raise UserError(f"the documents of {documents} hold no text")
-    done = 0
-
-    def embedded(count: int) -> None:
-        nonlocal done
-        done += count
-        on_progress("passages", done, len(passages))
-
     texts = [_searched(passage) for passage in passages]
-    vectors = embedder.embed(texts, embedded)
+    vectors = embedder.embed(texts, on_event)
     tokens = sum(map(len, embedder.tokenizer(texts, add_special_tokens=False).input_ids))
     try:
-        with staged_folder(out) as folder:
+        with during("writing the index", on_event), staged_folder(out) as folder:
             _write_passages(folder / PASSAGES, passages)
             _write_vectors(folder / VECTORS, vectors)
             manifest = Manifest(

@@ -1,6 +1,6 @@
 """`luthier data check`: from files to the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from luthier.data.check.row import shortened
 from luthier.data.check.scan import ROLES, Scan, TokenizerChoice, scan
 from luthier.data.packing import best_fit_decreasing
 from luthier.data.readers import BadRow, read_rows
+from luthier.events import OnEvent, during, ignore
 
 _CLUSTERS = 10  # near-duplicate clusters shown
 _OF_A_CLUSTER = 5  # rows of each
@@ -26,7 +27,7 @@ def check_data(
     validation: Sequence[str] = (),
     evaluation: Sequence[str] = (),
     tokenizer: TokenizerChoice | None = None,
-    on_progress: Callable[[int], None] = lambda _rows: None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Everything that is wrong with data, or worth a look, as plain data for JSON.
 
@@ -34,7 +35,6 @@ def check_data(
         train, validation, evaluation: files; leaks are looked for between them.
         tokenizer: with one, lengths are in tokens and rows are held against ``max_length`` and the
             chat template; without, lengths are in characters.
-        on_progress: told the number of rows read so far.
 
     Raises:
         UserError: a file cannot be read at all.
@@ -44,9 +44,11 @@ def check_data(
         for role, fs in zip(ROLES, (train, validation, evaluation), strict=True)
         for f in fs
     ]
-    found = scan(files, tokenizer, on_progress)
-    clusters = judge(found)
-    languages = judge_languages(found)
+    found = scan(files, tokenizer, on_event)
+    with during("comparing rows with each other", on_event):
+        clusters = judge(found)
+    with during("telling languages", on_event):
+        languages = judge_languages(found)
     findings = _findings(found)
     columns = found.columns
     usable = columns["usable"] & (columns["role"] == 0)
@@ -64,7 +66,7 @@ def check_data(
             "answer": _lengths(columns["answer_length"][usable]),
             "total": _lengths(total, tokenizer.max_length if tokenizer is not None else 0),
         },
-        "clusters": _cluster_texts(found, clusters[:_CLUSTERS]),
+        "clusters": _cluster_texts(found, clusters[:_CLUSTERS], on_event),
         "cluster_sizes": [len(cluster) for cluster in clusters],
         "labels": found.label_set,
         "languages": languages,
@@ -145,7 +147,9 @@ def packing_saves(lengths: NDArray[Any], max_length: int, batch_size: int = 4) -
     }
 
 
-def _cluster_texts(found: Scan, clusters: Sequence[Ints]) -> list[dict[str, Any]]:
+def _cluster_texts(
+    found: Scan, clusters: Sequence[Ints], on_event: OnEvent
+) -> list[dict[str, Any]]:
     """The rows of clusters with their text, read again: the scan has kept none."""
     shown = [cluster[:_OF_A_CLUSTER] for cluster in clusters]
     wanted: dict[str, set[int]] = {}
@@ -155,7 +159,7 @@ def _cluster_texts(found: Scan, clusters: Sequence[Ints]) -> list[dict[str, Any]
             wanted.setdefault(file, set()).add(int(found.columns["line"][position]))
     texts: dict[str, str] = {}
     for file, lines in wanted.items():
-        for item in read_rows(file):
+        for item in read_rows(file, on_event):
             if not lines:
                 break
             if isinstance(item, BadRow):

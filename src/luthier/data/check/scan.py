@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -19,6 +19,7 @@ from luthier.data.conversation import Origin
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.template import choose_template
 from luthier.data.tokens import Tokenizer
+from luthier.events import OnEvent, ignore, tracked
 
 ROLES = ("train", "validation", "evaluation")
 _CHUNK = 1000  # rows handed to a worker at once
@@ -109,12 +110,9 @@ class Scan:
 def scan(
     files: Sequence[tuple[str, str]],
     tokenizer: TokenizerChoice | None,
-    on_progress: Callable[[int], None] = lambda _rows: None,
+    on_event: OnEvent = ignore,
 ) -> Scan:
     """Read and examine ``files``, pairs of a role of ``ROLES`` and a path.
-
-    Args:
-        on_progress: told the number of rows examined so far.
 
     Raises:
         UserError: a file cannot be read at all, or the model's tokenizer cannot.
@@ -122,12 +120,12 @@ def scan(
     found = Scan()
     chunks: list[dict[str, NDArray[Any]]] = []
     prints: list[U32] = []
-    done = 0
-    for role, facts, signature in _examined(files, tokenizer):
+    examined = _examined(files, tokenizer)
+    for role, facts, signature in tracked(
+        examined, "examining rows", on_event, size=lambda chunk: len(chunk[1])
+    ):
         chunks.append(_take(found, role, facts))
         prints.append(signature)
-        done += len(facts)
-        on_progress(done)
     found.columns = {
         name: np.concatenate([chunk[name] for chunk in chunks]) for name in _COLUMNS if chunks
     }

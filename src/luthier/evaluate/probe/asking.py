@@ -13,6 +13,7 @@ from luthier.evaluate.examination import Examination
 from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import UNRELATED, Item, load_passages
+from luthier.events import OnEvent
 from luthier.generate.answer import Model, Prompt
 from luthier.kernels.separation import rows_stay_apart
 
@@ -51,13 +52,10 @@ def ask(
         questions: the multiple-choice items as ``tokenised`` makes them, in their order.
         plain: the run learned plain text, so questions are put without a chat template.
     """
-
-    def on_done(done: int) -> None:
-        examination.on_progress(f"probe of {side}", done, len(items))
-
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
-    scores = choice_scores(model, questions, on_done)
+    task, on_event = f"probe of {side}", examination.on_event
+    scores = choice_scores(model, questions, f"{task}, multiple choice", on_event)
     said: dict[str, str] = {}
     right: dict[str, float] = {}
     for item, values in zip(choices, scores, strict=True):
@@ -71,14 +69,15 @@ def ask(
         [_prompt(item, plain=plain) for item in spoken],
         max_new_tokens=ANSWER_TOKENS,
         batch_size=_BATCH,
-        on_done=lambda done: on_done(len(choices) + done),
+        task=f"{task}, open questions",
     )
     for item, answer in zip(spoken, answers, strict=True):
         said[item.id] = answer
         if item.area != UNRELATED:
             right[item.id] = float(item.right(answer))
-    texts = text_losses(model, examination.models.tokenizer, load_passages())
-    return Probed(right, said, texts)
+    tokenizer = examination.models.tokenizer
+    losses = text_losses(model, tokenizer, load_passages(), f"{task}, passages", on_event)
+    return Probed(right, said, losses)
 
 
 def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) -> Question:
@@ -109,12 +108,16 @@ def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) ->
 
 
 def text_losses(
-    model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    task: str,
+    on_event: OnEvent,
 ) -> list[RowLoss]:
     """Loss of plain prose, each text by itself."""
     encoder = Tokenizer(tokenizer, "completions")
     rows = [encoder.encode(Conversation(_ORIGIN, text=text)) for text in texts]
-    return row_losses(model, rows, packed=rows_stay_apart(model))
+    return row_losses(model, rows, packed=rows_stay_apart(model), task=task, on_event=on_event)
 
 
 def _prompt(item: Item, *, plain: bool) -> Prompt:

@@ -6,13 +6,14 @@ sequence, so that nothing is padded.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.events import OnEvent, ignore, tracked
 from luthier.kernels.head import keeps_logits
 from luthier.models.adapters import inner
 
@@ -37,7 +38,8 @@ class Question:
 def choice_scores(
     model: nn.Module,
     questions: Sequence[Question],
-    on_done: Callable[[int], None] = lambda _count: None,
+    task: str = "multiple choice",
+    on_event: OnEvent = ignore,
 ) -> list[list[float]]:
     """Log-likelihood of each choice over its length in bytes, a list a question.
 
@@ -47,18 +49,15 @@ def choice_scores(
     Args:
         model: in evaluation mode. One that does not take the mask, or gives other likelihoods
             under it, is asked choice by choice.
-        on_done: told how many questions are done so far.
+        task: what this is, in the events about its progress.
     """
     together = bool(questions) and _takes_the_mask(model, _longest(questions))
     scores: list[list[float]] = [[] for _ in questions]
-    done = 0
-    for batch in _batches(questions):
+    for batch in tracked(_batches(questions), task, on_event, len(questions), "questions", len):
         sums = (_tree if together else _one_by_one)(model, [questions[i] for i in batch])
         for index, values in zip(batch, sums, strict=True):
             sizes = questions[index].sizes
             scores[index] = [value / size for value, size in zip(values, sizes, strict=True)]
-        done += len(batch)
-        on_done(done)
     return scores
 
 

@@ -10,6 +10,7 @@ from luthier.data.batches import Batch, collate
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.tokens import TokenRow
 from luthier.evaluate.likelihood import batches
+from luthier.events import OnEvent, ignore, tracked
 from luthier.generate.answer import Prompt, encode_prompt
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.tuned import TunedModel
@@ -20,7 +21,10 @@ _NOWHERE = Conversation(Origin("probe", 0), text="")
 
 @torch.no_grad()
 def divergences(
-    models: TunedModel, prompts: Sequence[Prompt], answers: Sequence[str]
+    models: TunedModel,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    on_event: OnEvent = ignore,
 ) -> tuple[list[float], list[int]]:
     """Mean KL(base || tuned) a token of each answer, in nats, and the answers' numbers of tokens.
 
@@ -35,7 +39,8 @@ def divergences(
     ]
     means = [0.0] * len(rows)
     packed = rows_stay_apart(models.tuned)
-    for batch in batches(rows, packed=packed):
+    together = batches(rows, packed=packed)
+    for batch in tracked(together, "distance from the base", on_event, len(rows), size=len):
         collated = collate([[rows[index] for index in batch]])
         with models.as_base() as base:
             before = _log_chances(base, collated)

@@ -14,6 +14,7 @@ from luthier.evaluate.probe.leakage import find_leakage, markers_of
 from luthier.evaluate.probe.remedies import remedies
 from luthier.evaluate.probe.verdict import judge
 from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.events import during
 from luthier.files import write_jsonl
 from luthier.generate.answer import Model
 from luthier.records.evaluation import (
@@ -36,11 +37,12 @@ def probe_forgetting(examination: Examination, training: Sequence[Conversation])
     items = load_items()
     plain = not run.provenance().learned_turns
     seconds: dict[str, float] = {}
-    examination.on_progress("reading the probe", 0, 1)
-    questions = [
-        tokenised(models.tokenizer, item, plain=plain) for item in items if item.answer is not None
-    ]
-    examination.on_progress("reading the probe", 1, 1)
+    with during("reading the probe", examination.on_event):
+        questions = [
+            tokenised(models.tokenizer, item, plain=plain)
+            for item in items
+            if item.answer is not None
+        ]
 
     def put(side: str, model: Model) -> Probed:
         started = time.perf_counter()
@@ -54,9 +56,8 @@ def probe_forgetting(examination: Examination, training: Sequence[Conversation])
         item.question if plain else ({"role": "user", "content": item.question},)
         for item in unrelated
     ]
-    examination.on_progress("distance from the base", 0, 1)
-    moved, tokens = divergences(models, prompts, [base.said[item.id] for item in unrelated])
-    examination.on_progress("distance from the base", 1, 1)
+    said = [base.said[item.id] for item in unrelated]
+    moved, tokens = divergences(models, prompts, said, examination.on_event)
     leakage = find_leakage(
         [item.question for item in unrelated],
         [base.said[item.id] for item in unrelated],

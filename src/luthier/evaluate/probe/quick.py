@@ -6,10 +6,12 @@ from transformers import PreTrainedTokenizerBase
 from luthier.evaluate.probe.asking import text_losses, tokenised
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import load_items, load_passages
+from luthier.events import OnEvent, ignore
 from luthier.generate.answer import Model
 
 _EVERY = 5  # of the multiple-choice questions, so that every area is there in its share
 _PASSAGES = 3
+_TASK = "probe"
 
 
 class QuickProbe:
@@ -19,7 +21,8 @@ class QuickProbe:
     was in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_event: OnEvent = ignore) -> None:
+        self.on_event = on_event
         choices = [item for item in load_items() if item.answer is not None]
         self.items = choices[::_EVERY]
         self._questions: list[Question] = []
@@ -34,8 +37,9 @@ class QuickProbe:
         model.eval()
         try:
             with torch.random.fork_rng():
-                scores = choice_scores(model, self._questions)
-                losses = text_losses(model, tokenizer, load_passages()[:_PASSAGES])
+                scores = choice_scores(model, self._questions, _TASK, self.on_event)
+                passages = load_passages()[:_PASSAGES]
+                losses = text_losses(model, tokenizer, passages, _TASK, self.on_event)
         finally:
             model.train(training)
         right = [values.index(max(values)) == 0 for values in scores]
