@@ -18,6 +18,7 @@ ALLOWED = {
     "credentials": set(),
     "recipe": set(),
     "records": set(),
+    "perplexity": set(),
     "events": {"records"},
     "run": {"recipe", "records"},
     "models": {"recipe", "run"},
@@ -45,7 +46,16 @@ ALLOWED = {
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }
-FREE = {"errors", "files", "yaml_text", "credentials", "events", "records", "__version__"}
+FREE = {
+    "errors",
+    "files",
+    "yaml_text",
+    "credentials",
+    "events",
+    "records",
+    "perplexity",
+    "__version__",
+}
 
 
 def imported_parts(source: str) -> set[str]:

@@ -73,14 +73,11 @@ if TYPE_CHECKING:
     from luthier.models.pull import pull as pull
     from luthier.models.source import resolve as resolve
     from luthier.models.tuned import TunedModel as TunedModel
-    from luthier.models.tuned import learned_turns as learned_turns
     from luthier.models.tuned import load_tuned as load_tuned
     from luthier.plan.calibrate import calibrate as calibrate
     from luthier.plan.capacity import Capacity as Capacity
     from luthier.plan.capacity import Change as Change
     from luthier.plan.catalogues import Accelerator as Accelerator
-    from luthier.plan.estimate import Plan as Plan
-    from luthier.plan.estimate import Range as Range
     from luthier.plan.job import Job as Job
     from luthier.plan.planning import Planned as Planned
     from luthier.plan.planning import find_target as find_target
@@ -89,6 +86,8 @@ if TYPE_CHECKING:
     from luthier.plan.planning import plan_jobs as plan_jobs
     from luthier.plan.tables import ASSUMPTIONS as ASSUMPTIONS
     from luthier.plan.tables import classic_tables as classic_tables
+    from luthier.records.plan import Plan as Plan
+    from luthier.records.plan import Range as Range
     from luthier.retrieve.ask import Answer as Answer
     from luthier.retrieve.ask import ask as ask
     from luthier.retrieve.embed import Embedder as Embedder
@@ -167,14 +166,13 @@ _PARTS = {
     "pull": ("luthier.models.pull", "pull"),
     "resolve": ("luthier.models.source", "resolve"),
     "TunedModel": ("luthier.models.tuned", "TunedModel"),
-    "learned_turns": ("luthier.models.tuned", "learned_turns"),
     "load_tuned": ("luthier.models.tuned", "load_tuned"),
     "calibrate": ("luthier.plan.calibrate", "calibrate"),
     "Capacity": ("luthier.plan.capacity", "Capacity"),
     "Change": ("luthier.plan.capacity", "Change"),
     "Accelerator": ("luthier.plan.catalogues", "Accelerator"),
-    "Plan": ("luthier.plan.estimate", "Plan"),
-    "Range": ("luthier.plan.estimate", "Range"),
+    "Plan": ("luthier.records.plan", "Plan"),
+    "Range": ("luthier.records.plan", "Range"),
     "Job": ("luthier.plan.job", "Job"),
     "Planned": ("luthier.plan.planning", "Planned"),
     "find_target": ("luthier.plan.planning", "find_target"),
