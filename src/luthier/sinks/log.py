@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 
 from luthier.credentials import masked
-from luthier.events import Checkpoint, Evaluation, Event, Finished, Note, OnEvent, Started, Step
-from luthier.records import MetricsLine
+from luthier.events import Event, Note, OnEvent, Progress
 from luthier.run import Run
 
 # Apart from the other loggers: the terminal shows these things in its own way.
@@ -38,30 +37,10 @@ class _RunLog:
             file.setFormatter(_Masking("%(asctime)s %(levelname)s %(message)s"))
             self.memory.setTarget(file)
             self.memory.capacity = 0  # from now on each record is written as it comes
-        text = _as_text(event)
-        if text is not None:
-            warns = isinstance(event, Note) and event.warning
-            _log.log(logging.WARNING if warns else logging.INFO, text)
-
-
-def _as_text(event: Event) -> str | None:
-    match event:
-        case Note(text=text):
-            return text
-        case Started(step=step, total=total):
-            return f"training from step {step} of {total}"
-        case Step(line=line) | Evaluation(line=line):
-            return _figures(line)
-        case Checkpoint(step=step, path=path, best=best):
-            return f"checkpoint of step {step}{', the best so far' if best else ''}: {path}"
-        case Finished(measured=measured):
-            return f"finished: step {measured.best_step} of {measured.steps} is kept"
-    return None
-
-
-def _figures(line: MetricsLine) -> str:
-    shown = {k: v for k, v in line.to_dict().items() if k not in ("step", "epoch", "seconds")}
-    return f"step {line.step}: " + ", ".join(f"{name} {value:.6g}" for name, value in shown.items())
+        if isinstance(event, Note):
+            _log.log(logging.WARNING if event.warning else logging.INFO, "%s", event.text)
+        elif not isinstance(event, Progress):
+            _log.info("%s", event)
 
 
 @contextmanager
