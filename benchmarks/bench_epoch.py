@@ -20,8 +20,9 @@ from luthier.data.prepare import held_out, tokenise
 from luthier.data.tokens import Tokenizer
 from luthier.evaluate.statistics import mean_interval
 from luthier.generate.answer import Sampling, answer_all
-from luthier.kernels.loss import mean_loss
 from luthier.models.tuned import load_tuned
+from luthier.objectives.objective import mean_over
+from luthier.objectives.sft import SFT
 from luthier.run import Run, open_run
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def main() -> None:
             recipe, models = run.recipe(), load_tuned(run)
             held = held_out(run)
             tokens = tokenise(held, recipe.data, Tokenizer(models.tokenizer, "completions"))
-            loss, _ = mean_loss(models.tuned, tokens, 8, packed=True)
+            loss = mean_over(SFT(), models.tuned, tokens, 8)["loss"]
             asked = held[:ANSWERED]
             prompts = [row.prompt for row in asked]
             answers = answer_all(models.tuned, models.tokenizer, prompts, Sampling(NEW), 20)

@@ -19,21 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_step import Side, step
+from bench_step import Side, our_side, peers_side, step
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from luthier.data.batches import to_device
+from luthier.data.batches import Batch
 from luthier.errors import UserError
-from luthier.kernels.fast import install
-from luthier.kernels.loss import loss_sum
 from luthier.models.adapters import attach_adapter
 from luthier.models.load import load_model, quantization
 from luthier.models.pull import pull
 from luthier.plan.catalogues import find_accelerator
 from luthier.plan.simulate import Step, Workload, simulate
-from luthier.recipe import KernelsGroup, MethodGroup
+from luthier.recipe import MethodGroup
+from luthier.train.setup import recompute_activations
 
 SIZES: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
@@ -67,32 +66,26 @@ def side_of(who: str, folder: Path, method: MethodGroup, tokens: int) -> Side:
         apply_liger_kernel_to_llama()
     model: Any = load_model(folder, dtype, quantization=quantization(method, dtype), device=device)
     model.config.use_cache = False
-    model.gradient_checkpointing_enable({"use_reentrant": False})
     if method.name != "full":
         model = attach_adapter(model, method)
-        model.enable_input_require_grads()
+    recompute_activations(model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     if who == "luthier":
-        head = install(model, KernelsGroup()).head
-
-        def ours(batch: dict[str, Any]) -> torch.Tensor:
-            return loss_sum(model, batch, head=head) / len(batch["predicts"])
-
-        return Side(model, ours, optimizer_of(trained, method), trained)
-    return Side(model, hugging_face(model), optimizer_of(trained, method), trained)
+        return our_side(model, optimizer_of(trained, method), dtype)
+    return peers_side(model, optimizer_of(trained, method), dtype, hugging_face(model))
 
 
 def optimizer_of(trained: list[Any], method: MethodGroup) -> torch.optim.Optimizer:
     if method.name == "full":
-        from luthier.train.optimizers import BF16AdamW
+        from luthier.train.bf16_adamw import BF16AdamW
 
         return BF16AdamW(trained, lr=1e-5)
     return torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
 
 def hugging_face(model: Any) -> Any:
-    return lambda batch: model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+    return lambda batch: model(input_ids=batch.input_ids, labels=batch.labels).loss
 
 
 def unsloth(folder: Path, method: MethodGroup, tokens: int) -> Side:
@@ -109,23 +102,23 @@ def unsloth(folder: Path, method: MethodGroup, tokens: int) -> Side:
             use_gradient_checkpointing=True,
         )  # fmt: skip
     trained = [p for p in model.parameters() if p.requires_grad]
-    return Side(model, hugging_face(model), optimizer_of(trained, method), trained)
+    return peers_side(model, optimizer_of(trained, method), torch.bfloat16, hugging_face(model))
 
 
 def measure(who: str, folder: Path, method: MethodGroup, tokens: int) -> dict[str, float]:
     side = side_of(who, folder, method, tokens)
     ids = torch.randint(128_256, (1, tokens))
-    batch = to_device(
-        {
-            "input_ids": ids, "labels": ids, "position_ids": torch.arange(tokens)[None],
-            "predicts": torch.arange(tokens - 1), "row_lengths": (tokens,),
-        },
-        torch.device("cuda"),
-    )  # fmt: skip
+    batch = Batch(
+        input_ids=ids,
+        position_ids=torch.arange(tokens)[None],
+        labels=ids,
+        predicts=torch.arange(tokens - 1),
+        row_lengths=(tokens,),
+    ).to(torch.device("cuda"))
     for _ in range(3):
-        step(side, batch, torch.bfloat16)
+        step(side, batch)
     torch.cuda.reset_peak_memory_stats()
-    times = [step(side, batch, torch.bfloat16)[0] for _ in range(8)]
+    times = [step(side, batch)[0] for _ in range(8)]
     return {"seconds": statistics.median(times), "peak": torch.cuda.max_memory_allocated()}
 
 

@@ -23,10 +23,10 @@ from luthier.train.fit import fit
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared/data/nl2bash.jsonl"
 CHECKS = {
-    "luthier.train.fit": {
+    "luthier.train.session": {
         "check_rows": "rows: masks, ends, doubled BOS, leaks",
         "check_embedding": "tokens beyond the embedding",
-        "base_loss": "the base's own loss, the plain way",
+        "plain_loss": "the base's own loss, the plain way",
         "check_first_loss": "the first loss, training's way",
     },
     "luthier.train.watch": {
@@ -34,17 +34,8 @@ CHECKS = {
         "fingerprint": "hash of frozen weights",
         "highest_rate": "the learning rate is reached",
     },
-    "luthier.train.trainer": {"check_saved": "nothing missing from a checkpoint"},
+    "luthier.train.checkpoints": {"check_saved": "nothing missing from a checkpoint"},
 }
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def begin(self, step: int, total: int) -> None: ...
-    def end(self) -> None: ...
-    def logged(self, line: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def main() -> None:
@@ -77,7 +68,7 @@ def main() -> None:
         recipe = load_recipe(ROOT / "recipes/lora.yaml", settings)
         run = claim_run(recipe, "guards")
         started = time.perf_counter()
-        fit(recipe, run, Silent())
+        fit(recipe, run)
         whole = time.perf_counter() - started
     table = Table("check", "times", "ms each", "share of the run")
     for name, times in spent.items():

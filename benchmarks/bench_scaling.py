@@ -17,35 +17,35 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from luthier.data.batches import to_device
+from luthier.data.batches import Batch
 from luthier.kernels.fast import install
-from luthier.kernels.loss import loss_sum
 from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.load import load_model
 from luthier.models.pull import pull
+from luthier.objectives.supervised import loss_sum
 from luthier.plan.live import LiveStorage
 from luthier.recipe import KernelsGroup, MethodGroup
 
 
-def row(length: int, vocabulary: int, device: torch.device) -> dict[str, Any]:
+def row(length: int, vocabulary: int, device: torch.device) -> Batch:
     tokens = torch.randint(vocabulary, (1, length))
-    batch = {
-        "input_ids": tokens,
-        "position_ids": torch.arange(length)[None],
-        "labels": tokens,
-        "predicts": torch.arange(length // 2, length - 1),
-        "row_lengths": (length,),
-    }
-    return to_device(batch, device)
+    batch = Batch(
+        input_ids=tokens,
+        position_ids=torch.arange(length)[None],
+        labels=tokens,
+        predicts=torch.arange(length // 2, length - 1),
+        row_lengths=(length,),
+    )
+    return batch.to(device)
 
 
-def step(model: Any, head: Any, batch: dict[str, Any], dtype: torch.dtype) -> float:
-    device = batch["input_ids"].device
+def step(model: Any, head: Any, batch: Batch, dtype: torch.dtype) -> float:
+    device = batch.input_ids.device
     started = time.perf_counter()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        loss = loss_sum(model, batch, head=head) / len(batch["predicts"])
+        loss = loss_sum(model, batch, head=head) / batch.supervised
     loss.backward()
     model.zero_grad()
     if device.type == "cuda":

@@ -25,20 +25,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, get_scheduler
 
-from luthier.data.batches import collate, to_device
+from luthier.data.batches import Batch, collate
 from luthier.data.prepare import read_for_evaluation, tokenise
 from luthier.data.tokens import Tokenizer
 from luthier.kernels.fast import install
-from luthier.kernels.loss import loss_sum
 from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization
 from luthier.models.pull import pull
+from luthier.objectives.sft import SFT
 from luthier.plan.flops import CountWork
 from luthier.recipe import DataGroup, KernelsGroup, MethodGroup
+from luthier.train.loop import Learner, train_step
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_en_demo.jsonl"
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::mm.out"}
@@ -46,10 +47,39 @@ PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::mm.out"}
 
 @dataclass
 class Side:
-    model: Any
-    loss: Callable[[dict[str, Any]], Tensor]
-    optimizer: torch.optim.Optimizer
-    trained: list[Tensor]
+    """Who takes part: ``take`` a training step on a batch and return its loss."""
+
+    take: Callable[[Batch], float]
+
+
+def our_side(model: Any, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Side:
+    """The step of `luthier train`."""
+    objective = SFT(head=install(model, KernelsGroup()).head)
+    device = next(model.parameters()).device
+    schedule = get_scheduler("constant", optimizer)
+    learner = Learner(model, objective, optimizer, schedule, device, dtype, max_grad_norm=1.0)
+    return Side(lambda batch: train_step(learner, [batch]).loss)
+
+
+def peers_side(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype,
+    loss_of: Callable[[Batch], Tensor],
+) -> Side:
+    """A step as most scripts write it."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def take(batch: Batch) -> float:
+        with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+            loss = loss_of(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return Side(take)
 
 
 def build(method: MethodGroup, dtype: torch.dtype, device: torch.device, fast: bool) -> Side:
@@ -68,33 +98,25 @@ def build(method: MethodGroup, dtype: torch.dtype, device: torch.device, fast: b
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     if fast:
-        head = install(model, KernelsGroup()).head
+        return our_side(model, optimizer, dtype)
 
-        def ours(batch: dict[str, Any]) -> Tensor:
-            return loss_sum(model, batch, head=head) / len(batch["predicts"])
-
-        return Side(model, ours, optimizer, trained)
-
-    def theirs(batch: dict[str, Any]) -> Tensor:
-        keys = ("input_ids", "position_ids", "labels")
-        loss: Tensor = model(**{key: batch[key] for key in keys}).loss
+    def theirs(batch: Batch) -> Tensor:
+        loss: Tensor = model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, labels=batch.labels
+        ).loss
         return loss
 
-    return Side(model, theirs, optimizer, trained)
+    return peers_side(model, optimizer, dtype, theirs)
 
 
-def step(side: Side, batch: dict[str, Any], dtype: torch.dtype) -> tuple[float, float]:
-    device = batch["input_ids"].device
+def step(side: Side, batch: Batch) -> tuple[float, float]:
+    """Seconds of a step, and its loss."""
+    device = batch.input_ids.device
     synchronise(device)
     started = time.perf_counter()
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        loss = side.loss(batch)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(side.trained, 1.0)
-    side.optimizer.step()
-    side.optimizer.zero_grad()
+    loss = side.take(batch)
     synchronise(device)
-    return time.perf_counter() - started, loss.item()
+    return time.perf_counter() - started, loss
 
 
 def synchronise(device: torch.device) -> None:
@@ -141,7 +163,7 @@ def operand(shape: Any, dtype: torch.dtype, plain: bool, device: torch.device) -
     return torch.randn(shape[::-1], device=device).to(dtype).t()
 
 
-def batches_of(tokens: int, count: int, device: torch.device) -> list[dict[str, Any]]:
+def batches_of(tokens: int, count: int, device: torch.device) -> list[Batch]:
     """Rows end to end up to ``tokens``."""
     folder = pull("smollm2-135m").folder
     group = DataGroup(train=str(DATA), max_length=512, on_too_long="truncate", max_rows=400)
@@ -152,7 +174,7 @@ def batches_of(tokens: int, count: int, device: torch.device) -> list[dict[str, 
         batch: list[Any] = []
         while sum(map(len, batch)) < tokens:
             batch.append(next(rows))
-        batches.append(to_device(collate([batch]), device))
+        batches.append(collate([batch]).to(device))
     return batches
 
 
@@ -168,7 +190,7 @@ def main() -> None:
     if device.type == "cpu":
         keep_freed_memory()
     batches = batches_of(chosen.tokens, chosen.batches, device)
-    tokens = sum(batch["input_ids"].shape[1] for batch in batches)
+    tokens = sum(batch.tokens for batch in batches)
     console = Console(width=120)
     console.print(
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {device.type}; SmolLM2-135M, "
@@ -186,13 +208,13 @@ def main() -> None:
             sides = [build(method, dtype, device, fast) for fast in (True, False)]
             for batch in batches:
                 for side in sides:
-                    step(side, batch, dtype)
+                    step(side, batch)
             times: dict[tuple[int, int], list[float]] = {}
             losses: list[list[float]] = [[], []]
             for _ in range(chosen.repeats):
                 for place, batch in enumerate(batches):
                     for who, side in enumerate(sides):
-                        took, loss = step(side, batch, dtype)
+                        took, loss = step(side, batch)
                         times.setdefault((who, place), []).append(took)
                         losses[who].append(loss)
             totals = [
@@ -201,10 +223,10 @@ def main() -> None:
             ]
             counted = CountWork()
             with counted:
-                step(sides[0], batches[0], dtype)
+                step(sides[0], batches[0])
             products = Products()
             with products:
-                step(sides[0], batches[0], dtype)
+                step(sides[0], batches[0])
             seconds, flops = limit(products.seen, device)
             achieved = counted.flops / statistics.median(times[0, 0])
             table.add_row(

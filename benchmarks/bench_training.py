@@ -28,8 +28,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.data.prepare import read_for_evaluation, tokenise
 from luthier.data.tokens import Tokenizer
-from luthier.kernels.loss import mean_loss
 from luthier.models.pull import pull
+from luthier.objectives.objective import mean_over
+from luthier.objectives.sft import SFT
 from luthier.recipe import DataGroup
 
 HERE = Path(__file__).parent
@@ -84,7 +85,7 @@ def held_out_loss(folder: Path, adapter: Path, data: Path) -> float:
     group = DataGroup(train=str(data), max_length=512, on_too_long="truncate")
     encoder = Tokenizer(AutoTokenizer.from_pretrained(folder), "completions")
     rows = tokenise(read_for_evaluation(str(data), group), group, encoder)
-    return mean_loss(tuned, rows, 8, packed=True)[0]
+    return mean_over(SFT(), tuned, rows, 8)["loss"]
 
 
 def measure(who: str, dtype: str, folder: Path, scratch: Path, rows: int, name: str) -> Figure:

@@ -2,7 +2,7 @@
 
     python benchmarks/plan_memory.py [--only SUBSTRING]
 
-Predicted: `luthier.plan.simulate`, with fake tensors. Measured: `luthier train`'s own trainer on
+Predicted: `luthier.plan.simulate`, with fake tensors. Measured: `luthier train`'s own step on
 real tensors in a process of its own, in its second step. PyTorch's allocator reports every
 allocation to the profiler; the highest sum of those of the step, added to the weights and the
 optimiser state that were there when it began, is the peak. (Resident memory is more: the
@@ -93,60 +93,44 @@ def measure(case: Case) -> int:
     """Bytes at the peak of the second step of a real run."""
     import torch
     from torch._C._profiler import _EventType
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from luthier.models.pull import pull
     from luthier.plan.fake import storages
     from luthier.recipe import parse_recipe
     from luthier.run import claim_run
-    from luthier.train import fit as fit_module
-    from luthier.train.trainer import LuthierTrainer
+    from luthier.train import loop
+    from luthier.train.fit import fit
 
     found: dict[str, int] = {}
+    real = loop.train_step
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 1:
-                optimizer = kwargs["optimizer"]
-                kept = [t for s in optimizer.state.values() for t in s.values()]
-                tensors = [t for t in (*storages(kwargs["model"]), *kept) if torch.is_tensor(t)]
-                sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-                found["resident"] = sum(sizes.values())
-                self.profile = torch.profiler.profile(
-                    activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-                )
-                self.profile.__enter__()
+    def watched(learner: Any, *args: Any) -> Any:
+        if learner.scheduler.last_epoch != 1:  # the second step: optimiser state is there
+            return real(learner, *args)
+        kept = [t for s in learner.optimizer.state.values() for t in s.values()]
+        tensors = [t for t in (*storages(learner.model), *kept) if torch.is_tensor(t)]
+        sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+        found["resident"] = sum(sizes.values())
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            result = real(learner, *args)
+        allocations: list[tuple[int, int]] = []
+        waiting = list(profile.profiler.kineto_results.experimental_event_tree())
+        while waiting:
+            event = waiting.pop()
+            waiting += event.children
+            if event.tag == _EventType.Allocation:
+                allocations.append((event.start_time_ns, event.extra_fields.alloc_size))
+        live = peak = 0
+        for _, size in sorted(allocations):
+            live += size
+            peak = max(peak, live)
+        found["step"] = peak
+        return result
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2:
-                self.profile.__exit__(None, None, None)
-                results = self.profile.profiler.kineto_results
-                allocations: list[tuple[int, int]] = []
-                waiting = list(results.experimental_event_tree())
-                while waiting:
-                    event = waiting.pop()
-                    waiting += event.children
-                    if event.tag == _EventType.Allocation:
-                        size = event.extra_fields.alloc_size
-                        allocations.append((event.start_time_ns, size))
-                live = peak = 0
-                for _, size in sorted(allocations):
-                    live += size
-                    peak = max(peak, live)
-                found["step"] = peak
-
-    class Watched(LuthierTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.add_callback(Watch())
-
-    class Silent:
-        def begin(self, step: int, total: int) -> None: ...
-        def logged(self, line: dict[str, Any]) -> None: ...
-        def note(self, text: str) -> None: ...
-        def end(self) -> None: ...
-
-    fit_module.LuthierTrainer = Watched  # type: ignore[misc]
+    loop.train_step = watched
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         torch.manual_seed(0)
@@ -156,7 +140,7 @@ def measure(case: Case) -> int:
         text = "one two three four five six seven eight nine ten " * (case.length * case.rows)
         (folder / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
         recipe = parse_recipe("", recipe_for(case, folder))
-        fit_module.fit(recipe, claim_run(recipe, "x"), Silent())
+        fit(recipe, claim_run(recipe, "x"))
     return found["resident"] + found["step"]
 
 
