@@ -17,6 +17,7 @@ from luthier.compare.page import write_approaches
 from luthier.compare.prompts import APPROACHES, KINDS, make_prompt, searched_for
 from luthier.data.conversation import Conversation, Origin
 from luthier.errors import UserError
+from luthier.events import Event, OnEvent, Progress, ignore
 from luthier.recipe import Recipe, model_recipe, parse_overrides
 from luthier.retrieve.passages import Passage
 from luthier.run import Run
@@ -74,9 +75,7 @@ def test_all_five_side_by_side(
 ) -> None:
     out = tmp_path / "out"
     seen: list[Event] = []
-    comparison = compare_approaches(
-        question, out, load_prices(), by="kind", on_event=seen.append
-    )
+    comparison = compare_approaches(question, out, load_prices(), by="kind", on_event=seen.append)
     assert json.loads((out / "comparison.json").read_text()) == comparison
     entries = {entry["name"]: entry for entry in comparison["approaches"]}
     assert tuple(entries) == APPROACHES

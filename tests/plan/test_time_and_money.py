@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from luthier.events import Event, Progress
 from luthier.plan import calibrate as calibration
 from luthier.plan.catalogues import Accelerator, find_accelerator, find_config
 from luthier.plan.estimate import make_plan

@@ -9,6 +9,7 @@ import pytest
 from families import CHAT_FAMILIES, make_tokenizer
 
 from luthier.errors import UserError
+from luthier.events import Event, Progress, ignore
 from luthier.retrieve.ask import support, with_passages
 from luthier.retrieve.embed import Embedder, Vectors
 from luthier.retrieve.index import build_index, changes, read_manifest
@@ -59,7 +60,7 @@ def test_what_was_indexed_is_found(documents: Path, tmp_path: Path, embedder: Le
     assert manifest == read_manifest(tmp_path / "i")
     assert (manifest.passages, set(manifest.hashes)) == (4, set(TEXTS))
     assert manifest.left_out == ["left.csv"]
-    assert Progress("cutting documents", 3, 3, "documents") in seen
+    assert Progress("cutting documents", 4, 4, "documents") in seen
     assert Progress("embedding passages", 4, 4, "passages") in seen
     assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "i"]
     index = Index(tmp_path / "i", embedder)
