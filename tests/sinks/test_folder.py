@@ -62,9 +62,7 @@ def test_a_run_is_kept_as_metrics_events_and_log(recipe: Recipe, run: Run) -> No
 
 
 @pytest.mark.parametrize("half", ["", '{"step": 3, "lo'])
-def test_a_run_that_was_killed_repeats_no_line(
-    half: str, recipe: Recipe, run: Run
-) -> None:
+def test_a_run_that_was_killed_repeats_no_line(half: str, recipe: Recipe, run: Run) -> None:
     with stream_of(recipe, run, Notes()) as stream:
         for event in play(run, 0, 3):
             stream(event)

@@ -17,9 +17,7 @@ def reporting(recipe: Recipe) -> Recipe:
     return recipe.changed(train={"report_to": "tensorboard"})
 
 
-def test_points_under_the_tags_of_transformers_none_twice(
-    reporting: Recipe, run: Run
-) -> None:
+def test_points_under_the_tags_of_transformers_none_twice(reporting: Recipe, run: Run) -> None:
     for begin, end in ((0, 3), (2, 4)):  # killed after step 3, a checkpoint at step 2
         with stream_of(reporting, run, Notes()) as stream:
             for event in play(run, begin, end):
@@ -34,9 +32,7 @@ def test_points_under_the_tags_of_transformers_none_twice(
     assert [point.step for point in events.Scalars("eval/loss")] == [2, 4]
 
 
-def test_a_session_that_ran_out_of_memory_begins_again(
-    reporting: Recipe, run: Run
-) -> None:
+def test_a_session_that_ran_out_of_memory_begins_again(reporting: Recipe, run: Run) -> None:
     before = threading.excepthook
     with stream_of(reporting, run, Notes()) as stream:
         for event in [*play(run, 0, 1), *play(run, 0, 4)]:

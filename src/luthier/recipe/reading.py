@@ -7,7 +7,6 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe.changes import Changes, merge
-from luthier.recipe.names import check_names
 from luthier.recipe.schema import Recipe, groups
 from luthier.yaml_text import parse_yaml
 
@@ -89,7 +88,7 @@ def model_recipe(source: str, /, **changes: Mapping[str, Any]) -> Recipe:
 
 def _checked(tree: Mapping[Any, Any], origin: str) -> Recipe:
     recipe = Recipe.from_tree(tree, origin)
-    check_names(recipe, origin)
+    recipe.check_names(origin)
     return recipe
 
 

@@ -24,8 +24,9 @@ from pydantic import (
 from luthier.credentials import holds_secret
 from luthier.errors import UserError
 from luthier.files import user_path
-from luthier.recipe.changes import merge
+from luthier.recipe.changes import Changes, merge
 from luthier.recipe.messages import explain_errors
+from luthier.recipe.names import check_names
 from luthier.recipe.sources import absolute_path, absolute_source
 
 # What differs between the methods. Sources: full 2e-5 (Alpaca, Taori et al. 2023); LoRA 3e-4 (Hu et
@@ -512,7 +513,33 @@ class Recipe(_Group):
         Raises:
             UserError: an unknown group or key, or a wrong value.
         """
-        return Recipe.from_tree(merge(given(self), changes, "recipe"), "recipe")
+        recipe = Recipe.from_tree(merge(given(self), changes, "recipe"), "recipe")
+        recipe.check_names("recipe", changes)
+        return recipe
+
+    def check_names(self, origin: str, changes: Changes | None = None) -> None:
+        """Refuse metrics and sinks that are neither built in nor installed as plugins.
+
+        It is asked of recipes that people give, not of those in run folders: who serves a run need
+        not have what it was measured and watched with.
+
+        Args:
+            changes: look at what they change alone.
+
+        Raises:
+            UserError: ``origin`` and the key are named, and the nearest known name.
+        """
+
+        def chosen(group: str, key: str) -> list[str]:
+            if changes is not None and key not in changes.get(group, {}):
+                return []
+            names: list[str] = getattr(getattr(self, group), key)
+            return names
+
+        metrics = [name for name in chosen("evaluate", "metrics") if not name.endswith(".py")]
+        check_names(f"{origin}: 'evaluate.metrics'", "metric", metrics, METRICS, "luthier.metrics")
+        sinks = chosen("train", "report_to")
+        check_names(f"{origin}: 'train.report_to'", "sink", sinks, REPORTS, "luthier.sinks")
 
     @model_validator(mode="after")
     def _fill_method_defaults(self) -> "Recipe":
