@@ -1,78 +1,35 @@
-"""The stream of events: every sink gets each one, and a sink that fails stops nothing."""
+"""What work says of itself while it goes on."""
 
-from helpers import Notes
+import pytest
 
-from luthier.events import Event, Note, Progress, Stream, tracked
-
-
-class Failing:
-    """A sink that is out of order from its ``after``-th event on."""
-
-    name = "the planted sink"
-
-    def __init__(self, after: int = 0, closing: bool = False) -> None:
-        self.after = after
-        self.closing = closing
-        self.got: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        self.got.append(event)
-        if len(self.got) > self.after:
-            raise OSError("the disk is on fire")
-
-    def close(self) -> None:
-        if self.closing:
-            raise RuntimeError("it would not end")
+from luthier.events import Event, Progress, during, tracked
 
 
-def test_a_sink_that_fails_is_told_once_and_the_others_go_on() -> None:
-    first, planted, last = Notes(), Failing(after=1), Notes()
-    stream = Stream([first, planted, last])
-    events = [Note(str(number)) for number in range(4)]
-    for event in events:
-        stream(event)
-    told = Note(
-        "the planted sink failed (OSError: the disk is on fire); the run goes on", warning=True
-    )
-    for sink in (first, last):
-        assert [event for event in sink.events if event != told] == events
-        assert sink.events.count(told) == 1
-    assert [event for event in planted.got if event != told] == events  # it may recover
+def test_tracked_counts_what_was_taken_and_done_with() -> None:
+    seen: list[Event] = []
+    words = ["a", "bb", "ccc"]
+    assert list(tracked(words, "spelling", seen.append, 6, "letters", size=len)) == words
+    assert seen[0] == Progress("spelling", 0, 6, "letters")
+    assert seen[1] == Progress("spelling", 1, 6, "letters")
+    assert seen[-1] == Progress("spelling", 6, 6, "letters")
+    assert not seen[0].finished  # type: ignore[union-attr]
 
 
-def test_all_sinks_may_fail() -> None:
-    stream = Stream([Failing(), Failing()])
-    stream(Note("nobody hears this"))
+def test_many_quick_pieces_make_few_events() -> None:
+    seen: list[Event] = []
+    assert sum(1 for _ in tracked(range(20_000), "counting", seen.append)) == 20_000
+    assert seen[-1] == Progress("counting", 20_000, 20_000, "rows")
+    assert len(seen) < 100
 
 
-def test_closing_ends_a_sink_and_tells_what_fails() -> None:
-    others, planted, plain = Notes(), Failing(after=9, closing=True), Notes()
-    stream = Stream([others, planted, plain])
-    stream.close(planted)
-    stream.close(plain)  # has no close
-    stream(Note("later"))
-    assert others.notes == [
-        "the planted sink could not be closed (RuntimeError: it would not end); the run goes on",
-        "later",
-    ]
-    assert others.warnings == others.notes[:1]
-    assert planted.got == []
-    assert plain.notes == others.notes[:1]
-
-
-def test_tracked_tells_the_first_and_the_last() -> None:
-    heard = Notes()
-    assert list(tracked("abc", "reading", heard, total=3)) == ["a", "b", "c"]
-    assert heard.events[0] == Progress("reading", 0, 3, "rows")
-    assert heard.events[-1] == Progress("reading", 3, 3, "rows")
-    done = [event.done for event in heard.events if isinstance(event, Progress)]
-    assert done == sorted(done)
-
-
-def test_tracked_counts_by_size_and_ends_without_a_total() -> None:
-    heard = Notes()
-    list(tracked(["ab", "cde"], "reading", heard, unit="bytes", size=len))
-    last = heard.events[-1]
-    assert last == Progress("reading", 5, 5, "bytes")
-    assert isinstance(last, Progress)
-    assert last.finished
+def test_work_that_is_cut_short_is_over_too() -> None:
+    seen: list[Event] = []
+    rows = tracked(range(10), "reading", seen.append, 10)
+    next(rows)
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert seen[-1] == Progress("reading", 1, 1, "rows")
+    with pytest.raises(ValueError), during("loading", seen.append):
+        raise ValueError
+    assert seen[-2:] == [Progress("loading", 0), Progress("loading", 1, 1)]
+    assert [event.finished for event in seen[-2:]] == [False, True]  # type: ignore[union-attr]

@@ -20,6 +20,7 @@ ALLOWED = {
     "plugins": set(),
     "recipe": {"plugins"},
     "records": set(),
+    "perplexity": set(),
     "events": {"records"},
     "run": {"recipe", "records"},
     "models": {"recipe", "run"},
@@ -47,7 +48,16 @@ ALLOWED = {
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }
-FREE = {"errors", "files", "yaml_text", "credentials", "events", "records", "__version__"}
+FREE = {
+    "errors",
+    "files",
+    "yaml_text",
+    "credentials",
+    "events",
+    "records",
+    "perplexity",
+    "__version__",
+}
 
 
 def imported_parts(source: str) -> set[str]:
@@ -64,6 +74,14 @@ def imported_parts(source: str) -> set[str]:
     return parts
 
 
+def imports_rich(source: str) -> bool:
+    """Whether a module imports Rich, at the top or inside functions."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return any(name.split(".")[0] == "rich" for name in names)
+
+
 def wrong_imports(part: str, source: str) -> set[str]:
     return imported_parts(source) - ALLOWED[part] - FREE - {part}
 
@@ -75,9 +93,21 @@ def modules() -> list[Path]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_flow_one_way(path: Path) -> None:
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    assert wrong_imports(part, path.read_text("utf-8")) == set()
+    assert wrong_imports(part, read(path)) == set()
 
 
 def test_a_planted_violation_is_found() -> None:
     planted = "def f():\n    from luthier.train.fit import fit\n    import luthier.cli.main"
     assert wrong_imports("data", planted) == {"train", "cli"}
+
+
+def test_rich_lives_in_the_command_line_alone() -> None:
+    users = {path.relative_to(ROOT).parts[0] for path in modules() if imports_rich(read(path))}
+    assert users == {"cli"}
+    for planted in ("import rich", "def f():\n    from rich.live import Live", "import rich.table"):
+        assert imports_rich(planted)
+    assert not imports_rich("import richer\nfrom luthier.rich import table")
+
+
+def read(path: Path) -> str:
+    return path.read_text("utf-8")

@@ -25,6 +25,9 @@ class Note:
     text: str
     warning: bool = False
 
+    def __str__(self) -> str:
+        return f"warning: {self.text}" if self.warning else self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -43,6 +46,12 @@ class Progress:
     def finished(self) -> bool:
         return self.total is not None and self.done >= self.total
 
+    def __str__(self) -> str:
+        if not self.unit:
+            return f"{self.task}: {'done' if self.finished else '…'}"
+        of = "" if self.total is None else f" of {self.total:,}"
+        return f"{self.task}: {self.done:,}{of} {self.unit}"
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -51,6 +60,9 @@ class Started:
     step: int
     total: int
 
+    def __str__(self) -> str:
+        return f"training from step {self.step} of {self.total}"
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -58,12 +70,18 @@ class Step:
 
     line: MetricsLine
 
+    def __str__(self) -> str:
+        return _figures(self.line)
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """The model was measured on the validation rows, and by the probe where one is asked."""
 
     line: MetricsLine
+
+    def __str__(self) -> str:
+        return _figures(self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +92,25 @@ class Checkpoint:
     path: Path
     best: bool = False
 
+    def __str__(self) -> str:
+        return (
+            f"checkpoint of step {self.step}{', the best so far' if self.best else ''}: {self.path}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over, its weights are where other libraries find them."""
 
     measured: Measured
+
+    def __str__(self) -> str:
+        return f"finished: the weights of step {self.measured.best_step} of {self.measured.steps} are kept"
+
+
+def _figures(line: MetricsLine) -> str:
+    shown = {k: v for k, v in line.to_dict().items() if k not in ("step", "epoch", "seconds")}
+    return f"step {line.step}: " + ", ".join(f"{name} {value:.6g}" for name, value in shown.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +119,9 @@ class Stopped:
 
     reason: str
     interrupted: bool = False
+
+    def __str__(self) -> str:
+        return self.reason if self.interrupted else f"ended by an error: {self.reason}"
 
 
 Event = Note | Progress | Started | Step | Evaluation | Checkpoint | Finished | Stopped

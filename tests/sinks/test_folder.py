@@ -57,7 +57,7 @@ def test_a_run_is_kept_as_metrics_events_and_log(recipe: Recipe, run: Run) -> No
     assert log[0].endswith("WARNING look here")
     assert log[1].endswith("INFO training from step 0 of 4")
     assert "step 1: loss 1, learning_rate 0.125" in log[2]
-    assert log[-1].endswith("finished: step 4 of 4 is kept")
+    assert log[-1].endswith("finished: the weights of step 4 of 4 are kept")
     assert not any("reading" in text for text in log)
 
 

@@ -36,7 +36,13 @@ def demo(
     with terminal() as on_event:
         root, measured, evaluation = play(recipe, on_event)
     if as_json:
-        print_json({"run": str(root), "measured": measured.to_dict(), "evaluation": evaluation})
+        print_json(
+            {
+                "run": str(root),
+                "measured": measured.to_dict(),
+                "evaluation": evaluation.to_dict(),
+            }
+        )
         return
     show_samples(evaluation, 3)
     show_comparison(evaluation)

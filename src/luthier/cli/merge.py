@@ -1,6 +1,5 @@
 """`luthier merge`."""
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
+from luthier.api import Combination, Onto
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
-from luthier.export.options import Combination, Onto
+from luthier.perplexity import perplexity
 from luthier.run import open_run
 
 if TYPE_CHECKING:
-    from luthier.export.same import Difference
+    from luthier.api import Difference
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 RunPaths = Annotated[
@@ -67,8 +67,7 @@ def merge(
     runs = [open_run(path) for path in run_paths]
     import torch
 
-    from luthier.export.merge import MergeOptions
-    from luthier.export.merge import merge as merge_runs
+    from luthier.api import MergeOptions, merge_runs
 
     options = MergeOptions(
         dtype=None if dtype == "auto" else getattr(torch, dtype),
@@ -128,7 +127,7 @@ def show_difference(title: str, check: "Difference", names: tuple[str, str]) -> 
         column.justify = "right"
     table.add_row("loss (nats a token)", f"{check.loss_before:.5f}", f"{check.loss_after:.5f}")
     table.add_row(
-        "perplexity", f"{math.exp(check.loss_before):.4f}", f"{math.exp(check.loss_after):.4f}"
+        "perplexity", f"{perplexity(check.loss_before):.4f}", f"{perplexity(check.loss_after):.4f}"
     )
     out.print(table)
     out.print(

@@ -8,7 +8,7 @@ from typing import Any
 from luthier.evaluate.before_after import evaluate_run
 from luthier.events import OnEvent, ignore
 from luthier.recipe import Recipe, as_recipe
-from luthier.records import Measured
+from luthier.records import Evaluation, Measured
 from luthier.run import claim_run
 from luthier.train.fit import fit
 
@@ -25,7 +25,7 @@ def demo_recipe(**changes: Mapping[str, Any]) -> Recipe:
     return own.changed(**changes)
 
 
-def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Path, Measured, dict[str, Any]]:
+def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Path, Measured, Evaluation]:
     """Train (or go on, or find it done) and evaluate: the run folder and both results.
 
     Raises:

@@ -1,13 +1,11 @@
 """Is the merged model the one that was trained? Logits and loss of both on the same rows."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from luthier.data.batches import by_length, collate
@@ -17,6 +15,7 @@ from luthier.data.split import sample
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore, tracked
+from luthier.kernels.nf4 import is_4bit
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.load import load_tokenizer
 from luthier.objectives.supervised import supervised_logits
@@ -116,11 +115,6 @@ def difference(before: Outputs, after: Outputs, rows: int, arithmetic: str) -> D
     )
 
 
-def perplexity(loss: float) -> float:
-    """Of a mean loss in nats."""
-    return math.exp(min(loss, 700))
-
-
 def exact_arithmetic(model: nn.Module) -> str:
     """Let ``model`` compute in float32 where it is on a CPU; its stored weights keep their values.
 
@@ -133,7 +127,7 @@ def exact_arithmetic(model: nn.Module) -> str:
     if first.device.type != "cpu":
         return str(first.dtype).removeprefix("torch.")
     for module in model.modules():
-        if isinstance(module, Linear4bit):
+        if is_4bit(module):
             module.compute_dtype = torch.float32
             module.compute_type_is_set = True
     for tensor in [*model.parameters(), *model.buffers()]:

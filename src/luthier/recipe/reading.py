@@ -107,4 +107,5 @@ def _tree(text: str, origin: str) -> dict[Any, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: a recipe is a mapping of groups: {', '.join(groups())}")
+    tree.pop("provenance", None)  # what runs of version 0.1 kept there: see Run.provenance
     return tree

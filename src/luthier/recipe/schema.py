@@ -477,7 +477,6 @@ class Recipe(_Group):
     kernels: KernelsGroup = Field(default_factory=KernelsGroup)
     evaluate: EvaluateGroup = Field(default_factory=EvaluateGroup)
     run: RunGroup = Field(default_factory=RunGroup)
-    provenance: dict[str, Any] | None = None
 
     @classmethod
     def from_tree(cls, tree: Mapping[Any, Any], origin: str) -> "Recipe":
@@ -607,8 +606,8 @@ class Recipe(_Group):
         return full
 
     def settings(self) -> dict[str, Any]:
-        """What the run depends on: everything but its place and its provenance."""
-        return self.model_dump(exclude={"run", "provenance"})
+        """What the run depends on: everything but its place."""
+        return self.model_dump(exclude={"run"})
 
     def differences(self, other: "Recipe") -> list[str]:
         """Keys whose values differ from ``other``, as ``key: mine -> theirs`` lines."""
@@ -642,7 +641,7 @@ def _without_defaults_of_none(group: BaseModel) -> dict[str, Any]:
 
 def groups() -> Iterator[str]:
     """The names of the groups, in the order of the recipe."""
-    return (name for name in Recipe.model_fields if name != "provenance")
+    return iter(Recipe.model_fields)
 
 
 def known_keys() -> Iterator[str]:

@@ -4,17 +4,7 @@ import logging
 from contextlib import suppress
 
 from luthier.credentials import masked
-from luthier.events import (
-    Checkpoint,
-    Evaluation,
-    Event,
-    Finished,
-    Note,
-    Started,
-    Step,
-    Stopped,
-)
-from luthier.records import MetricsLine
+from luthier.events import Event, Note, Progress, Stopped
 from luthier.run import Run
 from luthier.sinks.growing import GrowingFile
 
@@ -34,14 +24,14 @@ class RunLog:
             logging.getLogger(name).addHandler(self.handler)
 
     def __call__(self, event: Event) -> None:
-        text = _as_text(event)
-        if text is not None:
-            level = logging.INFO
-            if isinstance(event, Stopped) and not event.interrupted:
-                level = logging.ERROR
-            elif isinstance(event, Note) and event.warning:
-                level = logging.WARNING
-            self.write(logging.LogRecord("luthier", level, "", 0, text, None, None))
+        if isinstance(event, Progress):
+            return
+        level, text = logging.INFO, str(event)
+        if isinstance(event, Note):  # the level says that it is a warning
+            level, text = logging.WARNING if event.warning else logging.INFO, event.text
+        elif isinstance(event, Stopped) and not event.interrupted:
+            level = logging.ERROR
+        self.write(logging.LogRecord("luthier", level, "", 0, text, None, None))
 
     def write(self, record: logging.LogRecord) -> None:
         """Add a line, without tokens and passwords.
@@ -65,25 +55,3 @@ class _Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # the next event finds it too, and can tell it
             self.log.write(record)
-
-
-def _as_text(event: Event) -> str | None:
-    match event:
-        case Note(text=text):
-            return text
-        case Started(step=step, total=total):
-            return f"training from step {step} of {total}"
-        case Step(line=line) | Evaluation(line=line):
-            return _figures(line)
-        case Checkpoint(step=step, path=path, best=best):
-            return f"checkpoint of step {step}{', the best so far' if best else ''}: {path}"
-        case Finished(measured=measured):
-            return f"finished: step {measured.best_step} of {measured.steps} is kept"
-        case Stopped(reason=reason, interrupted=interrupted):
-            return reason if interrupted else f"ended by an error: {reason}"
-    return None
-
-
-def _figures(line: MetricsLine) -> str:
-    shown = {k: v for k, v in line.to_dict().items() if k not in ("step", "epoch", "seconds")}
-    return f"step {line.step}: " + ", ".join(f"{name} {value:.6g}" for name, value in shown.items())

@@ -17,6 +17,7 @@ from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.kernels import compiling
 from luthier.kernels.fast import install_checked
+from luthier.kernels.memory import keep_freed_memory
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
 from luthier.models.load import load_config
@@ -25,7 +26,6 @@ from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
 from luthier.recipe import Recipe
 from luthier.records import Provenance
 from luthier.run import Run, save_recipe
-from luthier.runtime import keep_freed_memory
 from luthier.train.checkpoints import Checkpoints, usable_checkpoint
 from luthier.train.course import plan_course
 from luthier.train.guards import check_embedding, check_rows
@@ -125,7 +125,7 @@ def open_session(asked: Asked) -> Session:
         UserError: the recipe, the data or the machine does not allow it.
     """
     recipe, run, on_event = asked.recipe, asked.run, asked.on_event
-    resolved = resolve_model(recipe)
+    resolved = resolve_model(recipe, on_event)
     tokenizer, template = load_prepared_tokenizer(recipe, resolved)
     checkpoint = usable_checkpoint(run, on_event)
     if checkpoint is None:
@@ -151,7 +151,7 @@ def open_session(asked: Asked) -> Session:
         pin_memory=setup.device.type == "cuda",
     )
     set_seed(recipe.train.seed)
-    model = build_model(recipe, resolved, setup, start.checkpoint)
+    model = build_model(recipe, resolved, setup, start.checkpoint, on_event)
     sizes = trainable_parameters(model)
     on_event(
         Note(
@@ -211,7 +211,7 @@ def _new(
 ) -> _Start:
     recipe, run = asked.recipe, asked.run
     setup = choose_setup(recipe)
-    data = prepare(recipe, tokenizer)
+    data = prepare(recipe, tokenizer, asked.on_event)
     template = _template_used(template, data)
     keep_plan: Callable[[Run], None] | None = None
 
@@ -240,7 +240,7 @@ def _resumed(
     begun: Provenance = run.provenance()
     # Measured once per run: a busy machine must not change the answer.
     setup = replace(choose_setup(recipe), dtype=getattr(torch, begun.dtype))
-    data = load_stored(recipe.data, tokenizer, run)
+    data = load_stored(recipe.data, tokenizer, run, asked.on_event)
     state = load_state(checkpoint)
     return _Start(
         setup,
@@ -326,30 +326,28 @@ def _make_learner(
 
 def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
     report = data.report
-    for source in report["sources"]:
-        on_event(Note(f"{source['file']}: {source['rows']:,} rows, format {source['format']}"))
-    rows, tokens = report["rows"], report["tokens"]
+    for source in report.sources:
+        on_event(Note(f"{source.file}: {source.rows:,} rows, format {source.format}"))
+    rows, tokens = report.rows, report.tokens.train
     on_event(
         Note(
-            f"{rows['train']:,} training rows, {rows['validation']:,} validation rows; "
-            f"{tokens['train']['supervised']:,} of {tokens['train']['total']:,} training tokens are "
-            f"supervised; the longest row has {tokens['train']['longest']} tokens; template {template}"
+            f"{rows.train:,} training rows, {rows.validation:,} validation rows; "
+            f"{tokens.supervised:,} of {tokens.total:,} training tokens are supervised; "
+            f"the longest row has {tokens.longest} tokens; template {template}"
         )
     )
-    replay = report["replay"]
+    replay = report.replay
     if replay is not None:
-        short = "" if replay["added"] == replay["wanted"] else f", {replay['wanted']:,} wanted"
-        on_event(Note(f"{replay['added']:,} of them are general examples (data.replay){short}"))
-    names = {
-        "bad": "cannot be used",
-        "too_long": "are over data.max_length",
-        "also_in_validation": "are in the validation file too, so they are not trained on",
-    }
-    for key, meaning in names.items():
-        if report["left_out"][key]:
-            on_event(
-                Note(
-                    f"{len(report['left_out'][key])} rows {meaning}: see data/data-report.json",
-                    warning=True,
-                )
-            )
+        short = "" if replay.added == replay.wanted else f", {replay.wanted:,} wanted"
+        on_event(Note(f"{replay.added:,} of them are general examples (data.replay){short}"))
+    left_out = report.left_out
+    for lost, meaning in (
+        (len(left_out.bad), "cannot be used"),
+        (len(left_out.too_long), "are over data.max_length"),
+        (
+            len(left_out.also_in_validation),
+            "are in the validation file too, so they are not trained on",
+        ),
+    ):
+        if lost:
+            on_event(Note(f"{lost} rows {meaning}: see data/data-report.json", warning=True))

@@ -9,9 +9,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.data.template import choose_template
 from luthier.errors import UserError
+from luthier.events import OnEvent, ignore
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype, trained_dtype
-from luthier.models.load import load_config, load_model, load_tokenizer, quantization
+from luthier.models.load import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    quantization,
+)
 from luthier.models.source import ResolvedModel, resolve
 from luthier.recipe import Recipe
 
@@ -89,25 +96,29 @@ def recompute_activations(model: PreTrainedModel | PeftModel) -> None:
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
-def resolve_model(recipe: Recipe) -> ResolvedModel:
+def resolve_model(recipe: Recipe, on_event: OnEvent = ignore) -> ResolvedModel:
     """Find the recipe's model and check that rows of ``max_length`` fit it.
 
     Raises:
         UserError: no such model, or it has fewer positions than ``data.max_length``.
     """
-    resolved = resolve(recipe.model.source, recipe.model.revision)
+    resolved = resolve(recipe.model.source, recipe.model.revision, on_event=on_event)
     config = load_config(resolved.folder, recipe.model.trust_remote_code)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and recipe.data.max_length > positions:
+    most = max_positions(config)
+    if most is not None and recipe.data.max_length > most:
         raise UserError(
-            f"data.max_length {recipe.data.max_length} is more than the {positions} positions of "
-            f"{recipe.model.source}; set data.max_length={positions} or less"
+            f"data.max_length {recipe.data.max_length} is more than the {most} positions of "
+            f"{recipe.model.source}; set data.max_length={most} or less"
         )
     return resolved
 
 
 def build_model(
-    recipe: Recipe, resolved: ResolvedModel, setup: Setup, checkpoint: Path | None
+    recipe: Recipe,
+    resolved: ResolvedModel,
+    setup: Setup,
+    checkpoint: Path | None,
+    on_event: OnEvent = ignore,
 ) -> PreTrainedModel | PeftModel:
     """The model ready to train by the recipe's method, whole ones as ``checkpoint`` holds them.
 
@@ -123,6 +134,7 @@ def build_model(
         device=setup.device,
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
+        on_event=on_event,
     )
     model.config.use_cache = False
     if trained_whole:
