@@ -5,7 +5,7 @@ are sinks that listen (``Stream``). Nothing that is said goes anywhere by anothe
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +113,18 @@ def _figures(line: MetricsLine) -> str:
     return f"step {line.step}: " + ", ".join(f"{name} {value:.6g}" for name, value in shown.items())
 
 
-Event = Note | Progress | Started | Step | Evaluation | Checkpoint | Finished
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The run ended before it was finished, for this ``reason``; ``interrupted`` by its user."""
+
+    reason: str
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        return self.reason if self.interrupted else f"ended by an error: {self.reason}"
+
+
+Event = Note | Progress | Started | Step | Evaluation | Checkpoint | Finished | Stopped
 OnEvent = Callable[[Event], None]
 
 
@@ -126,24 +137,41 @@ class Stream:
     """Hands each event to every sink. A sink that fails is told once to the others, and the work
     goes on; it is called again with the next event."""
 
-    sinks: Sequence[OnEvent]
+    sinks: list[OnEvent]
     _failed: set[int] = field(default_factory=set)
 
     def __call__(self, event: Event) -> None:
-        for number, sink in enumerate(self.sinks):
+        for sink in list(self.sinks):
             try:
                 sink(event)
             except Exception as error:
-                self._tell(number, sink, error)
+                self._tell(sink, error)
 
-    def _tell(self, number: int, sink: OnEvent, error: Exception) -> None:
-        if number in self._failed:
+    def close(self, sink: OnEvent) -> None:
+        """Hand it no more events, and call its ``close`` where it has one.
+
+        That it fails is told to the others, even if it has failed before: what it was to keep may
+        be incomplete.
+        """
+        self.sinks.remove(sink)
+        close = getattr(sink, "close", None)
+        if close is None:
             return
-        self._failed.add(number)
-        name = getattr(sink, "name", getattr(sink, "__name__", type(sink).__name__))
-        self(
-            Note(f"{name} failed ({type(error).__name__}: {error}); the run goes on", warning=True)
-        )
+        try:
+            close()
+        except Exception as error:
+            self(_failure(sink, "could not be closed", error))
+
+    def _tell(self, sink: OnEvent, error: Exception) -> None:
+        if id(sink) in self._failed:
+            return
+        self._failed.add(id(sink))
+        self(_failure(sink, "failed", error))
+
+
+def _failure(sink: OnEvent, what: str, error: Exception) -> Note:
+    name = getattr(sink, "name", getattr(sink, "__name__", type(sink).__name__))
+    return Note(f"{name} {what} ({type(error).__name__}: {error}); the run goes on", warning=True)
 
 
 def tracked(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from luthier.errors import UserError
 from luthier.files import remove_unfinished, write_text
-from luthier.recipe import Recipe, load_recipe
+from luthier.recipe import Recipe, stored_recipe
 from luthier.recipe.json_schema import schema_comment
 from luthier.records import (
     AnsweredRow,
@@ -131,6 +131,11 @@ class Run:
         return self.root / "tensorboard"
 
     @property
+    def trackers_path(self) -> Path:
+        """What experiment trackers know this run as, by tracker."""
+        return self.root / "trackers.json"
+
+    @property
     def bad_batch_path(self) -> Path:
         return self.root / "bad-batch.json"
 
@@ -154,7 +159,7 @@ class Run:
         """
         if not self.recipe_path.is_file():
             raise UserError(f"{self.root} is not a run folder: it has no recipe.yaml")
-        return load_recipe(self.recipe_path)
+        return stored_recipe(self.recipe_path)
 
     def provenance(self) -> Provenance:
         """What the recipe became. Version 0.1 kept it inside recipe.yaml.
