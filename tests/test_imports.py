@@ -58,6 +58,8 @@ FREE = {
     "credentials",
     "events",
     "records",
+    "tables",
+    "extras",
     "perplexity",
     "__version__",
 }
