@@ -16,7 +16,6 @@ ALLOWED = {
     "files": set(),
     "yaml_text": set(),
     "credentials": set(),
-    "extras": set(),
     "plugins": set(),
     "recipe": {"plugins"},
     "records": set(),
