@@ -16,8 +16,12 @@ ALLOWED = {
     "files": set(),
     "yaml_text": set(),
     "credentials": set(),
-    "recipe": set(),
+    "extras": set(),
+    "plugins": set(),
+    "recipe": {"plugins"},
     "records": set(),
+    "tables": set(),
+    "extras": set(),
     "perplexity": set(),
     "events": {"records"},
     "run": {"recipe", "records"},
@@ -26,24 +30,25 @@ ALLOWED = {
     "kernels": {"recipe", "models"},
     "advise": {"recipe", "data"},
     "runtime": {"kernels"},
-    "sinks": {"recipe", "run"},
+    "sinks": {"recipe", "run", "plugins", "extras"},
     "objectives": {"models", "data", "kernels"},
     "train": {"recipe", "run", "runtime", "models", "data", "kernels", "objectives", "sinks"},
     "plan": {"recipe", "run", "models", "data", "kernels", "objectives", "train"},
     "runs": {"recipe", "run", "plan", "train", "evaluate"},
     "generate": {"recipe", "run", "models", "data"},
     "serve": {"recipe", "run", "models", "data", "generate"},
-    "evaluate": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
+    "evaluate": {"plugins", "recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "retrieve": {"run", "models", "data", "generate"},
     "compare": {
         *("recipe", "run", "models", "data", "advise"),
         *("runs", "train", "generate", "serve", "evaluate", "retrieve"),
     },
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
-    "demo": {"recipe", "run", "train", "evaluate"},
-    "cli": {
-        *("recipe", "run", "runs", "models", "data", "advise", "plan"),
-        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
+    "demo": {"api", "recipe", "run", "evaluate"},  # evaluate: the scripts that make its task
+    "cli": {"api", "recipe", "run", "runtime", "demo"},
+    "api": {
+        *("recipe", "run", "runtime", "runs", "models", "data", "advise", "plan"),
+        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export"),
     },
 }
 FREE = {
@@ -53,6 +58,8 @@ FREE = {
     "credentials",
     "events",
     "records",
+    "tables",
+    "extras",
     "perplexity",
     "__version__",
 }
@@ -72,6 +79,14 @@ def imported_parts(source: str) -> set[str]:
     return parts
 
 
+def imports_rich(source: str) -> bool:
+    """Whether a module imports Rich, at the top or inside functions."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return any(name.split(".")[0] == "rich" for name in names)
+
+
 def wrong_imports(part: str, source: str) -> set[str]:
     return imported_parts(source) - ALLOWED[part] - FREE - {part}
 
@@ -83,9 +98,21 @@ def modules() -> list[Path]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_flow_one_way(path: Path) -> None:
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    assert wrong_imports(part, path.read_text("utf-8")) == set()
+    assert wrong_imports(part, read(path)) == set()
 
 
 def test_a_planted_violation_is_found() -> None:
     planted = "def f():\n    from luthier.train.fit import fit\n    import luthier.cli.main"
     assert wrong_imports("data", planted) == {"train", "cli"}
+
+
+def test_rich_lives_in_the_command_line_alone() -> None:
+    users = {path.relative_to(ROOT).parts[0] for path in modules() if imports_rich(read(path))}
+    assert users == {"cli"}
+    for planted in ("import rich", "def f():\n    from rich.live import Live", "import rich.table"):
+        assert imports_rich(planted)
+    assert not imports_rich("import richer\nfrom luthier.rich import table")
+
+
+def read(path: Path) -> str:
+    return path.read_text("utf-8")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from luthier.errors import UserError
 from luthier.files import remove_unfinished, write_text
-from luthier.recipe import Recipe, load_recipe
+from luthier.recipe import Recipe, stored_recipe
 from luthier.recipe.json_schema import schema_comment
 from luthier.records import (
     AnsweredRow,
@@ -27,6 +28,7 @@ from luthier.records import (
     Provenance,
     Record,
 )
+from luthier.tables import as_html
 from luthier.yaml_text import parse_yaml
 
 _STEP = re.compile(r"step-(\d+)")
@@ -39,6 +41,14 @@ class Run:
     """A run folder at ``root``; whether its parts exist depends on how far the run got."""
 
     root: Path
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: where it is, and what it took once it has finished."""
+        took = as_html(self.measured()) if self.finished else "<p>not finished</p>"
+        return f"<p>run <code>{escape(str(self.root))}</code></p>{took}"
 
     @property
     def recipe_path(self) -> Path:
@@ -121,6 +131,11 @@ class Run:
         return self.root / "tensorboard"
 
     @property
+    def trackers_path(self) -> Path:
+        """What experiment trackers know this run as, by tracker."""
+        return self.root / "trackers.json"
+
+    @property
     def bad_batch_path(self) -> Path:
         return self.root / "bad-batch.json"
 
@@ -144,7 +159,7 @@ class Run:
         """
         if not self.recipe_path.is_file():
             raise UserError(f"{self.root} is not a run folder: it has no recipe.yaml")
-        return load_recipe(self.recipe_path)
+        return stored_recipe(self.recipe_path)
 
     def provenance(self) -> Provenance:
         """What the recipe became. Version 0.1 kept it inside recipe.yaml.

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import split_key
 from luthier.errors import UserError
+from luthier.events import Event, Progress
 from luthier.recipe import Recipe
 from luthier.records.data import Replay
 from luthier.run import Run
@@ -41,6 +42,29 @@ def test_files_of_several_formats_make_one_training_set(
     assert (len(prepared.train), len(prepared.validation)) == (9, 3)
     formats = [(s.format, s.rows) for s in prepared.report.sources]
     assert formats == [("prompt_completion", 5), ("alpaca", 7)]
+
+
+def test_reading_and_tokenising_say_how_far_they_are_and_change_nothing(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"p{i}", "completion": "x"} for i in range(12)]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    recipe = make_recipe(f"data.train={file}", "data.validation_fraction=0.25")
+    seen: list[Event] = []
+    prepared = prepare(recipe, tokenizer, seen.append)
+    assert prepared == prepare(recipe, tokenizer)
+    ended = [e for e in seen if isinstance(e, Progress) and e.finished]
+    assert Progress(f"reading {file}", 12, 12, "rows") in ended
+    assert Progress(f"hashing {file}", 1, 1) in ended
+    assert Progress("tokenising rows", 9, 9, "rows") in ended
+    assert Progress("tokenising rows", 3, 3, "rows") in ended
+    run = Run(tmp_path / "run")
+    store(prepared, run)
+    seen.clear()
+    stored = load_stored(recipe.data, tokenizer, run, seen.append)
+    tokens = [row.input_ids for row in prepared.train]
+    assert [row.input_ids for row in stored.train] == tokens
+    assert Progress(f"reading {run.train_path}", 9, 9, "rows") in seen
 
 
 def test_a_validation_file_takes_its_rows_out_of_training(

@@ -46,7 +46,7 @@ def gate(
     Example: `luthier gate runs/first --better loss --min chrf=0.3 --max-forgetting 0.05`
     """
     run = open_run(run_path)
-    from luthier.evaluate.gate import check_gate
+    from luthier.api import check_gate
 
     evaluation = run.evaluation()
     if evaluation is None:

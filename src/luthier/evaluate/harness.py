@@ -9,6 +9,7 @@ from luthier.errors import UserError
 from luthier.evaluate.examination import Examination
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.events import during
+from luthier.extras import need
 from luthier.generate.answer import Model
 from luthier.models.adapters import inner
 from luthier.records.evaluation import MetricCompared
@@ -37,12 +38,11 @@ def run_tasks(
         UserError: the library is not installed, or it cannot run a task (unknown, or its data is
             not at hand).
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError("--lm-eval needs its library: pip install 'luthier[lm-eval]'") from None
+    need("lm_eval", extra="lm-eval", what="luthier evaluate --lm-eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     for name in tasks:
         if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
             raise UserError(f"there is no task file {name}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from luthier.data.conversation import Conversation, flatten
 from luthier.errors import UserError
 from luthier.evaluate.store import Store, key_of
+from luthier.extras import need
 from luthier.recipe import EvaluateGroup
 
 if TYPE_CHECKING:
@@ -89,12 +90,9 @@ class Judge:
 
 
 def _client(settings: EvaluateGroup) -> "OpenAI":
-    try:
-        from openai import OpenAI
-    except ImportError:
-        raise UserError(
-            "the metric judge needs the package openai: pip install 'luthier[judge]'"
-        ) from None
+    need("openai", extra="judge", what="the metric judge")
+    from openai import OpenAI
+
     # Servers on one's own machine ask for no key, but the client wants one.
     key = os.environ.get(settings.judge_key_env) or "none"
     return OpenAI(api_key=key, base_url=settings.judge_url, timeout=_TIMEOUT, max_retries=2)

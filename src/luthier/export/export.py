@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
-from luthier.export.gguf_adapter import write_adapter_gguf
 from luthier.export.gguf_check import Checked, Reference, check_gguf, reference
-from luthier.export.gguf_write import Written, write_gguf
 from luthier.export.merge import MergeOptions, merge, refuse_occupied
 from luthier.export.ollama import modelfile
 from luthier.export.options import GgufType, Shape
 from luthier.export.tuned import TunedWeights
+from luthier.extras import need
 from luthier.files import staged_folder, write_text
 from luthier.models.load import max_positions
 from luthier.run import Run
+
+if TYPE_CHECKING:
+    from luthier.export.gguf_write import Written
 
 
 def export(
@@ -43,6 +45,7 @@ def export(
     run.require_finished()
     if shape == "safetensors":
         return _safetensors(run, out, check_rows, on_event)
+    need("gguf", extra="export", what=f"luthier export --to {shape}")
     if shape == "adapter-gguf":
         return _adapter(run, out)
     return _gguf(run, shape, out, types, check_rows, on_event)
@@ -54,6 +57,8 @@ def _safetensors(run: Run, out: Path, check_rows: int, on_event: OnEvent) -> dic
 
 
 def _adapter(run: Run, out: Path) -> dict[str, Any]:
+    from luthier.export.gguf_adapter import write_adapter_gguf
+
     file = f"{run.root.name}-adapter.gguf"
     with staged_folder(out) as folder:
         layers = write_adapter_gguf(run, folder / file, run.root.name)
@@ -80,6 +85,8 @@ def _gguf(
     check_rows: int,
     on_event: OnEvent,
 ) -> dict[str, Any]:
+    from luthier.export.gguf_write import write_gguf
+
     with during("opening the weights", on_event):
         model = TunedWeights(run)
     name = run.root.name
@@ -106,7 +113,7 @@ def _gguf(
     return {"shape": shape, "folder": str(out), "files": results}
 
 
-def _result(written: Written, checked: Checked | None) -> dict[str, Any]:
+def _result(written: "Written", checked: Checked | None) -> dict[str, Any]:
     result = {**asdict(written), "file": written.file.name}
     if checked is not None:
         result["check"] = {

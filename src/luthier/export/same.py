@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from luthier.data.batches import by_length, collate
@@ -16,6 +15,7 @@ from luthier.data.split import sample
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore, tracked
+from luthier.kernels.nf4 import is_4bit
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.load import load_tokenizer
 from luthier.objectives.supervised import supervised_logits
@@ -127,7 +127,7 @@ def exact_arithmetic(model: nn.Module) -> str:
     if first.device.type != "cpu":
         return str(first.dtype).removeprefix("torch.")
     for module in model.modules():
-        if isinstance(module, Linear4bit):
+        if is_4bit(module):
             module.compute_dtype = torch.float32
             module.compute_type_is_set = True
     for tensor in [*model.parameters(), *model.buffers()]:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from luthier.kernels.nf4 import is_4bit
 from luthier.models.adapters import load_adapter
 
 
@@ -64,4 +64,4 @@ def four_bit_layers(
         AutoHfQuantizer.from_config(quantization, pre_quantized=False).preprocess_model(
             model, device_map=None
         )
-    return {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    return {name for name, module in model.named_modules() if is_4bit(module)}

@@ -1,16 +1,17 @@
 """The weight of a frozen layer as a plain matrix, for as long as one product takes."""
 
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from bitsandbytes.nn import Linear4bit
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 
-def is_4bit(layer: Any) -> bool:
-    return isinstance(layer, Linear4bit)
+def is_4bit(layer: Any) -> TypeGuard[Any]:
+    """Whether ``layer`` is a linear layer that bitsandbytes keeps in 4 bits."""
+    library = sys.modules.get("bitsandbytes.nn")  # no layer is its own before its import
+    return library is not None and isinstance(layer, library.Linear4bit)
 
 
 def plain_weight(layer: Any, dtype: torch.dtype) -> Tensor:
@@ -18,6 +19,8 @@ def plain_weight(layer: Any, dtype: torch.dtype) -> Tensor:
     if not is_4bit(layer):
         plain: Tensor = layer.weight.to(dtype)
         return plain
+    from bitsandbytes.functional import dequantize_4bit
+
     expanded: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     return expanded.to(dtype)
 
@@ -27,6 +30,8 @@ def through_4bit(weight: Tensor, config: BitsAndBytesConfig, blocksize: int) -> 
 
     Bit for bit what loading it with ``config`` gives, on the device of ``weight``.
     """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
     packed, state = quantize_4bit(
         weight.contiguous(),
         blocksize=blocksize,

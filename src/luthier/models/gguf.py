@@ -3,16 +3,19 @@
 from pathlib import Path
 
 from luthier.errors import UserError
-from luthier.models.gguf_header import check_header
+from luthier.extras import need
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF ``file`` to ``folder`` in float32.
 
     Raises:
-        UserError: the file is not a GGUF file that Transformers can read.
+        UserError: the file is not a GGUF file that Transformers can read, or the extra is not installed.
     """
+    need("gguf", extra="export", what="a GGUF file as a model")
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from luthier.models.gguf_header import check_header
 
     check_header(file)
     try:

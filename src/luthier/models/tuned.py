@@ -37,6 +37,11 @@ class TunedModel:
         self._on_event = on_event
         self._base: PreTrainedModel | None = None
 
+    @property
+    def learned_turns(self) -> bool:
+        """Whether it learned conversations, by a chat template; False for plain text."""
+        return self._run.provenance().learned_turns
+
     @contextmanager
     def as_base(self) -> Iterator[PreTrainedModel | PeftModel]:
         """The model before tuning: the adapter off, or the base loaded when first wanted."""

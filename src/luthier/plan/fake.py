@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from luthier.kernels.nf4 import is_4bit
 from luthier.models.adapters import attach_adapter
 from luthier.recipe import MethodGroup
 
@@ -41,6 +40,8 @@ def meta_model(
 
 def _quantise(model: PreTrainedModel, method: MethodGroup, dtype: torch.dtype) -> None:
     """Replace every linear layer but the head by a 4-bit one, as Transformers does when loading."""
+    from bitsandbytes.nn import Linear4bit
+
     head = model.get_output_embeddings()
     layers = [
         (name, module)
@@ -66,13 +67,13 @@ def give_storages(model: nn.Module) -> None:
     shared: dict[int, nn.Parameter] = {}
     adapters = isinstance(model, PeftModel)
     for module in model.modules():
-        if isinstance(module, Linear4bit):
+        if is_4bit(module):
             module.support_avx512bf16_for_cpu = False  # as in models/load.py
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
             if id(parameter) not in shared:
-                four_bit = isinstance(module, Linear4bit) and name == "weight"
+                four_bit = is_4bit(module) and name == "weight"
                 shared[id(parameter)] = (
                     _packed(parameter, module) if four_bit else _like(parameter, adapters)
                 )
@@ -90,6 +91,8 @@ def _like(parameter: Tensor, adapters: bool) -> nn.Parameter:
 
 def _packed(parameter: Tensor, module: Any) -> nn.Parameter:
     """Two weights a byte, with the constants of their blocks (Dettmers et al. 2023, section 3)."""
+    from bitsandbytes.functional import QuantState
+
     out_features, in_features = module.out_features, module.in_features
     count = out_features * in_features
     blocks = -(-count // _BLOCK)

@@ -12,9 +12,10 @@ from pydantic import (
 )
 
 from luthier.errors import UserError
+from luthier.tables import Tabular
 
 
-class Record(BaseModel):
+class Record(Tabular, BaseModel):
     """A frozen record that is stored as JSON.
 
     A field whose default is None stands there only where it has a value.

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from usearch.index import Index as VectorStore
-
 from luthier import __version__
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore, tracked
@@ -21,6 +19,7 @@ from luthier.files import sha256, staged_folder, write_json
 from luthier.retrieve.documents import document_files, hash_documents, read_documents
 from luthier.retrieve.embed import NAME, Embedder, Vectors
 from luthier.retrieve.passages import Passage, cut_passages
+from luthier.retrieve.vectors import new_store
 
 SIZE, OVERLAP = 160, 32  # tokens: about a paragraph, and a sentence of it again
 FORMAT = 1
@@ -190,6 +189,6 @@ def _write_passages(path: Path, passages: list[Passage]) -> None:
 
 
 def _write_vectors(path: Path, vectors: Vectors) -> None:
-    store = VectorStore(ndim=vectors.shape[1], metric="ip", dtype="f32")
+    store = new_store(vectors.shape[1])
     store.add(range(len(vectors)), vectors)
     store.save(str(path))

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from usearch.index import Index as VectorStore
 
 from luthier.errors import UserError
 from luthier.files import sha256
 from luthier.retrieve.embed import Embedder
 from luthier.retrieve.index import PASSAGES, VECTORS, Manifest, read_manifest
 from luthier.retrieve.passages import Passage
+from luthier.retrieve.vectors import new_store
 
 # Reciprocal rank fusion's constant (Cormack, Clarke and Büttcher 2009), and how far down each of the
 # two rankings is read.
@@ -49,7 +49,7 @@ class Index:
                 )
         address = f"{(folder / PASSAGES).absolute().as_uri()}?mode=ro&immutable=1"
         self._passages = sqlite3.connect(address, uri=True)
-        self._vectors = VectorStore(ndim=embedder.dimensions, metric="ip", dtype="f32")
+        self._vectors = new_store(embedder.dimensions)
         self._vectors.load(str(folder / VECTORS))
 
     def close(self) -> None:
