@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from luthier.data.batches import Batch
 from luthier.kernels.fast import install
-from luthier.kernels.memory import keep_freed_memory
+from luthier.runtime import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.load import load_model

@@ -31,7 +31,7 @@ from luthier.data.batches import Batch, collate
 from luthier.data.prepare import read_for_evaluation, tokenise
 from luthier.data.tokens import Tokenizer
 from luthier.kernels.fast import install
-from luthier.kernels.memory import keep_freed_memory
+from luthier.runtime import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization

@@ -9,13 +9,14 @@ import luthier
 
 ROOT = Path(luthier.__file__).parent
 
-# What each part may import of ours; `errors` and `files` are free to all. `demo` plays the whole
+# What each part may import of ours; those in FREE are free to all. `demo` plays the whole
 # path as the command line does.
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "yaml_text": set(),
     "credentials": set(),
+    "extras": set(),
     "recipe": set(),
     "records": set(),
     "events": {"records"},
@@ -24,10 +25,10 @@ ALLOWED = {
     "data": {"recipe", "run", "models"},
     "kernels": {"recipe", "models"},
     "advise": {"recipe", "data"},
-    "runtime": {"kernels"},
+    "runtime": set(),
     "sinks": {"recipe", "run"},
     "objectives": {"models", "data", "kernels"},
-    "train": {"recipe", "run", "runtime", "models", "data", "kernels", "objectives", "sinks"},
+    "train": {"recipe", "run", "models", "data", "kernels", "objectives", "sinks"},
     "plan": {"recipe", "run", "models", "data", "kernels", "objectives", "train"},
     "runs": {"recipe", "run", "plan", "train", "evaluate"},
     "generate": {"recipe", "run", "models", "data"},
@@ -45,7 +46,10 @@ ALLOWED = {
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
     },
 }
-FREE = {"errors", "files", "yaml_text", "credentials", "events", "records", "__version__"}
+FREE = {
+    *("errors", "files", "yaml_text", "credentials", "events", "records", "extras", "runtime"),
+    "__version__",
+}
 
 
 def imported_parts(source: str) -> set[str]:

@@ -7,11 +7,8 @@ from typing import Any
 
 from luthier.errors import UserError
 from luthier.evaluate.statistics import mean_interval, paired_test
-<<<<<<< HEAD
-from luthier.extras import need
-=======
 from luthier.events import OnEvent, during, ignore
->>>>>>> main
+from luthier.extras import need
 from luthier.generate.answer import Model
 from luthier.models.adapters import inner
 from luthier.models.tuned import TunedModel

@@ -9,12 +9,7 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
 from luthier.export.gguf_check import Checked, Reference, check_gguf, reference
-<<<<<<< HEAD
-from luthier.export.merge import MergeOptions, OnProgress, merge, refuse_occupied
-=======
-from luthier.export.gguf_write import Written, write_gguf
 from luthier.export.merge import MergeOptions, merge, refuse_occupied
->>>>>>> main
 from luthier.export.ollama import modelfile
 from luthier.export.options import GgufType, Shape
 from luthier.export.tuned import TunedWeights
@@ -50,12 +45,8 @@ def export(
     if not run.finished:
         raise UserError(f"{run.root} has not finished training; run `luthier train` on it")
     if shape == "safetensors":
-<<<<<<< HEAD
-        return _safetensors(run, out, check_rows, on_progress)
-    need("gguf", extra="export", what=f"luthier export --to {shape}")
-=======
         return _safetensors(run, out, check_rows, on_event)
->>>>>>> main
+    need("gguf", extra="export", what=f"luthier export --to {shape}")
     if shape == "adapter-gguf":
         return _adapter(run, out)
     return _gguf(run, shape, out, types, check_rows, on_event)
@@ -95,14 +86,10 @@ def _gguf(
     check_rows: int,
     on_event: OnEvent,
 ) -> dict[str, Any]:
-<<<<<<< HEAD
     from luthier.export.gguf_write import write_gguf
 
-    model = TunedWeights(run)
-=======
     with during("opening the weights", on_event):
         model = TunedWeights(run)
->>>>>>> main
     name = run.root.name
     context = min(model.config.max_position_embeddings, 4096)
     # Before the long part: a template that Ollama cannot have is known now.

@@ -17,7 +17,7 @@ from luthier.data.batches import Batch
 from luthier.events import OnEvent, ignore, tracked
 from luthier.files import write_json
 from luthier.kernels.fast import install
-from luthier.kernels.memory import keep_freed_memory
+from luthier.runtime import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.load import load_model, quantization

@@ -17,7 +17,7 @@ from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.kernels import compiling
 from luthier.kernels.fast import install_checked
-from luthier.kernels.memory import keep_freed_memory
+from luthier.runtime import keep_freed_memory
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
 from luthier.models.load import load_config
