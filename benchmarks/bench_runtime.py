@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -116,7 +117,7 @@ def unit_seconds(work: str, policy: dict[str, str], seconds: float) -> float | N
         process.send_signal(signal.SIGKILL)
     ticks = [float(line) for line in [first, *process.stdout] if line.endswith("\n")]
     process.wait()
-    gaps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)][WARM_UP:]
+    gaps = [after - before for before, after in pairwise(ticks)][WARM_UP:]
     return statistics.median(gaps) / UNITS[work] if gaps else None
 
 

@@ -16,10 +16,7 @@ from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
-    from luthier.advise.answers import Answers, Question
-    from luthier.advise.costs import Way
-    from luthier.advise.decide import Decision
-    from luthier.advise.otherwise import Alternative
+    from luthier.api import Alternative, Answers, Decision, Question, Way
 
 _COSTS_HELP = "For the table; has a usual value."
 
@@ -79,9 +76,8 @@ def advise(
 
     Examples: `luthier advise`, or `luthier advise --data my.jsonl --recipe my.yaml`
     """
-    from luthier.advise.answers import QUESTIONS, parse_answers
-    from luthier.advise.costs import compare, load_prices
-    from luthier.advise.otherwise import alternatives
+    from luthier.api import QUESTIONS, alternatives, load_prices, parse_answers
+    from luthier.api import compare_costs as compare
 
     typed = {key: value for key, value in locals().items() if key in QUESTIONS}
     typed["goals"] = [goal.strip() for goal in goals.split(",")] if goals else None
@@ -123,7 +119,7 @@ def advise(
 
 def _answers_of_data(paths: list[str]) -> dict[str, Any]:
     with terminal() as on_event:
-        from luthier.advise.from_data import answers_from_data
+        from luthier.api import answers_from_data
 
         found = answers_from_data(paths, on_event)
     said = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in found.items())
@@ -145,8 +141,7 @@ def _read_answers(path: Path) -> dict[str, Any]:
 
 def _settle(answers: "Answers", talks: bool) -> "tuple[Answers, Decision]":
     """Ask until there is a decision; without a person to ask, say what is missing."""
-    from luthier.advise.answers import QUESTIONS
-    from luthier.advise.decide import Decision, decide
+    from luthier.api import QUESTIONS, Decision, decide
 
     asked = 0
     while not isinstance(found := decide(answers), Decision):
@@ -167,7 +162,7 @@ def _settle(answers: "Answers", talks: bool) -> "tuple[Answers, Decision]":
 
 def _ask(question: "Question", answers: "Answers", title: str) -> "Answers":
     """One screen; asked again until the answer is one that the question takes."""
-    from luthier.advise.answers import parse_answers
+    from luthier.api import parse_answers
 
     err.clear()
     lines = [f"[bold]{question.text}[/]", f"[dim]why: {question.why}[/]"]
@@ -200,8 +195,7 @@ def _name(typed: str, names: list[str]) -> str:
 
 def _ask_costs(answers: "Answers") -> "Answers":
     """What a query looks like; Enter takes the usual."""
-    from luthier.advise.answers import QUESTIONS, parse_answers
-    from luthier.advise.costs import USUAL
+    from luthier.api import QUESTIONS, USUAL, parse_answers
 
     for key, usual in USUAL.items():
         while getattr(answers, key) is None:
@@ -219,7 +213,7 @@ def _ask_costs(answers: "Answers") -> "Answers":
 def _recipe(answers: "Answers", decision: "Decision", data: list[str] | None) -> str | None:
     if decision.choice is None:
         return None
-    from luthier.advise.recipe import make_recipe
+    from luthier.api import make_advised_recipe as make_recipe
 
     return make_recipe(answers, decision, data or ["my.jsonl"])
 
@@ -266,7 +260,7 @@ def _show_others(others: "list[Alternative]") -> None:
 
 
 def _show_ways(ways: "list[Way]", answers: "Answers", decision: "Decision") -> None:
-    from luthier.advise.costs import USUAL
+    from luthier.api import USUAL
 
     table = Table("", *(way.name for way in ways))
     for column, way in zip(table.columns[1:], ways, strict=True):

@@ -32,8 +32,7 @@ from luthier.run import open_run
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding.key_processor import KeyPressEvent
 
-    from luthier.generate.answer import Sampling
-    from luthier.models.tuned import TunedModel
+    from luthier.api import Sampling, TunedModel
 
 _HELP = """\
 /base         the last question to the model as it was before tuning, side by side
@@ -69,8 +68,7 @@ def chat(
     Example: `luthier chat runs/first --system "Answer in one line."`
     """
     run = open_run(run_path)
-    from luthier.generate.answer import Sampling
-    from luthier.models.tuned import learned_turns, load_tuned
+    from luthier.api import Sampling, learned_turns, load_tuned
 
     if not learned_turns(run.recipe()):
         raise UserError(f"{run.root} learned plain text, not turns; use `luthier generate`")
@@ -173,7 +171,7 @@ class Conversation:
     def _stream(
         self, turns: list[dict[str, str]], side: str, on_text: Callable[[str], None]
     ) -> str:
-        from luthier.generate.answer import stream_answer
+        from luthier.api import stream_answer
 
         opening = [{"role": "system", "content": self.system}] if self.system else []
         models = self.models

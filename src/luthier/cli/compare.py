@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from luthier.advise.answers import Goal
+from luthier.api import Goal
 from luthier.cli.app import Json, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
 from luthier.errors import Interrupted, UserError
@@ -17,9 +17,8 @@ from luthier.recipe import Recipe, load_recipe, model_recipe, parse_overrides
 from luthier.run import Run, open_run
 
 if TYPE_CHECKING:
-    from luthier.compare.approaches import Question
-    from luthier.compare.prompts import Approach
-    from luthier.compare.variants import Variant
+    from luthier.api import Approach, Variant
+    from luthier.api import ApproachQuestion as Question
 
 _VARIANTS, _APPROACHES = "Variants of a recipe", "Approaches"
 
@@ -128,7 +127,7 @@ def compare(
     """
     names = split_list(metrics)
     if recipe is not None and approaches is None:
-        from luthier.compare.variants import make_variants, parse_vary
+        from luthier.api import make_variants, parse_vary
 
         grid = parse_vary(vary or [])
         variants = make_variants(
@@ -147,7 +146,7 @@ def compare(
         chosen = _approach_names(approaches)
         tuned = open_run(run) if run else None
         described = _recipe(tuned, model, names, overrides or [])
-        from luthier.compare.approaches import Question
+        from luthier.api import ApproachQuestion as Question
 
         question = Question(
             chosen, described, data, docs, tuned, examples, shots=shots, passages=passages
@@ -169,8 +168,7 @@ def _variants(
     metrics: list[str],
     price_per_hour: float | None,
 ) -> dict[str, Any]:
-    from luthier.compare.methods import compare_methods
-    from luthier.compare.page import write_methods
+    from luthier.api import compare_methods, write_methods
 
     try:
         with terminal() as on_event:
@@ -190,7 +188,7 @@ def _variants(
 
 
 def _approach_names(text: str) -> "tuple[Approach, ...]":
-    from luthier.compare.prompts import APPROACHES
+    from luthier.api import APPROACHES
 
     chosen = split_list(text)
     for name in chosen:
@@ -232,9 +230,7 @@ def _approaches(
     goals: dict[str, Goal],
     prices: Path | None,
 ) -> dict[str, Any]:
-    from luthier.advise.costs import load_prices
-    from luthier.compare.decision import compare_approaches
-    from luthier.compare.page import write_approaches
+    from luthier.api import compare_approaches, load_prices, write_approaches
 
     loaded = load_prices(prices)
     with terminal() as on_event:
@@ -246,7 +242,7 @@ def _approaches(
 
 
 def _show(comparison: dict[str, Any]) -> None:
-    from luthier.compare.tables import (
+    from luthier.api import (
         approaches_table,
         groups_table,
         quality_table,

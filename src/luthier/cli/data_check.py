@@ -45,18 +45,19 @@ def check(
     Exits with 1 if there are errors. Example:
     `luthier data check my.jsonl --model smollm2-135m --html report.html`
     """
-    from luthier.data.check.page import render_page
-    from luthier.data.check.report import check_data
-    from luthier.data.check.scan import TokenizerChoice
+    from luthier.api import check_data, render_page
     from luthier.files import write_text
-    from luthier.models.source import resolve
 
-    tokenizer = None
     with terminal() as on_event:
-        if model is not None:
-            folder = resolve(model, on_event=on_event).folder
-            tokenizer = TokenizerChoice(folder, template, max_length)
-        report = check_data(paths, validation or [], evaluation or [], tokenizer, on_event)
+        report = check_data(
+            paths,
+            validation=validation or [],
+            evaluation=evaluation or [],
+            model=model,
+            template=template,
+            max_length=max_length,
+            on_event=on_event,
+        )
     if html is not None:
         write_text(html, render_page(report))
     if as_json:
@@ -139,8 +140,7 @@ def show(
 
     Example: `luthier data show my.jsonl --model smollm2-135m --row 3`
     """
-    from luthier.data.show import encode_row
-    from luthier.models.source import resolve
+    from luthier.api import encode_row, resolve
 
     with terminal() as on_event:
         folder = resolve(model, on_event=on_event).folder

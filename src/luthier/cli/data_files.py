@@ -43,7 +43,7 @@ def convert(
     never left out in silence. Example:
     `luthier data convert chat.parquet --to messages --out chat.jsonl`
     """
-    from luthier.data.convert import convert_data
+    from luthier.api import convert_data
 
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"--on-bad-row is error or skip, not '{on_bad_row}'")
@@ -76,7 +76,7 @@ def split(
 
     Example: `luthier data split my.jsonl --out parts --fraction 0.05`
     """
-    from luthier.data.mix import split_data
+    from luthier.api import split_data
 
     with terminal() as on_event:
         train, validation = split_data(paths, out_path, fraction, seed, on_event)
@@ -105,7 +105,7 @@ def mix(
     Example: `luthier data mix task.jsonl=9 general.jsonl=1 --out train.jsonl`
     (`data.replay` in a recipe does this while training.)
     """
-    from luthier.data.mix import mix_data
+    from luthier.api import mix_data
 
     pairs = []
     for text in weights:

@@ -27,7 +27,7 @@ def fix(
     The source is never changed; `OUT.changes.jsonl` says what was done to which row. Example:
     `luthier data fix my.jsonl --out mended.jsonl --apply drop-exact-duplicates,redact`
     """
-    from luthier.data.fix import fix_data
+    from luthier.api import fix_data
 
     remedies = [name.strip() for name in apply.split(",") if name.strip()]
     with terminal() as on_event:

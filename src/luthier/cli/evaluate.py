@@ -59,7 +59,7 @@ def evaluate(
     Example: `luthier evaluate runs/first --data test.jsonl --metrics exact_match,chrf`
     """
     run = open_run(run_path)
-    from luthier.evaluate.before_after import evaluate_run
+    from luthier.api import evaluate_run
 
     with terminal() as on_event:
         evaluation = evaluate_run(
@@ -72,7 +72,7 @@ def evaluate(
             tasks=split_list(lm_eval),
             tasks_limit=lm_eval_limit,
         )
-    from luthier.evaluate.report.page import write_report
+    from luthier.api import write_report
 
     page = write_report(run)
     if as_json:

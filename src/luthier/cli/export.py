@@ -7,11 +7,11 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.table import Table
 
+from luthier.api import GgufType, Shape
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 from luthier.events import during
-from luthier.export.options import GgufType, Shape
 from luthier.run import open_run
 
 
@@ -62,14 +62,14 @@ def export(
         raise UserError(f"no type '{unknown[0]}'; types are {', '.join(get_args(GgufType))}")
     if public and push is None:
         raise UserError("--public says how to --push; name a repository: --push owner/name")
-    from luthier.export.export import export as export_run
+    from luthier.api import export_run
 
     folder = to or run.root / shape
     chosen = cast(list[GgufType], list(dict.fromkeys(types or ["q8_0"])))
     with terminal() as on_event:
         result = export_run(run, shape, folder, chosen, check_rows, on_event)
     if push is not None:
-        from luthier.export.push import push as upload
+        from luthier.api import push as upload
 
         with terminal() as on_event, during(f"uploading to {push}", on_event):
             result["pushed"] = upload(folder, push, public)

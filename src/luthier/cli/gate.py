@@ -47,7 +47,7 @@ def gate(
     Example: `luthier gate runs/first --better loss --min chrf=0.3 --max-forgetting 0.05`
     """
     run = open_run(run_path)
-    from luthier.evaluate.gate import check_gate
+    from luthier.api import check_gate
 
     if not run.evaluation_path.is_file():
         raise UserError(f"{run.root} is not evaluated; run `luthier evaluate {run.root}` first")

@@ -14,8 +14,7 @@ from luthier.events import OnEvent, during
 from luthier.run import Run, open_run
 
 if TYPE_CHECKING:
-    from luthier.generate.answer import Model, Sampling
-    from luthier.models.tuned import TunedModel
+    from luthier.api import Model, Sampling, TunedModel
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
@@ -71,8 +70,7 @@ def generate(
     run = open_run(run_path)
     if (source is None) != (output is None) or (source is None) == (not prompt):
         raise UserError("give either --prompt, or --input and --output")
-    from luthier.data.template import Messages
-    from luthier.generate.answer import Sampling, answer_all
+    from luthier.api import Messages, Sampling, answer_all
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     if source is not None and output is not None:
@@ -117,7 +115,7 @@ def _answer_file(
     adapter_scale: float,
     as_json: bool,
 ) -> None:
-    from luthier.generate.batch import answer_file
+    from luthier.api import answer_file
 
     side = _sides(base, False)[0]
     try:
@@ -165,7 +163,7 @@ def _sides(base: bool, compare: bool) -> list[str]:
 
 
 def _load(run: Run, adapter_scale: float, on_event: OnEvent) -> "TunedModel":
-    from luthier.models.tuned import load_tuned
+    from luthier.api import load_tuned
 
     return load_tuned(run, adapter_scale, on_event)
 

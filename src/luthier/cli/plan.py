@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from luthier import api
 from luthier.cli.app import Json, app, err, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
-from luthier.events import Note, OnEvent, during, tracked
-from luthier.recipe import MethodName, Recipe, load_recipe, model_recipe, parse_overrides
+from luthier.events import tracked
+from luthier.recipe import MethodName, load_recipe, model_recipe, parse_overrides
 
 if TYPE_CHECKING:
-    from luthier.plan.capacity import Capacity, Change
-    from luthier.plan.catalogues import Accelerator
-    from luthier.plan.estimate import Plan, Range
-    from luthier.plan.job import Job
+    from luthier.api import Accelerator, Capacity, Change, Job, Plan, Range
 
 
 @app.command()
@@ -82,17 +80,15 @@ def plan(
     if (recipe_path is None) == (model is None):
         raise UserError("give either a RECIPE or --model NAME (luthier plan --help)")
     methods = _chosen(method or "all")
-    device, here = _device(gpu, memory, hardware, price)
-    jobs: list[Job] = []
+    target = api.find_target(gpu, memory, hardware, price)
     with terminal() as on_event:
         if recipe_path is not None:
             recipe = load_recipe(recipe_path, overrides or [])
-            jobs.append(_job_of_recipe(recipe, device, here, on_event))
-            if method is not None:
-                jobs = [jobs[0].with_method(name) for name in methods]
+            jobs = api.jobs_of_recipe(recipe, target, methods if method else (), on_event)
         else:
             assert model is not None
             changes = parse_overrides(overrides or [])
+            jobs = []
             for name in methods:
                 shape = model_recipe(
                     model,
@@ -105,8 +101,23 @@ def plan(
                         "optim": optim,
                     },
                 )
-                jobs.append(_job_of_shape(shape.changed(**changes), rows, device, here))
-    _plan_and_show(jobs, device, here, hardware, sweep, api_price, as_json)
+                jobs.append(api.job_without_data(shape.changed(**changes), rows, target))
+        planned = api.plan_jobs(jobs, target, sweep, api_price, on_event)
+    if as_json:
+        print_json(planned.to_dict())
+        return
+    _show_memory(planned.plans)
+    _show_time(planned.plans, sweep)
+    for changed, tried in planned.changes.items():
+        _show_changes(changed, tried, target.device)
+    _show_room(planned.fits, jobs[0])
+    for paying, even in planned.break_even.items():
+        _say_break_even(paying, even, target.device)
+    if target.here and not planned.calibrated:
+        out.print(
+            "hours need the speed of this machine: luthier plan --calibrate (half a minute)",
+            highlight=False,
+        )
 
 
 def _chosen(method: str) -> "tuple[MethodName, ...]":
@@ -120,7 +131,7 @@ def _chosen(method: str) -> "tuple[MethodName, ...]":
 
 
 def _calibrate(as_json: bool) -> None:
-    from luthier.plan.calibrate import calibrate
+    from luthier.api import calibrate
 
     with terminal() as on_event:
         found = calibrate(on_event)
@@ -131,110 +142,6 @@ def _calibrate(as_json: bool) -> None:
         f"calibrated in {found.dtype}: the timed steps are explained to {found.error:.0%} (median)",
         highlight=False,
     )
-
-
-def _device(
-    gpu: str | None, memory: float | None, hardware: Path | None, price: float | None
-) -> "tuple[Accelerator, bool]":
-    """The device to plan for, and whether it is this machine."""
-    from dataclasses import replace
-
-    from luthier.plan.catalogues import Accelerator, find_accelerator
-    from luthier.plan.machine import this_machine
-
-    if gpu is not None and memory is not None:
-        raise UserError("give --gpu or --memory, not both")
-    if gpu is not None:
-        device = find_accelerator(gpu, hardware)
-    elif memory is not None:
-        device = Accelerator(f"a GPU of {memory:g} GB", memory)
-    else:
-        device = this_machine()
-    if price is not None:
-        device = replace(device, price_per_hour=price)
-    return device, gpu is None and memory is None
-
-
-def _job_of_recipe(recipe: Recipe, device: "Accelerator", here: bool, on_event: OnEvent) -> "Job":
-    from luthier.plan.from_recipe import dtype_on, job_of_recipe
-
-    job, assumed = job_of_recipe(
-        recipe, dtype_on(recipe.model.dtype, device, here), not device.is_cpu, on_event
-    )
-    if assumed:
-        on_event(Note(assumed, warning=True))
-    return job
-
-
-def _job_of_shape(recipe: Recipe, rows: int, device: "Accelerator", here: bool) -> "Job":
-    from luthier.plan.from_recipe import dtype_on, job_of_shape
-
-    dtype = dtype_on(recipe.model.dtype, device, here)
-    return job_of_shape(recipe, dtype, rows, on_gpu=not device.is_cpu)
-
-
-def _plan_and_show(
-    jobs: "list[Job]",
-    device: "Accelerator",
-    here: bool,
-    hardware: Path | None,
-    sweep: int,
-    api_price: float | None,
-    as_json: bool,
-) -> None:
-    from luthier.plan.calibrate import load_calibration
-    from luthier.plan.capacity import capacities, changes_to_fit
-    from luthier.plan.catalogues import accelerators
-    from luthier.plan.estimate import make_plan
-    from luthier.plan.money import break_even
-
-    calibration = load_calibration(jobs[0].dtype) if here else None
-    devices = [device] if not here else [device, *accelerators(hardware).values()]
-    plans: list[Plan] = []
-    room: dict[str, list[Capacity]] = {}
-    changes: dict[str, list[Change]] = {}
-    with terminal() as on_event:
-        for job in jobs:
-            name = job.method.name
-            with during(f"simulating a step, {name}", on_event):
-                plans.append(make_plan(job, device, calibration))
-            with during(f"looking for what fits, {name}", on_event):
-                room[name] = capacities(job, devices)
-                if not plans[-1].fits:
-                    changes[name] = changes_to_fit(job, device)
-    pays = {
-        p.method: break_even(
-            (p.cost[0] * sweep, p.cost[1] * sweep), api_price, device, p.weight_bytes
-        )
-        for p in plans
-        if api_price is not None and p.cost is not None
-    }
-    if as_json:
-        print_json(
-            {
-                "plans": [p.to_dict() for p in plans],
-                "fits": {name: [asdict(c) for c in found] for name, found in room.items()},
-                "changes": {name: [asdict(c) for c in tried] for name, tried in changes.items()},
-                "sweep": {
-                    p.method: {"runs": sweep, "cost": p.cost and [c * sweep for c in p.cost]}
-                    for p in plans
-                },
-                "break_even": {name: even and asdict(even) for name, even in pays.items()},
-            }
-        )
-        return
-    _show_memory(plans)
-    _show_time(plans, sweep)
-    for changed, tried in changes.items():
-        _show_changes(changed, tried, device)
-    _show_room(room, jobs[0])
-    for paying, even in pays.items():
-        _say_break_even(paying, even, device)
-    if here and calibration is None:
-        out.print(
-            "hours need the speed of this machine: luthier plan --calibrate (half a minute)",
-            highlight=False,
-        )
 
 
 def _show_memory(plans: "list[Plan]") -> None:
@@ -353,7 +260,7 @@ def _say_break_even(method: str, even: Any, device: "Accelerator") -> None:
 
 
 def _show_tables(as_json: bool) -> None:
-    from luthier.plan.tables import ASSUMPTIONS, classic_tables
+    from luthier.api import ASSUMPTIONS, classic_tables
 
     with terminal() as on_event:
         rows = list(tracked(classic_tables(), "simulating", on_event))

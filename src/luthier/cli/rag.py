@@ -13,7 +13,7 @@ from luthier.cli.app import Json, app, err, out, print_json
 from luthier.cli.terminal import terminal
 
 if TYPE_CHECKING:
-    from luthier.retrieve.ask import Answer
+    from luthier.api import Answer
 
 rag = typer.Typer(no_args_is_help=True, help="Answer from documents: index them, ask them.")
 app.add_typer(rag, name="rag")
@@ -42,8 +42,7 @@ def index_documents(
 
     if overlap * 2 > size:
         raise UserError(f"--overlap {overlap} is more than half of --size {size}")
-    from luthier.retrieve.embed import Embedder
-    from luthier.retrieve.index import build_index
+    from luthier.api import Embedder, build_index
 
     with terminal() as on_event:
         embedder = Embedder(on_event)
@@ -83,11 +82,8 @@ def ask_documents(
     listed with its file and lines, whether the answer cites it, and how many of the words that the
     answer adds to the question stand in it.
     """
-    from luthier.retrieve.ask import ask
-    from luthier.retrieve.embed import Embedder
-    from luthier.retrieve.index import changes, read_manifest
-    from luthier.retrieve.models import load_answering
-    from luthier.retrieve.search import Index
+    from luthier.api import Embedder, Index, ask, load_answering, read_manifest
+    from luthier.api import index_changes as changes
 
     stale = changes(read_manifest(index))
     with terminal() as on_event:

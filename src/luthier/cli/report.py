@@ -22,7 +22,7 @@ def report(
 
     Example: `luthier report runs/first`
     """
-    from luthier.evaluate.report.page import write_report
+    from luthier.api import write_report
 
     path = write_report(open_run(run_path))
     if as_json:

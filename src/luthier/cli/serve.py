@@ -61,18 +61,17 @@ def serve(
     `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")`
     """
     key = _key(api_key_env)
-    from luthier.serve.limits import Limits
-    from luthier.serve.server import bind, check_address
+    from luthier.api import Limits, bind, check_address
 
     check_address(host, key)
     if engine == "vllm":
-        from luthier.serve import vllm
+        from luthier.api import hand_over_to_vllm, vllm_command
 
-        line = vllm.command(runs, host, port, max_model_len)
+        line = vllm_command(runs, host, port, max_model_len)
         if dry_run:
             print(shlex.join(line))
             return
-        vllm.hand_over(line, key)
+        hand_over_to_vllm(line, key)
     if dry_run:
         raise UserError("--dry-run goes with --engine vllm")
     limits = Limits(
@@ -86,8 +85,8 @@ def serve(
     )
     bound = bind(host, port)
     with terminal() as on_event, during("loading the models", on_event):
-        from luthier.serve.models import Models
-        from luthier.serve.server import serve as run_server
+        from luthier.api import ServedModels as Models
+        from luthier.api import run_server
 
         models = Models(runs, base)
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"

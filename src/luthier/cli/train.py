@@ -54,7 +54,7 @@ def train(
     if check_determinism:
         _verify_determinism(recipe, as_json)
         return
-    from luthier.runs import train_run
+    from luthier.api import train_run
 
     was_finished = run.finished
     try:
@@ -72,7 +72,8 @@ def train(
 
 
 def _verify_determinism(recipe: Recipe, as_json: bool) -> None:
-    from luthier.train.determinism import STEPS, verify_determinism
+    from luthier.api import DETERMINISM_STEPS as STEPS
+    from luthier.api import verify_determinism
 
     found = verify_determinism(recipe)
     if as_json:

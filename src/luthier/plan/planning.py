@@ -1,0 +1,160 @@
+"""Jobs planned on a device: what each takes, what fits, what would make it fit, when it pays."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+from luthier.events import Note, OnEvent, during, ignore
+from luthier.plan.calibrate import load_calibration
+from luthier.plan.capacity import Capacity, Change, capacities, changes_to_fit
+from luthier.plan.catalogues import Accelerator, accelerators, find_accelerator
+from luthier.plan.estimate import Plan, make_plan
+from luthier.plan.from_recipe import dtype_on, job_of_recipe, job_of_shape
+from luthier.plan.job import Job
+from luthier.plan.machine import this_machine
+from luthier.plan.money import BreakEven, break_even
+from luthier.recipe import MethodName, Recipe
+from luthier.tables import Tabular
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to plan for; ``here``: it is this machine, whose speed can be measured."""
+
+    device: Accelerator
+    here: bool
+    hardware: Path | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return not self.device.is_cpu
+
+
+def find_target(
+    gpu: str | None = None,
+    memory: float | None = None,
+    hardware: Path | None = None,
+    price: float | None = None,
+) -> Target:
+    """This machine, or another device.
+
+    Args:
+        gpu: a name of the catalogue.
+        memory: of a GPU that is not in it, in GB.
+        hardware: a YAML file laid over the catalogue.
+        price: US dollars per hour.
+
+    Raises:
+        UserError: no such device, or two of them.
+    """
+    if gpu is not None and memory is not None:
+        raise UserError("give a GPU by name or by its memory, not both")
+    if gpu is not None:
+        device = find_accelerator(gpu, hardware)
+    elif memory is not None:
+        device = Accelerator(f"a GPU of {memory:g} GB", memory)
+    else:
+        device = this_machine()
+    if price is not None:
+        device = replace(device, price_per_hour=price)
+    return Target(device, gpu is None and memory is None, hardware)
+
+
+def jobs_of_recipe(
+    recipe: Recipe, target: Target, methods: Sequence[MethodName] = (), on_event: OnEvent = ignore
+) -> list[Job]:
+    """The job of a recipe with its own data, by its own method or by each of ``methods``.
+
+    Raises:
+        UserError: the recipe's model or data is wrong.
+    """
+    dtype = dtype_on(recipe.model.dtype, target.device, target.here)
+    job, assumed = job_of_recipe(recipe, dtype, target.on_gpu, on_event)
+    if assumed:
+        on_event(Note(assumed, warning=True))
+    return [job.with_method(name) for name in methods] if methods else [job]
+
+
+def job_without_data(recipe: Recipe, rows: int, target: Target) -> Job:
+    """The job of a recipe without data: ``rows`` rows of ``data.max_length`` tokens.
+
+    Raises:
+        UserError: no such model, or it has fewer positions.
+    """
+    dtype = dtype_on(recipe.model.dtype, target.device, target.here)
+    return job_of_shape(recipe, dtype, rows, on_gpu=target.on_gpu)
+
+
+@dataclass(frozen=True)
+class Planned(Tabular):
+    """What jobs of one model take.
+
+    Attributes:
+        plans: one for each method.
+        fits: by method, the largest micro-batch and row on each device.
+        changes: by method that does not fit, what would make it fit.
+        sweep: runs that ``costs`` counts.
+        break_even: by method, when it pays beside a model behind an API.
+        calibrated: whether times rest on this machine's measured speed.
+    """
+
+    plans: list[Plan]
+    fits: dict[str, list[Capacity]]
+    changes: dict[str, list[Change]]
+    sweep: int
+    break_even: dict[str, BreakEven | None]
+    calibrated: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        costs = {p.method: p.cost and [c * self.sweep for c in p.cost] for p in self.plans}
+        return {
+            "plans": [p.to_dict() for p in self.plans],
+            "fits": {name: [asdict(c) for c in found] for name, found in self.fits.items()},
+            "changes": {name: [asdict(c) for c in tried] for name, tried in self.changes.items()},
+            "sweep": {name: {"runs": self.sweep, "cost": cost} for name, cost in costs.items()},
+            "break_even": {name: even and asdict(even) for name, even in self.break_even.items()},
+        }
+
+
+def plan_jobs(
+    jobs: Sequence[Job],
+    target: Target,
+    sweep: int = 1,
+    api_price: float | None = None,
+    on_event: OnEvent = ignore,
+) -> Planned:
+    """Simulate a step of each job and say what it takes on ``target``.
+
+    Args:
+        sweep: so many runs, for the cost.
+        api_price: of a model behind an API, US dollars per million tokens.
+
+    Raises:
+        UserError: a model cannot be planned for; see ``simulate``.
+    """
+    calibration = load_calibration(jobs[0].dtype) if target.here else None
+    devices = [target.device]
+    if target.here:
+        devices += accelerators(target.hardware).values()
+    plans: list[Plan] = []
+    fits: dict[str, list[Capacity]] = {}
+    changes: dict[str, list[Change]] = {}
+    for job in jobs:
+        name = job.method.name
+        with during(f"simulating a step, {name}", on_event):
+            plans.append(make_plan(job, target.device, calibration))
+        with during(f"looking for what fits, {name}", on_event):
+            fits[name] = capacities(job, devices)
+            if not plans[-1].fits:
+                changes[name] = changes_to_fit(job, target.device)
+    pays = {
+        p.method: break_even(
+            (p.cost[0] * sweep, p.cost[1] * sweep), api_price, target.device, p.weight_bytes
+        )
+        for p in plans
+        if api_price is not None and p.cost is not None
+    }
+    return Planned(plans, fits, changes, sweep, pays, calibration is not None)
