@@ -27,11 +27,11 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 POLICIES: dict[str, dict[str, str]] = {
     "default": {},
-    "spin 10,000": {"GOMP_SPINCOUNT": "10000"},
-    "spin 1,000": {"GOMP_SPINCOUNT": "1000"},
+    "spin-10000": {"GOMP_SPINCOUNT": "10000"},
+    "spin-1000": {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-UNITS = {"products": 500, "tiny": 1, "real": 1}  # of work between two ticks
+UNITS = {"products": 20, "tiny": 1, "real": 1}  # of work between two ticks
 WARM_UP = 2  # ticks that do not count
 
 
@@ -138,6 +138,7 @@ def neighbour(busy: bool, seconds: float) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--works", default=",".join(WORKS))
+    parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--work", choices=WORKS, help=argparse.SUPPRESS)
@@ -145,18 +146,21 @@ def main() -> None:
     if options.work:
         WORKS[options.work]()
         return
-    table = Table("work", "neighbour", *POLICIES, title="ms a unit, median (share of the default)")
+    chosen = {name: POLICIES[name] for name in options.policies.split(",")}
+    table = Table("work", "neighbour", *chosen, title="ms a unit, median (share of the first)")
     for work in options.works.split(","):
         for busy in (False, True):
-            found: dict[str, list[float]] = {name: [] for name in POLICIES}
+            found: dict[str, list[float]] = {name: [] for name in chosen}
             for _ in range(options.rounds):
-                for name, policy in POLICIES.items():
-                    with neighbour(busy, 20 * options.seconds):
+                for name, policy in chosen.items():
+                    with neighbour(busy, 60 + options.seconds):
                         took = unit_seconds(work, policy, options.seconds)
                     found[name].append(took if took is not None else float("inf"))
             medians = {name: statistics.median(times) for name, times in found.items()}
-            cells = [f"{s * 1e3:,.3g} ({s / medians['default']:.0%})" for s in medians.values()]
+            first = medians[next(iter(chosen))]
+            cells = [f"{s * 1e3:,.3g} ({s / first:.0%})" for s in medians.values()]
             table.add_row(work, "busy" if busy else "quiet", *cells)
+            print(work, "busy" if busy else "quiet", found, f"load {os.getloadavg()[0]:.1f}", flush=True)
     Console().print(table)
     print(f"load average {os.getloadavg()[0]:.1f} at the end, {os.cpu_count()} cores")
 
