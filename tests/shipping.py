@@ -12,8 +12,10 @@ import torch
 from families import CHAT_FAMILIES, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from luthier.files import write_json
 from luthier.models.load import template_hash
 from luthier.recipe import parse_recipe
+from luthier.records import Measured, Provenance
 from luthier.run import Run, save_recipe
 
 # Text that tokenizers stumble over: spaces, digits, other alphabets, line ends, signs.
@@ -25,6 +27,24 @@ TEXTS = [
     "SELECT name FROM boats WHERE length > 10;",
     "",
 ]
+
+
+MEASURED = Measured(
+    steps=1,
+    best_step=1,
+    best_eval_loss=None,
+    best_eval_perplexity=None,
+    stopped_early=False,
+    seconds=1.0,
+    tokens=100,
+    tokens_per_second=100.0,
+    peak_memory_bytes=1,
+    trainable_parameters=1,
+    total_parameters=1,
+    device="cpu",
+    dtype="float32",
+    weights="model",
+)
 
 
 def full_run(
@@ -61,14 +81,18 @@ def finish_run(run: Run, tokenizer: PreTrainedTokenizerFast) -> Run:
         "",
         ["model.source=tiny", "data.train=x.jsonl", "method.name=full", "data.max_length=128"],
     )
-    recipe.provenance = {
-        "dtype": "float32",
-        "template": "model",
-        "template_sha256": template_hash(tokenizer),
-        "versions": {},
-    }
+    made_of = Provenance(
+        versions={},
+        device="cpu",
+        dtype="float32",
+        model="folder tiny",
+        template="model",
+        template_sha256=template_hash(tokenizer),
+        data_sha256={},
+    )
     save_recipe(run, recipe)
-    run.measured_path.write_text(json.dumps({"steps": 1, "best_eval_loss": None}))
+    write_json(run.provenance_path, made_of.to_dict())
+    write_json(run.measured_path, MEASURED.to_dict())
     return run
 
 

@@ -5,7 +5,7 @@ are sinks that listen (``Stream``). Nothing that is said goes anywhere by anothe
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,9 @@ class Note:
     text: str
     warning: bool = False
 
+    def __str__(self) -> str:
+        return f"warning: {self.text}" if self.warning else self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -43,6 +46,12 @@ class Progress:
     def finished(self) -> bool:
         return self.total is not None and self.done >= self.total
 
+    def __str__(self) -> str:
+        if not self.unit:
+            return f"{self.task}: {'done' if self.finished else '…'}"
+        of = "" if self.total is None else f" of {self.total:,}"
+        return f"{self.task}: {self.done:,}{of} {self.unit}"
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -51,6 +60,9 @@ class Started:
     step: int
     total: int
 
+    def __str__(self) -> str:
+        return f"training from step {self.step} of {self.total}"
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -58,12 +70,18 @@ class Step:
 
     line: MetricsLine
 
+    def __str__(self) -> str:
+        return _figures(self.line)
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """The model was measured on the validation rows, and by the probe where one is asked."""
 
     line: MetricsLine
+
+    def __str__(self) -> str:
+        return _figures(self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,11 @@ class Checkpoint:
     path: Path
     best: bool = False
 
+    def __str__(self) -> str:
+        return (
+            f"checkpoint of step {self.step}{', the best so far' if self.best else ''}: {self.path}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -81,8 +104,27 @@ class Finished:
 
     measured: Measured
 
+    def __str__(self) -> str:
+        return f"finished: the weights of step {self.measured.best_step} of {self.measured.steps} are kept"
 
-Event = Note | Progress | Started | Step | Evaluation | Checkpoint | Finished
+
+def _figures(line: MetricsLine) -> str:
+    shown = {k: v for k, v in line.to_dict().items() if k not in ("step", "epoch", "seconds")}
+    return f"step {line.step}: " + ", ".join(f"{name} {value:.6g}" for name, value in shown.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The run ended before it was finished, for this ``reason``; ``interrupted`` by its user."""
+
+    reason: str
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        return self.reason if self.interrupted else f"ended by an error: {self.reason}"
+
+
+Event = Note | Progress | Started | Step | Evaluation | Checkpoint | Finished | Stopped
 OnEvent = Callable[[Event], None]
 
 
@@ -95,24 +137,41 @@ class Stream:
     """Hands each event to every sink. A sink that fails is told once to the others, and the work
     goes on; it is called again with the next event."""
 
-    sinks: Sequence[OnEvent]
+    sinks: list[OnEvent]
     _failed: set[int] = field(default_factory=set)
 
     def __call__(self, event: Event) -> None:
-        for number, sink in enumerate(self.sinks):
+        for sink in list(self.sinks):
             try:
                 sink(event)
             except Exception as error:
-                self._tell(number, sink, error)
+                self._tell(sink, error)
 
-    def _tell(self, number: int, sink: OnEvent, error: Exception) -> None:
-        if number in self._failed:
+    def close(self, sink: OnEvent) -> None:
+        """Hand it no more events, and call its ``close`` where it has one.
+
+        That it fails is told to the others, even if it has failed before: what it was to keep may
+        be incomplete.
+        """
+        self.sinks.remove(sink)
+        close = getattr(sink, "close", None)
+        if close is None:
             return
-        self._failed.add(number)
-        name = getattr(sink, "name", getattr(sink, "__name__", type(sink).__name__))
-        self(
-            Note(f"{name} failed ({type(error).__name__}: {error}); the run goes on", warning=True)
-        )
+        try:
+            close()
+        except Exception as error:
+            self(_failure(sink, "could not be closed", error))
+
+    def _tell(self, sink: OnEvent, error: Exception) -> None:
+        if id(sink) in self._failed:
+            return
+        self._failed.add(id(sink))
+        self(_failure(sink, "failed", error))
+
+
+def _failure(sink: OnEvent, what: str, error: Exception) -> Note:
+    name = getattr(sink, "name", getattr(sink, "__name__", type(sink).__name__))
+    return Note(f"{name} {what} ({type(error).__name__}: {error}); the run goes on", warning=True)
 
 
 def tracked(

@@ -7,19 +7,33 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from luthier.errors import UserError
 from luthier.files import remove_unfinished, write_text
-from luthier.recipe import Recipe, load_recipe
+from luthier.recipe import Recipe, stored_recipe
 from luthier.recipe.json_schema import schema_comment
-from luthier.records import Measured, MetricsLine, Provenance
+from luthier.records import (
+    AnsweredRow,
+    DataReport,
+    Evaluation,
+    Measured,
+    MetricsLine,
+    Plan,
+    Provenance,
+    Record,
+)
+from luthier.tables import as_html
 from luthier.yaml_text import parse_yaml
 
 _STEP = re.compile(r"step-(\d+)")
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,14 @@ class Run:
     """A run folder at ``root``; whether its parts exist depends on how far the run got."""
 
     root: Path
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: where it is, and what it took once it has finished."""
+        took = as_html(self.measured()) if self.finished else "<p>not finished</p>"
+        return f"<p>run <code>{escape(str(self.root))}</code></p>{took}"
 
     @property
     def recipe_path(self) -> Path:
@@ -81,9 +103,24 @@ class Run:
         return self.root / "evaluation.json"
 
     @property
-    def evaluation_folder(self) -> Path:
-        """Answers, grades and scores row by row."""
-        return self.root / "evaluation"
+    def answered_rows_path(self) -> Path:
+        """What `luthier evaluate` asked, with both answers and their scores."""
+        return self.root / "evaluation" / "rows.jsonl"
+
+    @property
+    def probe_answers_path(self) -> Path:
+        """What the probe of general skill asked, with both answers."""
+        return self.root / "evaluation" / "probe.jsonl"
+
+    @property
+    def answers_path(self) -> Path:
+        """Answers that need not be made again."""
+        return self.root / "evaluation" / "answers.jsonl"
+
+    @property
+    def grades_path(self) -> Path:
+        """Grades that a judge need not give again."""
+        return self.root / "evaluation" / "judge.jsonl"
 
     @property
     def report_path(self) -> Path:
@@ -94,12 +131,21 @@ class Run:
         return self.root / "tensorboard"
 
     @property
+    def trackers_path(self) -> Path:
+        """What experiment trackers know this run as, by tracker."""
+        return self.root / "trackers.json"
+
+    @property
     def bad_batch_path(self) -> Path:
         return self.root / "bad-batch.json"
 
     @property
     def log_path(self) -> Path:
         return self.root / "log.txt"
+
+    def export_path(self, shape: str) -> Path:
+        """Where `luthier export` puts a form of the model, unless told another place."""
+        return self.root / shape
 
     def weights_path(self, recipe: Recipe) -> Path:
         """Where the best weights go: ``model/`` for full fine-tuning, else ``adapter/``."""
@@ -113,7 +159,7 @@ class Run:
         """
         if not self.recipe_path.is_file():
             raise UserError(f"{self.root} is not a run folder: it has no recipe.yaml")
-        return load_recipe(self.recipe_path)
+        return stored_recipe(self.recipe_path)
 
     def provenance(self) -> Provenance:
         """What the recipe became. Version 0.1 kept it inside recipe.yaml.
@@ -122,7 +168,7 @@ class Run:
             UserError: it is missing or damaged.
         """
         if self.provenance_path.is_file():
-            return Provenance.read(self.provenance_path)
+            return Provenance.from_file(self.provenance_path)
         told = parse_yaml(self.recipe_path.read_text("utf-8"), str(self.recipe_path))
         found = told.get("provenance") if isinstance(told, dict) else None
         if found is None:
@@ -132,13 +178,50 @@ class Run:
         except ValidationError:
             raise UserError(f"the provenance in {self.recipe_path} is damaged") from None
 
+    def plan(self) -> Plan | None:
+        """What was foretold; None where the run could not be planned.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return Plan.from_file(self.plan_path) if self.plan_path.is_file() else None
+
+    def data_report(self) -> DataReport | None:
+        """What became of each row; None before the data is split.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return (
+            DataReport.from_file(self.data_report_path) if self.data_report_path.is_file() else None
+        )
+
     def measured(self) -> Measured:
         """What the finished run took.
 
         Raises:
             UserError: it has not finished, or the file is damaged.
         """
-        return Measured.read(self.measured_path)
+        self.require_finished()
+        return Measured.from_file(self.measured_path)
+
+    def evaluation(self) -> Evaluation | None:
+        """Base against tuned; None where `luthier evaluate` did not run yet.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return (
+            Evaluation.from_file(self.evaluation_path) if self.evaluation_path.is_file() else None
+        )
+
+    def answered_rows(self) -> list[AnsweredRow]:
+        """All rows that the evaluation answered, none where there is no file yet.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        return _read_lines(AnsweredRow, self.answered_rows_path)
 
     def metrics(self) -> list[MetricsLine]:
         """The lines of metrics.jsonl, none where there is no file yet; a last line that a kill cut
@@ -147,18 +230,7 @@ class Run:
         Raises:
             UserError: another line is damaged.
         """
-        if not self.metrics_path.is_file():
-            return []
-        texts = self.metrics_path.read_text(encoding="utf-8").splitlines()
-        lines = []
-        for number, text in enumerate(texts, 1):
-            try:
-                lines.append(MetricsLine.model_validate_json(text))
-            except ValidationError:
-                if number == len(texts):
-                    break
-                raise UserError(f"{self.metrics_path}:{number} is damaged") from None
-        return lines
+        return _read_lines(MetricsLine, self.metrics_path)
 
     def checkpoints(self) -> dict[int, Path]:
         """The complete checkpoints by step, in rising order."""
@@ -176,6 +248,13 @@ class Run:
     def finished(self) -> bool:
         """True once the best weights were written; ``measured.json`` is the last file of a run."""
         return self.measured_path.is_file()
+
+    def require_finished(self) -> None:
+        """Raise UserError unless the run is finished."""
+        if not self.finished:
+            raise UserError(
+                f"{self.root} has not finished training; run `luthier train` on it again"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -205,6 +284,23 @@ class Run:
             lock.release()
             if not self.root.exists():  # nothing came of it: leave nothing behind
                 path.unlink(missing_ok=True)
+
+
+def _read_lines(kind: type[R], path: Path) -> list[R]:
+    """The records of a JSON-lines file but for a last line that a kill cut off."""
+    if not path.is_file():
+        return []
+    # Not splitlines: a text may hold line ends of other kinds.
+    *texts, rest = path.read_bytes().split(b"\n")
+    lines = []
+    for number, text in enumerate([*texts, rest] if rest else texts, 1):
+        try:
+            lines.append(kind.model_validate_json(text))
+        except ValidationError:
+            if number > len(texts):
+                break
+            raise UserError(f"{path}:{number} is damaged") from None
+    return lines
 
 
 def open_run(root: Path) -> Run:

@@ -1,6 +1,8 @@
 """`luthier data …` as a person types it."""
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,25 @@ def test_check(cli: Cli, work: Path, tiny_model: Path) -> None:
     assert counts["exact_duplicates"] == 1
     assert counts["conflicting_answers"] == 2
     assert report["lengths"]["unit"] == "characters"
+
+
+def test_long_work_in_a_pipe_says_how_far_it_is(cli: Cli, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 8))) for _ in range(2000)]
+    rows = [
+        {
+            "instruction": f"{number} {' '.join(draw.choices(words, k=30))}",
+            "output": " ".join(draw.choices(words, k=30)),
+        }
+        for number in range(20_000)
+    ]
+    write_rows(tmp_path / "my.jsonl", rows)
+    done = cli("data", "check", "my.jsonl", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["rows"]["read"] == 20_000
+    first, *_, last = [line for line in done.stderr.splitlines() if "examining rows" in line]
+    assert re.fullmatch(r"examining rows: ([\d,]+ rows(, [\d,]+/s)?|0:0\d so far)", first)
+    assert re.fullmatch(r"examining rows: 20,000 rows in \d:\d\d", last)
+    assert "\x1b" not in done.stderr and "\r" not in done.stderr
 
 
 def test_check_of_real_rows_passes_without_errors(cli: Cli, tmp_path: Path) -> None:

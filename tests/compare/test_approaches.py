@@ -17,6 +17,7 @@ from luthier.compare.page import write_approaches
 from luthier.compare.prompts import APPROACHES, KINDS, make_prompt, searched_for
 from luthier.data.conversation import Conversation, Origin
 from luthier.errors import UserError
+from luthier.events import Event, OnEvent, Progress, ignore
 from luthier.recipe import Recipe, model_recipe, parse_overrides
 from luthier.retrieve.passages import Passage
 from luthier.run import Run
@@ -29,14 +30,14 @@ HARMFUL = "<script>alert(1)</script>"
 class Letters:
     """Stands in for the embedding model: vectors that count letters."""
 
-    def __init__(self) -> None:
+    def __init__(self, _on_event: OnEvent = ignore) -> None:
         import numpy as np
         from families import CHAT_FAMILIES, make_tokenizer
 
         self.tokenizer: Any = make_tokenizer(CHAT_FAMILIES["chatml"])
         self.dimensions, self.np = 26, np
 
-    def embed(self, texts: list[str], on_done: Any = lambda _count: None) -> Any:
+    def embed(self, texts: list[str], _on_event: OnEvent = ignore) -> Any:
         counts = [[text.lower().count(chr(97 + i)) + 0.01 for i in range(26)] for text in texts]
         vectors = self.np.array(counts, self.np.float32)
         return vectors / self.np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -73,14 +74,12 @@ def test_all_five_side_by_side(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    seen: list[tuple[str, int, int]] = []
-    comparison = compare_approaches(
-        question, out, load_prices(), by="kind", on_progress=lambda *what: seen.append(what)
-    )
+    seen: list[Event] = []
+    comparison = compare_approaches(question, out, load_prices(), by="kind", on_event=seen.append)
     assert json.loads((out / "comparison.json").read_text()) == comparison
     entries = {entry["name"]: entry for entry in comparison["approaches"]}
     assert tuple(entries) == APPROACHES
-    assert seen[-1] == ("hybrid", 6, 6)
+    assert seen[-1] == Progress("answers, hybrid", 6, 6, "questions")
     tokens = {name: entry["prompt_tokens"] for name, entry in entries.items()}
     assert tokens["zero-shot"] == tokens["fine-tuned"] < tokens["rag"] == tokens["hybrid"]
     assert tokens["few-shot"] > tokens["zero-shot"]

@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import split_key
 from luthier.errors import UserError
+from luthier.events import Event, Progress
 from luthier.recipe import Recipe
+from luthier.records.data import Replay
 from luthier.run import Run
 
 MakeRecipe = Callable[..., Recipe]
@@ -38,8 +40,31 @@ def test_files_of_several_formats_make_one_training_set(
     recipe = make_recipe(f"data.train=[{first}, {second}]", "data.validation_fraction=0.25")
     prepared = prepare(recipe, tokenizer)
     assert (len(prepared.train), len(prepared.validation)) == (9, 3)
-    formats = [(s["format"], s["rows"]) for s in prepared.report["sources"]]
+    formats = [(s.format, s.rows) for s in prepared.report.sources]
     assert formats == [("prompt_completion", 5), ("alpaca", 7)]
+
+
+def test_reading_and_tokenising_say_how_far_they_are_and_change_nothing(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"p{i}", "completion": "x"} for i in range(12)]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    recipe = make_recipe(f"data.train={file}", "data.validation_fraction=0.25")
+    seen: list[Event] = []
+    prepared = prepare(recipe, tokenizer, seen.append)
+    assert prepared == prepare(recipe, tokenizer)
+    ended = [e for e in seen if isinstance(e, Progress) and e.finished]
+    assert Progress(f"reading {file}", 12, 12, "rows") in ended
+    assert Progress(f"hashing {file}", 1, 1) in ended
+    assert Progress("tokenising rows", 9, 9, "rows") in ended
+    assert Progress("tokenising rows", 3, 3, "rows") in ended
+    run = Run(tmp_path / "run")
+    store(prepared, run)
+    seen.clear()
+    stored = load_stored(recipe.data, tokenizer, run, seen.append)
+    tokens = [row.input_ids for row in prepared.train]
+    assert [row.input_ids for row in stored.train] == tokens
+    assert Progress(f"reading {run.train_path}", 9, 9, "rows") in seen
 
 
 def test_a_validation_file_takes_its_rows_out_of_training(
@@ -51,7 +76,7 @@ def test_a_validation_file_takes_its_rows_out_of_training(
     held = write_rows(tmp_path / "v.jsonl", [{"prompt": "P3 ", "completion": "y"}])
     prepared = prepare(make_recipe(f"data.train={train}", f"data.validation={held}"), tokenizer)
     assert (len(prepared.train), len(prepared.validation)) == (8, 1)
-    assert prepared.report["left_out"]["also_in_validation"] == [f"{train}:4"]
+    assert prepared.report.left_out.also_in_validation == [f"{train}:4"]
     assert not keys(prepared.train) & keys(prepared.validation)
 
 
@@ -73,7 +98,7 @@ def test_rows_that_are_too_long(
     prepared = prepare(recipe, tokenizer)
     assert len(prepared.train) == kept
     assert max(len(row) for row in prepared.train) <= recipe.data.max_length
-    assert prepared.report["left_out"]["too_long"][0]["row"] == f"{file}:6"
+    assert prepared.report.left_out.too_long[0].row == f"{file}:6"
     with pytest.raises(UserError, match="1 rows are longer than"):
         prepare(
             recipe.model_copy(
@@ -110,7 +135,7 @@ def test_a_sample_of_the_rows(make_recipe: MakeRecipe, tokenizer: PreTrainedToke
     recipe = make_recipe("data.max_rows=20", "data.validation_fraction=0.1")
     prepared = prepare(recipe, tokenizer)
     assert (len(prepared.train), len(prepared.validation)) == (18, 2)
-    assert prepared.report["rows"]["read"] == 60
+    assert prepared.report.rows.read == 60
 
 
 def ids(prepared: Prepared) -> list[list[int]]:
@@ -155,7 +180,7 @@ def test_replay_adds_general_examples_to_training_alone(
         f"data.replay={{source: {replay}, share: 0.25}}",
     )  # fmt: skip
     prepared = prepare(recipe, tokenizer)
-    assert prepared.report["replay"] == {"wanted": 12, "added": 12, "available": 66}
+    assert prepared.report.replay == Replay(wanted=12, added=12, available=66)
     assert (len(prepared.train), len(prepared.validation)) == (36 + 12, 4)
     assert not keys(prepared.train) & keys(prepared.validation)
     assert {row.conversation.origin.file for row in prepared.validation} == {str(train)}

@@ -121,5 +121,5 @@ def test_a_recipe_takes_every_source(
     kept = recipe.with_absolute_paths()
     assert kept.data.train == [str(folder), "acme/tiny"]
     prepared = prepare(kept, make_tokenizer(CHAT_FAMILIES["chatml"]))
-    assert [s["rows"] for s in prepared.report["sources"]] == [1, 2, 1, 1, 1, 1]
+    assert [s.rows for s in prepared.report.sources] == [1, 2, 1, 1, 1, 1]
     assert (len(prepared.train), len(prepared.validation)) == (6, 1)

@@ -15,6 +15,7 @@ from luthier.data.prepare import held_out
 from luthier.errors import UserError
 from luthier.evaluate.before_after import evaluate_run
 from luthier.recipe import Recipe
+from luthier.records.evaluation import MetricCompared, PerplexityCompared
 from luthier.run import Run
 
 MakeRecipe = Callable[..., Recipe]
@@ -49,7 +50,7 @@ def test_losses_are_those_of_plain_transformers(
     run = train(make_recipe(f"method.name={method}", "evaluate.max_new_tokens=4"))
     stages: list[str] = []
     evaluation = evaluate_run(run, None, lambda what, _done, _of: stages.append(what))
-    base, tuned = evaluation["base"], evaluation["tuned"]
+    base, tuned = evaluation.base, evaluation.tuned
     assert tuned["loss"] < base["loss"]
     for side in (base, tuned):
         assert side["perplexity"] == pytest.approx(math.exp(side["loss"]))
@@ -62,7 +63,7 @@ def test_losses_are_those_of_plain_transformers(
         else:
             plain = AutoModelForCausalLM.from_pretrained(run.model_path).eval()
         assert tuned["loss"] == pytest.approx(reference_loss(plain, run), rel=1e-4)
-    assert len(evaluation["samples"]) == evaluation["rows"] == len(held_out(run))
+    assert len(evaluation.samples) == evaluation.rows == len(held_out(run))
     assert json.loads(run.evaluation_path.read_text())["tuned"] == tuned
     assert stages[0] == "loss of base"
     assert stages[-1] == "answers of tuned"
@@ -72,20 +73,22 @@ def test_every_figure_has_its_interval_and_verdict(make_recipe: MakeRecipe, trai
     overrides = ["train.max_steps=30", "train.learning_rate=3e-2", "data.validation_fraction=0.3"]
     run = train(make_recipe(*overrides, "evaluate.max_new_tokens=8"))
     found = evaluate_run(run, metrics=["exact_match", "bleu"])
-    loss = found["metrics"]["loss"]
-    assert loss["test"]["verdict"] == "better"
-    assert loss["test"]["high"] < 0
-    assert loss["tuned"]["low"] < found["tuned"]["loss"] < loss["tuned"]["high"]
-    perplexity = found["metrics"]["perplexity"]
-    assert perplexity["tuned"]["high"] == pytest.approx(math.exp(loss["tuned"]["high"]))
-    ratio = found["tuned"]["perplexity"] / found["base"]["perplexity"]
-    assert perplexity["ratio"]["ratio"] == pytest.approx(ratio)
-    assert set(found["metrics"]) == {"loss", "perplexity", "exact_match", "bleu"}
-    assert set(found["metrics"]["bleu"]["corpus"]) == {"base", "tuned"}
-    rows = [json.loads(t) for t in (run.evaluation_folder / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == found["answered_rows"]
-    mean = sum(row["scores"]["tuned"]["bleu"] for row in rows) / len(rows)
-    assert mean == pytest.approx(found["tuned"]["bleu"])
+    loss, perplexity, bleu = (found.metrics[name] for name in ("loss", "perplexity", "bleu"))
+    assert isinstance(loss, MetricCompared)
+    assert loss.test.verdict == "better"
+    assert loss.test.high < 0
+    assert loss.tuned.low < found.tuned["loss"] < loss.tuned.high
+    assert isinstance(perplexity, PerplexityCompared)
+    assert perplexity.tuned.high == pytest.approx(math.exp(loss.tuned.high))
+    ratio = found.tuned["perplexity"] / found.base["perplexity"]
+    assert perplexity.ratio.ratio == pytest.approx(ratio)
+    assert set(found.metrics) == {"loss", "perplexity", "exact_match", "bleu"}
+    assert isinstance(bleu, MetricCompared)
+    assert bleu.corpus is not None
+    rows = run.answered_rows()
+    assert len(rows) == found.answered_rows
+    mean = sum(row.scores.tuned["bleu"] for row in rows) / len(rows)
+    assert mean == pytest.approx(found.tuned["bleu"])
 
 
 def test_answers_given_are_not_made_again(
@@ -116,11 +119,11 @@ def test_answers_given_are_not_made_again(
 
     monkeypatch.setattr(answering, "answer_all", counts)
     first = evaluate_run(run)
-    assert sum(made_in_all) == 2 * first["answered_rows"] - 4
+    assert sum(made_in_all) == 2 * first.answered_rows - 4
     made_in_all.clear()
     again = evaluate_run(run)
     assert made_in_all == []
-    assert [s["tuned"] for s in again["samples"]] == [s["tuned"] for s in first["samples"]]
+    assert [s.tuned for s in again.samples] == [s.tuned for s in first.samples]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -133,9 +136,9 @@ def test_a_scaled_adapter_lies_between_base_and_tuned(
             evaluate_run(run, adapter_scale=0.5)
         return
     none, half, whole = (evaluate_run(run, adapter_scale=scale) for scale in (0.0, 0.5, 1.0))
-    assert none["tuned"]["loss"] == pytest.approx(none["base"]["loss"], abs=1e-6)
-    assert whole["tuned"]["loss"] < half["tuned"]["loss"] < none["tuned"]["loss"]
-    assert half["adapter_scale"] == 0.5
+    assert none.tuned["loss"] == pytest.approx(none.base["loss"], abs=1e-6)
+    assert whole.tuned["loss"] < half.tuned["loss"] < none.tuned["loss"]
+    assert half.adapter_scale == 0.5
 
 
 def test_other_rows_than_the_runs_own(
@@ -144,12 +147,12 @@ def test_other_rows_than_the_runs_own(
     run = train(make_recipe("evaluate.max_rows=2", "evaluate.max_new_tokens=4"))
     rows = [{"instruction": f"Repeat {i}", "output": str(i)} for i in range(5)]
     evaluation = evaluate_run(run, str(write_rows(tmp_path / "other.jsonl", rows)))
-    assert evaluation["rows"] == 5
-    assert evaluation["seen_in_training"] == 0
+    assert evaluation.rows == 5
+    assert evaluation.seen_in_training == 0
     again = evaluate_run(run, str(run.recipe().train_files[0]))
     trained = len(run.train_path.read_text().splitlines())
-    assert again["seen_in_training"] == trained
-    assert evaluation["answered_rows"] == len(evaluation["samples"]) == 2
+    assert again.seen_in_training == trained
+    assert evaluation.answered_rows == len(evaluation.samples) == 2
 
 
 def test_what_cannot_be_evaluated_says_why(make_recipe: MakeRecipe, train: Train) -> None:
@@ -171,6 +174,6 @@ def test_plain_text_has_a_loss_and_no_answers(
     path = write_rows(tmp_path / "t.jsonl", [{"text": f"line {i} " * 5} for i in range(30)])
     run = train(make_recipe(f"data.train={path}"))
     evaluation = evaluate_run(run)
-    assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
-    assert evaluation["samples"] == []
-    assert "exact_match" not in evaluation["base"]
+    assert evaluation.tuned["loss"] < evaluation.base["loss"]
+    assert evaluation.samples == []
+    assert "exact_match" not in evaluation.base

@@ -5,21 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluations import compared, evaluation, forgetting
 from helpers import Cli
 
 from luthier.errors import UserError
 from luthier.evaluate.gate import check_gate
 
-EVALUATION: dict[str, Any] = {
-    "metrics": {
-        "loss": {"tuned": {"mean": 1.2}, "test": {"verdict": "better", "p": 0.0001}},
-        "exact_match": {"tuned": {"mean": 0.4}, "test": {"verdict": "no evidence", "p": 0.3}},
+EVALUATION = evaluation(
+    metrics={
+        "loss": compared(tuned=1.2, verdict="better"),
+        "exact_match": compared(tuned=0.4),
     },
-    "forgetting": {
-        "accuracy": {"test": {"difference": -0.03}},
-        "leakage": {"tuned": {"mean": 0.1}},
-    },
-}
+    forgetting=forgetting(lost=0.03125, leaked=0.1),
+)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +28,7 @@ EVALUATION: dict[str, Any] = {
         ({"most": ["loss=1.2"]}, [True]),
         ({"most": ["loss=1.1"]}, [False]),
         ({"better": ["loss", "exact_match"]}, [True, False]),
-        ({"max_forgetting": 0.03}, [True]),
+        ({"max_forgetting": 0.03125}, [True]),
         ({"max_forgetting": 0.02}, [False]),
         ({"max_leakage": 0.05, "max_forgetting": 0.5}, [True, False]),
     ],
@@ -54,7 +52,7 @@ def test_what_cannot_be_asked(conditions: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_gate(EVALUATION, **conditions)
     with pytest.raises(UserError, match="--probe"):
-        check_gate({**EVALUATION, "forgetting": None}, max_forgetting=0.1)
+        check_gate(EVALUATION.model_copy(update={"forgetting": None}), max_forgetting=0.1)
 
 
 def test_the_command(cli: Cli, tmp_path: Path) -> None:
@@ -64,7 +62,7 @@ def test_the_command(cli: Cli, tmp_path: Path) -> None:
     missing = cli("gate", run, "--better", "loss")
     assert missing.returncode == 2
     assert "is not evaluated" in missing.stderr
-    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION.to_dict()))
     good = cli("gate", run, "--better", "loss", "--min", "exact_match=0.3")
     assert (good.returncode, good.stderr) == (0, "")
     assert "passes" in good.stdout

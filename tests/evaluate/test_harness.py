@@ -1,6 +1,5 @@
 """`luthier evaluate --lm-eval`: tasks of lm-evaluation-harness, from files on this machine."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,16 +67,16 @@ def test_scores_are_those_of_the_likelihoods(
     task: Path, make_recipe: Callable[..., Recipe], train: Callable[..., Run], tiny_model: Path
 ) -> None:
     run = train(make_recipe("train.learning_rate=3e-2", "evaluate.max_rows=0"))
-    found = evaluate_run(run, tasks=[str(task)])["tasks"]["choices acc"]
+    found = evaluate_run(run, tasks=[str(task)]).tasks["choices acc"]
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     expected = likeliest(base, tiny_model)
-    assert found["base"]["mean"] == pytest.approx(sum(expected) / 12)
+    assert found.base.mean == pytest.approx(sum(expected) / 12)
     tuned = PeftModel.from_pretrained(base, run.adapter_path).eval()
     expected = likeliest(tuned, tiny_model)
-    assert found["tuned"]["mean"] == pytest.approx(sum(expected) / 12)
-    assert found["base"]["rows"] == found["tuned"]["rows"] == 12
-    assert found["share"]
-    assert found["test"]["verdict"] in ("better", "no evidence", "worse")
+    assert found.tuned.mean == pytest.approx(sum(expected) / 12)
+    assert found.base.rows == found.tuned.rows == 12
+    assert found.share
+    assert found.test.verdict in ("better", "no evidence", "worse")
 
 
 def test_from_the_command_line(task: Path, recipe_file: Path, cli: Cli) -> None:
@@ -86,8 +85,9 @@ def test_from_the_command_line(task: Path, recipe_file: Path, cli: Cli) -> None:
     done = cli("evaluate", run.root, "--lm-eval", task, "--lm-eval-limit", "5", "--samples", "0")
     assert done.returncode == 0, done.stderr
     assert "choices acc" in done.stdout
-    evaluation = json.loads(run.evaluation_path.read_text())
-    assert evaluation["tasks"]["choices acc"]["tuned"]["rows"] == 5
+    evaluation = run.evaluation()
+    assert evaluation is not None
+    assert evaluation.tasks["choices acc"].tuned.rows == 5
     assert "On public tasks" in render_report(run)
     (check,) = check_gate(evaluation, least=["choices acc=1.1"])
     assert not check.passed

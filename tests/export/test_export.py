@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from evaluations import evaluation
 from helpers import Cli
 from shipping import ask_llama_cpp, full_run, needs_llama_cpp
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -155,8 +156,7 @@ def test_the_card_tells_what_the_run_knows_and_no_places(run: Run, tmp_path: Pat
     save_recipe(run, recipe)
     side = {"loss": 1.0, "perplexity": 2.718, "exact_match": 0.25}
     tuned = {"loss": 0.5, "perplexity": 1.649, "exact_match": 0.75}
-    evaluation = {"rows": 9, "supervised_tokens": 1234, "answered_rows": 8}
-    write_json(run.evaluation_path, {**evaluation, "base": side, "tuned": tuned})
+    write_json(run.evaluation_path, evaluation(base=side, tuned=tuned).to_dict())
     facts = {"use": "```sh\nx\n```", "files": ["`a`: b"], "checks": ["- fine"]}
     write_card(run, tmp_path, "gguf", facts)
     head, body = card_of(tmp_path)

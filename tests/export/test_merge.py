@@ -87,7 +87,7 @@ def test_the_4_bit_weights_merged_onto_are_those_that_were_loaded(
     silence_adapter(run)
     merge([run], tmp_path / "merged", EXACT)
     written = merged_model(tmp_path / "merged")
-    layers = {n: m for n, m in load_base(run.recipe()).named_modules() if is_4bit(m)}
+    layers = {n: m for n, m in load_base(run).named_modules() if is_4bit(m)}
     assert len(layers) == 14
     for name, layer in layers.items():
         expected = plain_weight(layer, torch.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from luthier.events import Event, Progress
 from luthier.plan import calibrate as calibration
 from luthier.plan.catalogues import Accelerator, find_accelerator, find_config
 from luthier.plan.estimate import make_plan
@@ -126,9 +127,9 @@ def test_calibration_is_kept_and_explains_its_samples(
             sample(128, 1, 512, "qlora", 64),
         ),
     )
-    said: list[str] = []
+    said: list[Event] = []
     found = calibration.calibrate(said.append)
-    assert len(said) == 3
+    assert said[-1] == Progress("calibrating", 3, 3, "samples")
     assert max(vars(found.rates).values()) > 0
     dtype = getattr(torch, found.dtype)
     assert calibration.load_calibration(dtype) == found

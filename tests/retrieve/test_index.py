@@ -9,6 +9,7 @@ import pytest
 from families import CHAT_FAMILIES, make_tokenizer
 
 from luthier.errors import UserError
+from luthier.events import Event, Progress, ignore
 from luthier.retrieve.ask import support, with_passages
 from luthier.retrieve.embed import Embedder, Vectors
 from luthier.retrieve.index import build_index, changes, read_manifest
@@ -30,11 +31,11 @@ class Letters(Embedder):
         self.tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
         self.dimensions = 26
 
-    def embed(self, texts, on_done=lambda _count: None) -> Vectors:  # type: ignore[no-untyped-def]
+    def embed(self, texts, on_event=ignore) -> Vectors:  # type: ignore[no-untyped-def]
         counts = np.array(
             [[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], np.float32
         )
-        on_done(len(texts))
+        on_event(Progress("embedding passages", len(texts), len(texts), "passages"))
         return counts / np.linalg.norm(counts, axis=1, keepdims=True).clip(1e-6)
 
 
@@ -54,17 +55,13 @@ def embedder() -> Letters:
 
 def test_what_was_indexed_is_found(documents: Path, tmp_path: Path, embedder: Letters) -> None:
     (documents / "left.csv").write_text("a")
-    seen: list[tuple[int, int]] = []
-    manifest = build_index(
-        documents,
-        tmp_path / "i",
-        embedder,
-        on_progress=lambda _what, done, total: seen.append((done, total)),
-    )
+    seen: list[Event] = []
+    manifest = build_index(documents, tmp_path / "i", embedder, on_event=seen.append)
     assert manifest == read_manifest(tmp_path / "i")
     assert (manifest.passages, set(manifest.hashes)) == (4, set(TEXTS))
     assert manifest.left_out == ["left.csv"]
-    assert seen[-1] == (4, 4)
+    assert Progress("cutting documents", 4, 4, "documents") in seen
+    assert Progress("embedding passages", 4, 4, "passages") in seen
     assert sorted(path.name for path in tmp_path.iterdir()) == ["docs", "i"]
     index = Index(tmp_path / "i", embedder)
     first, *_ = index.search("When was the beacon built?", 2)

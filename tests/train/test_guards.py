@@ -307,13 +307,14 @@ def test_sound_runs_get_no_warning(make_recipe: MakeRecipe, train: Train) -> Non
 
 
 def test_evaluating_on_rows_that_were_trained_on_is_said(
-    make_recipe: MakeRecipe, train: Train, data_file: Path, caplog: pytest.LogCaptureFixture
+    make_recipe: MakeRecipe, train: Train, data_file: Path
 ) -> None:
     from luthier.evaluate.before_after import evaluate_run
 
     run = train(make_recipe("evaluate.max_rows=0"))
-    evaluate_run(run, str(data_file))
-    assert "54 of the 60 rows" in caplog.text
-    caplog.clear()
-    evaluate_run(run)
-    assert "were trained on" not in caplog.text
+    notes = Notes()
+    evaluate_run(run, str(data_file), notes)
+    assert "54 of the 60 rows" in notes.warnings[0]
+    notes = Notes()
+    evaluate_run(run, on_event=notes)
+    assert not notes.warnings

@@ -68,9 +68,9 @@ def chat(
     Example: `luthier chat runs/first --system "Answer in one line."`
     """
     run = open_run(run_path)
-    from luthier.api import Sampling, learned_turns, load_tuned
+    from luthier.api import Sampling, load_tuned
 
-    if not learned_turns(run.recipe()):
+    if not run.provenance().learned_turns:
         raise UserError(f"{run.root} learned plain text, not turns; use `luthier generate`")
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     with terminal() as on_event:

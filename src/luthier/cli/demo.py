@@ -34,9 +34,16 @@ def demo(
 
     recipe = demo_recipe(**parse_overrides(overrides or []))
     with terminal() as on_event:
-        root, measured, evaluation = play(recipe, on_event)
+        run, evaluation = play(recipe, on_event)
+    root, measured = run.root, run.measured()
     if as_json:
-        print_json({"run": str(root), "measured": measured.to_dict(), "evaluation": evaluation})
+        print_json(
+            {
+                "run": str(root),
+                "measured": measured.to_dict(),
+                "evaluation": evaluation.to_dict(),
+            }
+        )
         return
     show_samples(evaluation, 3)
     show_comparison(evaluation)

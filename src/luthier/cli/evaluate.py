@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,6 +12,15 @@ from rich.text import Text
 
 from luthier.cli.app import AdapterScale, Json, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
+from luthier.records import AnsweredRow, Evaluation
+from luthier.records.evaluation import (
+    AnyCompared,
+    Confusion,
+    Forgetting,
+    Interval,
+    Outcome,
+    PerplexityCompared,
+)
 from luthier.run import open_run
 
 
@@ -76,49 +85,53 @@ def evaluate(
 
     page = write_report(run)
     if as_json:
-        print_json(evaluation)
+        print_json(evaluation.to_dict())
         return
     show_comparison(evaluation)
-    if evaluation["forgetting"] is not None:
-        show_forgetting(evaluation["forgetting"])
+    if evaluation.forgetting is not None:
+        show_forgetting(evaluation.forgetting)
     show_samples(evaluation, samples)
     out.print(f"to read and pass on: {page}", highlight=False, soft_wrap=True)
 
 
-def show_comparison(evaluation: dict[str, Any]) -> None:
+def show_comparison(evaluation: Evaluation) -> None:
     """Base and tuned, one row a figure, each with its interval, and the verdict of the pair."""
-    title = f"{evaluation['rows']} held-out rows, {evaluation['supervised_tokens']:,} tokens scored"
-    if evaluation["answered_rows"]:
-        title += f", {evaluation['answered_rows']} answered"
+    title = f"{evaluation.rows} held-out rows, {evaluation.supervised_tokens:,} tokens scored"
+    if evaluation.answered_rows:
+        title += f", {evaluation.answered_rows} answered"
     table = _figures("", "base", "tuned", "change", "p", "verdict")
-    for entry in (*evaluation["metrics"].values(), *evaluation["tasks"].values()):
-        form = _percent if entry["share"] else _number
-        test = entry["test"]
-        if "ratio" in entry:
-            change = "×{ratio:.3g} [{low:.3g}, {high:.3g}]".format(**entry["ratio"])
-        else:
-            signed = "{:+.1f}" if entry["share"] else "{:+.3g}"
-            factor = 100 if entry["share"] else 1
-            change, low, high = (
-                signed.format(factor * test[key]) for key in ("difference", "low", "high")
-            )
-            change = f"{change} [{low}, {high}]"
+    for entry in (*evaluation.metrics.values(), *evaluation.tasks.values()):
+        form = _percent if entry.share else _number
         table.add_row(
-            entry["label"],
-            _with_interval(entry["base"], form),
-            _with_interval(entry["tuned"], form),
-            Text(change),
-            _p(test["p"]),
-            Text(test["verdict"], style=VERDICT_STYLES[test["verdict"]]),
+            entry.label,
+            _with_interval(entry.base, form),
+            _with_interval(entry.tuned, form),
+            Text(_change(entry)),
+            _p(entry.test.p),
+            Text(entry.test.verdict, style=VERDICT_STYLES[entry.test.verdict]),
         )
     out.print(title, highlight=False)
     out.print(table)
-    if evaluation["seen_in_training"]:
-        warning = f"{evaluation['seen_in_training']} of these rows were trained on: figures flatter"
+    if evaluation.seen_in_training:
+        warning = f"{evaluation.seen_in_training} of these rows were trained on: figures flatter"
         out.print(warning, style="bold yellow", highlight=False)
     out.print("[95% interval]; change is in points for shares", style="dim", markup=False)
-    if evaluation["classification"]:
-        show_confusion(evaluation["classification"]["tuned"])
+    if evaluation.classification is not None:
+        show_confusion(evaluation.classification.tuned)
+
+
+def _change(entry: AnyCompared) -> str:
+    """The change with its interval: a ratio for perplexities, points for shares."""
+    if isinstance(entry, PerplexityCompared):
+        ratio = entry.ratio
+        return f"×{ratio.ratio:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]"
+    signed = "{:+.1f}" if entry.share else "{:+.3g}"
+    factor = 100 if entry.share else 1
+    test = entry.test
+    change, low, high = (
+        signed.format(factor * value) for value in (test.difference, test.low, test.high)
+    )
+    return f"{change} [{low}, {high}]"
 
 
 VERDICT_STYLES = {
@@ -139,9 +152,9 @@ def _figures(first: str, *others: str) -> Table:
     return table
 
 
-def _with_interval(side: dict[str, Any], form: Callable[[float], str]) -> Text:
-    low, high = (form(side[key]).removesuffix("%") for key in ("low", "high"))
-    return Text(f"{form(side['mean'])} [{low}, {high}]")
+def _with_interval(side: Interval, form: Callable[[float], str]) -> Text:
+    low, high = (form(value).removesuffix("%") for value in (side.low, side.high))
+    return Text(f"{form(side.mean)} [{low}, {high}]")
 
 
 def _percent(value: float) -> str:
@@ -152,88 +165,85 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def show_forgetting(found: dict[str, Any]) -> None:
+def show_forgetting(found: Forgetting) -> None:
     """What the general probe found, its verdict, and what to do."""
     table = _figures("general skill", "base", "tuned", "change", "p")
-    for name, entry in {"all questions": found["accuracy"], **found["areas"]}.items():
-        test = entry["test"]
+    for name, entry in {"all questions": found.accuracy, **found.areas}.items():
         table.add_row(
             name,
-            _with_interval(entry["base"], _percent),
-            _with_interval(entry["tuned"], _percent),
-            Text(f"{100 * test['difference']:+.1f}", style=_style(test)),
-            _p(test["p"]),
+            _with_interval(entry.base, _percent),
+            _with_interval(entry.tuned, _percent),
+            Text(f"{100 * entry.test.difference:+.1f}", style=_style(entry.test)),
+            _p(entry.test.p),
         )
-    text = found["text"]["perplexity"]
+    prose = found.text.perplexity
     table.add_row(
         "perplexity of prose",
-        _with_interval(text["base"], _number),
-        _with_interval(text["tuned"], _number),
-        Text(f"×{text['ratio']['ratio']:.3g}", style=_style(text["test"])),
-        _p(text["test"]["p"]),
+        _with_interval(prose.base, _number),
+        _with_interval(prose.tuned, _number),
+        Text(f"×{prose.ratio.ratio:.3g}", style=_style(prose.test)),
+        _p(prose.test.p),
     )
-    leakage = found["leakage"]
+    leakage = found.leakage
     table.add_row(
         "format leakage",
-        _with_interval(leakage["base"], _percent),
-        _with_interval(leakage["tuned"], _percent),
-        Text(f"{100 * leakage['test']['difference']:+.1f}", style=_style(leakage["test"])),
-        _p(leakage["test"]["p"]),
+        _with_interval(leakage.base, _percent),
+        _with_interval(leakage.tuned, _percent),
+        Text(f"{100 * leakage.test.difference:+.1f}", style=_style(leakage.test)),
+        _p(leakage.test.p),
     )
     out.print(table)
-    if found["kl"] is not None:
-        out.print(
-            f"distance KL(base ‖ tuned) {found['kl']['mean']:.3f} nats a token", highlight=False
-        )
-    style = VERDICT_STYLES[found["verdict"]]
-    out.print(Text(found["verdict"], style=style), *found["reasons"], sep="\n  ", highlight=False)
-    for leak in leakage["leaks"][:2]:
-        shown = f"  {leak['question']!r} → {_shortened(leak['tuned'], 120)!r} ({leak['kind']})"
+    if found.kl is not None:
+        out.print(f"distance KL(base ‖ tuned) {found.kl.mean:.3f} nats a token", highlight=False)
+    style = VERDICT_STYLES[found.verdict]
+    out.print(Text(found.verdict, style=style), *found.reasons, sep="\n  ", highlight=False)
+    for leak in leakage.leaks[:2]:
+        shown = f"  {leak.question!r} → {_shortened(leak.tuned, 120)!r} ({leak.kind})"
         out.print(shown, markup=False, highlight=False)
-    for number, remedy in enumerate(found["remedies"], 1):
-        text = f"{number}. {remedy['what']}: {remedy['why']}\n   {remedy['how']}"
+    for number, remedy in enumerate(found.remedies, 1):
+        text = f"{number}. {remedy.what}: {remedy.why}\n   {remedy.how}"
         out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _style(test: dict[str, Any]) -> str:
-    return "" if test["verdict"] == "no evidence" else VERDICT_STYLES[test["verdict"]]
+def _style(test: Outcome) -> str:
+    return "" if test.verdict == "no evidence" else VERDICT_STYLES[test.verdict]
 
 
 def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def show_confusion(confusion: dict[str, Any]) -> None:
+def show_confusion(confusion: Confusion) -> None:
     """The tuned model's labels, a row a true one."""
-    table = Table("tuned: true \\ said", *map(escape, confusion["labels"]), "none", "recall", "F1")
+    table = Table("tuned: true \\ said", *map(escape, confusion.labels), "none", "recall", "F1")
     for label, counts, recall, f1 in zip(
-        confusion["labels"],
-        confusion["counts"],
-        confusion["recall"],
-        confusion["f1"],
+        confusion.labels,
+        confusion.counts,
+        confusion.recall,
+        confusion.f1,
         strict=True,
     ):
         table.add_row(Text(label), *map(str, counts), _percent(recall), f"{f1:.2f}")
     out.print(table)
 
 
-def show_samples(evaluation: dict[str, Any], count: int) -> None:
+def show_samples(evaluation: Evaluation, count: int) -> None:
     """The first answers, base and tuned side by side."""
-    for sample in evaluation["samples"][:count]:
+    for sample in evaluation.samples[:count]:
         out.print(_sample_table(sample))
 
 
-def _sample_table(sample: dict[str, Any]) -> Table:
+def _sample_table(sample: AnsweredRow) -> Table:
     table = Table(show_header=False)
-    question = sample["messages"][-1]
+    question = sample.messages[-1]
     prompt = "\n".join(filter(None, [question["content"], question.get("input", "")]))
     # Text, not markup: an answer may hold square brackets.
     for label, text in [
-        ("row", sample["row"]),
+        ("row", sample.row),
         ("prompt", prompt),
-        ("reference", sample["reference"]),
-        ("base", sample["base"]),
-        ("tuned", sample["tuned"]),
+        ("reference", sample.reference),
+        ("base", sample.base),
+        ("tuned", sample.tuned),
     ]:
         table.add_row(label, Text(_shortened(text)))
     return table

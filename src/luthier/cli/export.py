@@ -1,6 +1,5 @@
 """`luthier export`."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -12,6 +11,7 @@ from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 from luthier.events import during
+from luthier.perplexity import perplexity
 from luthier.run import open_run
 
 
@@ -64,7 +64,7 @@ def export(
         raise UserError("--public says how to --push; name a repository: --push owner/name")
     from luthier.api import export_run
 
-    folder = to or run.root / shape
+    folder = to or run.export_path(shape)
     chosen = cast(list[GgufType], list(dict.fromkeys(types or ["q8_0"])))
     with terminal() as on_event:
         result = export_run(run, shape, folder, chosen, check_rows, on_event)
@@ -113,7 +113,7 @@ def _show_files(files: list[dict[str, Any]]) -> None:
         if difference is not None:
             before = difference
             cells += [
-                f"{math.exp(difference['loss_after']):.4f}",
+                f"{perplexity(difference['loss_after']):.4f}",
                 f"{difference['kl']:.2g}",
                 f"{difference['same_top']:.1%}",
                 f"{check['same_answers']} of {check['answers']}",
@@ -122,7 +122,7 @@ def _show_files(files: list[dict[str, Any]]) -> None:
     out.print(table)
     if before is not None:
         out.print(
-            f"the run itself: perplexity {math.exp(before['loss_before']):.4f} on {before['rows']} "
+            f"the run itself: perplexity {perplexity(before['loss_before']):.4f} on {before['rows']} "
             f"rows, {before['tokens']:,} tokens; every tensor was read back",
             highlight=False,
         )

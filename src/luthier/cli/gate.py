@@ -1,6 +1,5 @@
 """`luthier gate`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -49,10 +48,11 @@ def gate(
     run = open_run(run_path)
     from luthier.api import check_gate
 
-    if not run.evaluation_path.is_file():
+    evaluation = run.evaluation()
+    if evaluation is None:
         raise UserError(f"{run.root} is not evaluated; run `luthier evaluate {run.root}` first")
     checks = check_gate(
-        json.loads(run.evaluation_path.read_text("utf-8")),
+        evaluation,
         least=least or (),
         most=most or (),
         better=better or (),

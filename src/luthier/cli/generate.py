@@ -80,8 +80,10 @@ def generate(
         return
     questions = [sys.stdin.read() if text == "-" else text for text in prompt or []]
 
+    learned_turns = run.provenance().learned_turns
+
     def as_prompt(question: str) -> Messages | str:
-        return question if _plain_text(run) else _messages(system, [], question)
+        return _messages(system, [], question) if learned_turns else question
 
     answers: dict[str, list[str]] = {}
     with terminal() as on_event:
@@ -150,10 +152,6 @@ def _messages(
 ) -> tuple[dict[str, str], ...]:
     opening = [{"role": "system", "content": system}] if system else []
     return (*opening, *turns, {"role": "user", "content": line})
-
-
-def _plain_text(run: Run) -> bool:
-    return (run.recipe().provenance or {}).get("template") == "none"
 
 
 def _sides(base: bool, compare: bool) -> list[str]:

@@ -1,6 +1,5 @@
 """`luthier merge`."""
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ from luthier.api import Combination, Onto
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
+from luthier.perplexity import perplexity
 from luthier.run import open_run
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def show_difference(title: str, check: "Difference", names: tuple[str, str]) -> 
         column.justify = "right"
     table.add_row("loss (nats a token)", f"{check.loss_before:.5f}", f"{check.loss_after:.5f}")
     table.add_row(
-        "perplexity", f"{math.exp(check.loss_before):.4f}", f"{math.exp(check.loss_after):.4f}"
+        "perplexity", f"{perplexity(check.loss_before):.4f}", f"{perplexity(check.loss_after):.4f}"
     )
     out.print(table)
     out.print(

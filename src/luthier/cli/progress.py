@@ -56,7 +56,7 @@ class Work:
     def how_far(self) -> list[str]:
         """Count, rate and time left, as far as they are known."""
         event, rate = self.event, self.pace.rate
-        if not event.unit:
+        if not event.unit or (event.total is None and not event.done):
             return []
         if event.total is None:
             parts = [f"{event.done:,} {event.unit}"]

@@ -133,18 +133,18 @@ def _entry(
     )
     return {
         "name": name,
-        "scores": {m.name: mean_interval(scores[m.name][name]).to_json() for m in metrics},
+        "scores": {m.name: mean_interval(scores[m.name][name]).to_dict() for m in metrics},
         "against_first": None
         if name == first
         else {
             m.name: paired_test(
                 scores[m.name][first], scores[m.name][name], higher_is_better=m.higher_is_better
-            ).to_json()
+            ).to_dict()
             for m in metrics
         },
         "groups": {
             group: {
-                m.name: mean_interval([scores[m.name][name][place] for place in places]).to_json()
+                m.name: mean_interval([scores[m.name][name][place] for place in places]).to_dict()
                 for m in metrics
             }
             for group, places in groups.items()

@@ -1,6 +1,5 @@
 """Train the variants of a recipe, prove each on the same rows, and put them side by side."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from luthier.evaluate.report.page import write_report
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.events import Event, Note, OnEvent, Progress, ignore
 from luthier.files import write_json
-from luthier.records import Measured
+from luthier.records import AnsweredRow, Evaluation, Measured
 from luthier.run import Run, claim_run
 from luthier.runs import train_run_apart
 
@@ -30,8 +29,8 @@ class Trained:
     variant: Variant
     run: Run
     measured: Measured
-    evaluation: dict[str, Any]
-    rows: list[dict[str, Any]]  # evaluation/rows.jsonl
+    evaluation: Evaluation
+    rows: list[AnsweredRow]
 
 
 def compare_methods(
@@ -67,11 +66,9 @@ def compare_methods(
         wanted = list(metrics or variant.recipe.evaluate.metrics)
         if not _is_evaluated(run, data, wanted):
             _evaluate(run, data, wanted, on_event)
-        evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
-        lines = (run.evaluation_folder / "rows.jsonl").read_text("utf-8").splitlines()
-        trained.append(
-            Trained(variant, run, run.measured(), evaluation, list(map(json.loads, lines)))
-        )
+        evaluation = run.evaluation()
+        assert evaluation is not None
+        trained.append(Trained(variant, run, run.measured(), evaluation, run.answered_rows()))
     comparison = _summary(trained, data, price_per_hour)
     write_json(out / COMPARISON, comparison)
     return comparison
@@ -94,19 +91,20 @@ def _is_evaluated(run: Run, data: str | None, metrics: Sequence[str]) -> bool:
     source = run.validation_path if data is None else Path(data)
     made_of = [run.measured_path, source]
     try:
-        evaluation = json.loads(run.evaluation_path.read_text("utf-8"))
-        written = run.evaluation_path.stat().st_mtime
-        # A metric of the user's own goes by the stem of its file.
-        names = {Path(name).stem if name.endswith(".py") else name for name in metrics}
-        return (
-            (run.evaluation_folder / "rows.jsonl").is_file()
-            and all(path.stat().st_mtime <= written for path in made_of if path.exists())
-            and evaluation["data"] == str(source if data is None else data)
-            and evaluation["adapter_scale"] == 1
-            and names <= set(evaluation["metrics"])
-        )
-    except (OSError, ValueError, KeyError):
+        evaluation = run.evaluation()
+    except UserError:  # damaged, or of a version that measured less
+        evaluation = None
+    if evaluation is None or not run.answered_rows_path.is_file():
         return False
+    written = run.evaluation_path.stat().st_mtime
+    # A metric of the user's own goes by the stem of its file.
+    names = {Path(name).stem if name.endswith(".py") else name for name in metrics}
+    return (
+        all(path.stat().st_mtime <= written for path in made_of if path.exists())
+        and evaluation.data == str(source if data is None else data)
+        and evaluation.adapter_scale == 1
+        and names <= set(evaluation.metrics)
+    )
 
 
 def _summary(
@@ -117,9 +115,9 @@ def _summary(
         groups.setdefault(one.variant.name, []).append(one)
     first = trained[0].evaluation
     _check_rows(trained)
-    scored = [one.rows[0]["scores"]["tuned"] for one in trained]
+    scored = [one.rows[0].scores.tuned for one in trained]
     metrics = [
-        {"name": name, **{key: first["metrics"][name][key] for key in _ABOUT}}
+        {"name": name, **{key: getattr(first.metrics[name], key) for key in _ABOUT}}
         for name in scored[0]
         if all(name in scores for scores in scored)  # one may have been evaluated for more
     ]
@@ -137,13 +135,13 @@ def _summary(
         "model": trained[0].variant.recipe.model.source,
         "train": trained[0].variant.recipe.train_files,
         "data": data or "the validation rows of the runs",
-        "rows": first["answered_rows"],
-        "seen_in_training": max(one.evaluation["seen_in_training"] for one in trained),
+        "rows": first.answered_rows,
+        "seen_in_training": max(one.evaluation.seen_in_training for one in trained),
         "seeds": len(groups[reference]),
         "varied": list(trained[0].variant.changes),
         "reference": reference,
         "metrics": metrics,
-        "base": {m["name"]: kept.evaluation["metrics"][m["name"]]["base"] for m in metrics},
+        "base": {m["name"]: kept.evaluation.metrics[m["name"]].base.to_dict() for m in metrics},
         "variants": entries,
         "dtypes": sorted({one.measured.dtype for one in trained}),
         "device": trained[0].measured.device,
@@ -153,7 +151,7 @@ def _summary(
 
 
 def _check_rows(trained: Sequence[Trained]) -> None:
-    asked = [[(row["messages"], row["reference"]) for row in one.rows] for one in trained]
+    asked = [[(row.messages, row.reference) for row in one.rows] for one in trained]
     if not asked[0]:
         raise UserError(
             "no row was answered, so there is nothing to compare: the rows hold plain text, or "
@@ -183,14 +181,14 @@ def _entry(
     wanted = {m["name"]: _scores(reference, m["name"]) for m in metrics}
     main = metrics[0]["name"]
     whole = _mean(wanted[main])
-    plan = _plan(ones[0].run)
+    plan = ones[0].run.plan()
     return {
         "name": name,
         "changes": ones[0].variant.changes,
         "method": ones[0].variant.recipe.method.name,
         "learning_rate": ones[0].variant.recipe.train.learning_rate,
         "runs": [str(one.run.root) for one in ones],
-        "scores": {key: mean_interval(values).to_json() for key, values in scores.items()},
+        "scores": {key: mean_interval(values).to_dict() for key, values in scores.items()},
         "by_seed": {
             m["name"]: [float(np.mean(_scores([one], m["name"]))) for one in ones] for m in metrics
         },
@@ -200,14 +198,14 @@ def _entry(
         else {
             m["name"]: paired_test(
                 wanted[m["name"]], scores[m["name"]], higher_is_better=m["higher_is_better"]
-            ).to_json()
+            ).to_dict()
             for m in metrics
         },
-        "eval_loss": _mean(one.evaluation["tuned"]["loss"] for one in ones),
+        "eval_loss": _mean(one.evaluation.tuned["loss"] for one in ones),
         "forgetting": _forgetting(ones),
         "trainable_parameters": measured[0].trainable_parameters,
         "total_parameters": measured[0].total_parameters,
-        "peak_predicted_bytes": plan["memory"]["peak"] if plan else None,
+        "peak_predicted_bytes": plan.memory.peak if plan else None,
         "peak_measured_bytes": max(m.peak_memory_bytes for m in measured),
         "seconds": hours * 3600,
         "tokens_per_second": _mean(m.tokens_per_second for m in measured),
@@ -221,32 +219,25 @@ def _entry(
 
 def _scores(ones: Sequence[Trained], metric: str) -> list[float]:
     """One score a row: the mean over the seeds, which answered the same rows."""
-    columns = [[row["scores"]["tuned"][metric] for row in one.rows] for one in ones]
+    columns = [[row.scores.tuned[metric] for row in one.rows] for one in ones]
     return [sum(values) / len(values) for values in zip(*columns, strict=True)]
 
 
 def _forgetting(ones: Sequence[Trained]) -> dict[str, Any] | None:
     """The worst verdict of the seeds, and the mean change of the probe's accuracy."""
-    found = [one.evaluation["forgetting"] for one in ones if one.evaluation.get("forgetting")]
+    found = [one.evaluation.forgetting for one in ones if one.evaluation.forgetting is not None]
     if not found:
         return None
-    verdicts = [probe["verdict"] for probe in found]
+    verdicts = [probe.verdict for probe in found]
     return {
         "verdict": max(verdicts, key=("kept", "some forgetting", "forgot").index),
-        "accuracy_change": _mean(probe["accuracy"]["test"]["difference"] for probe in found),
-        "reasons": list(dict.fromkeys(text for probe in found for text in probe["reasons"])),
+        "accuracy_change": _mean(probe.accuracy.test.difference for probe in found),
+        "reasons": list(dict.fromkeys(text for probe in found for text in probe.reasons)),
     }
 
 
 def _mean(values: Any) -> float:
     return float(np.mean(list(values)))
-
-
-def _plan(run: Run) -> dict[str, Any] | None:
-    if not run.plan_path.is_file():
-        return None
-    plan: dict[str, Any] = json.loads(run.plan_path.read_text("utf-8"))
-    return plan
 
 
 def _weights_bytes(one: Trained) -> int:
@@ -256,8 +247,8 @@ def _weights_bytes(one: Trained) -> int:
 
 def _curve(run: Run) -> dict[str, list[list[float]]]:
     """Points (step, loss) of training and validation."""
-    lines = [json.loads(line) for line in run.metrics_path.read_text("utf-8").splitlines()]
+    lines = run.metrics()
     return {
-        key: [[line["step"], line[key]] for line in lines if key in line]
-        for key in ("loss", "eval_loss")
+        "loss": [[line.step, line.loss] for line in lines if line.loss is not None],
+        "eval_loss": [[line.step, line.eval_loss] for line in lines if line.eval_loss is not None],
     }

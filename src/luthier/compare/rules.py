@@ -86,7 +86,7 @@ def _check(
     others = {}
     for name, values in totals.items():
         if name != mine:
-            others[name] = paired_test(values, totals[mine]).to_json()
+            others[name] = paired_test(values, totals[mine]).to_dict()
     verdicts = {test["verdict"] for test in others.values()}
     verdict = "undecided"
     if "worse" in verdicts:

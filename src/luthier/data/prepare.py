@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,19 +19,20 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import sha256, user_path, write_json, write_jsonl
 from luthier.recipe import DataGroup, Recipe
+from luthier.records.data import (
+    DataReport,
+    DataSource,
+    LeftOut,
+    LongRow,
+    Replay,
+    RowCounts,
+    SplitTokens,
+    TokenCounts,
+    UnusableRow,
+)
 from luthier.run import Run
 
 _SHOWN = 5  # examples in a message; the report holds all
-
-
-@dataclass
-class Source:
-    """One file as it was read."""
-
-    file: str
-    format: str
-    sha256: str
-    rows: int
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Prepared:
 
     train: list[TokenRow]
     validation: list[TokenRow]
-    report: dict[str, Any]
+    report: DataReport
 
 
 @dataclass
@@ -76,36 +76,34 @@ def prepare(
     else:
         with during("splitting off validation rows", on_event):
             train, validation = split(train, data.validation_fraction, recipe.train.seed)
-    replay: dict[str, Any] | None = None
+    replay: Replay | None = None
     if data.replay is not None:
         general, more = _read([data.replay.source], data, left_out, on_event, detect=True)
         sources += more
         general, _ = without_overlap(general, validation)
         wanted = round(len(train) * data.replay.share / (1 - data.replay.share))
         added = sample(general, wanted, recipe.train.seed)
-        replay = {"wanted": wanted, "added": len(added), "available": len(general)}
+        replay = Replay(wanted=wanted, added=len(added), available=len(general))
         train = [*train, *added]
     train_rows = _tokenise(train, data, encoder, left_out, on_event)
     validation_rows = _tokenise(validation, data, encoder, left_out, on_event)
     _judge(data, train_rows, left_out)
-    report = {
-        "sources": [vars(source) for source in sources],
-        "rows": {
-            "read": read,
-            "train": len(_unique(train_rows)),
-            "validation": len(_unique(validation_rows)),
-        },
-        "replay": replay,
-        "tokens": {"train": _count(train_rows), "validation": _count(validation_rows)},
-        "left_out": {
-            "bad": [{"row": str(bad.origin), "why": bad.reason} for bad in left_out.bad],
-            "too_long": [
-                {"row": str(row.conversation.origin), "tokens": len(row)}
+    report = DataReport(
+        sources=sources,
+        rows=RowCounts(
+            read=read, train=len(_unique(train_rows)), validation=len(_unique(validation_rows))
+        ),
+        replay=replay,
+        tokens=SplitTokens(train=_count(train_rows), validation=_count(validation_rows)),
+        left_out=LeftOut(
+            bad=[UnusableRow(row=str(bad.origin), why=bad.reason) for bad in left_out.bad],
+            too_long=[
+                LongRow(row=str(row.conversation.origin), tokens=len(row))
                 for row in left_out.too_long
             ],
-            "also_in_validation": [str(row.origin) for row in left_out.overlap],
-        },
-    }
+            also_in_validation=[str(row.origin) for row in left_out.overlap],
+        ),
+    )
     return Prepared(train_rows, validation_rows, report)
 
 
@@ -114,7 +112,9 @@ def store(prepared: Prepared, run: Run) -> None:
     write_jsonl(run.train_path, (row.to_row() for row in _unique(prepared.train)))
     write_jsonl(run.validation_path, (row.to_row() for row in _unique(prepared.validation)))
     hashes = {path.name: sha256(path) for path in (run.train_path, run.validation_path)}
-    write_json(run.data_report_path, {**prepared.report, "split_sha256": hashes})
+    write_json(
+        run.data_report_path, prepared.report.model_copy(update={"split_sha256": hashes}).to_dict()
+    )
 
 
 def load_stored(
@@ -125,16 +125,10 @@ def load_stored(
     Raises:
         UserError: it was edited, or is gone.
     """
-    try:
-        report = json.loads(run.data_report_path.read_text(encoding="utf-8"))
-        with during("checking the run's data", on_event):
-            whole = all(
-                sha256(path) == report["split_sha256"][path.name]
-                for path in (run.train_path, run.validation_path)
-            )
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
+    report = run.data_report()
+    with during("checking the run's data", on_event):
+        whole = report is not None and _as_stored(report, run)
+    if report is None or not whole:
         raise UserError(
             f"{run.train_path.parent} is not as this run wrote it, so the run cannot go on "
             "exactly; choose another run.name to start anew"
@@ -145,6 +139,16 @@ def load_stored(
         for path in (run.train_path, run.validation_path)
     )
     return Prepared(train, validation, report)
+
+
+def _as_stored(report: DataReport, run: Run) -> bool:
+    hashes = report.split_sha256 or {}
+    try:
+        return all(
+            sha256(path) == hashes.get(path.name) for path in (run.train_path, run.validation_path)
+        )
+    except OSError:
+        return False
 
 
 def held_out(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
@@ -199,7 +203,7 @@ def _read(
     on_event: OnEvent,
     *,
     detect: bool = False,
-) -> tuple[list[Conversation], list[Source]]:
+) -> tuple[list[Conversation], list[DataSource]]:
     """Rows and their files; ``detect`` tells the format whatever ``data.format`` says."""
     rows: list[Conversation] = []
     read = []
@@ -223,7 +227,9 @@ def _read(
                 left_out.bad.append(bad)
         with during(f"hashing {file}", on_event):
             digest = sha256(user_path(file))
-        read.append(Source(file, fmt or "unknown", digest, len(rows) - before))
+        read.append(
+            DataSource(file=file, format=fmt or "unknown", sha256=digest, rows=len(rows) - before)
+        )
     if left_out.bad and (data.on_bad_row == "error" or not rows):
         raise UserError(_bad_rows_message(left_out.bad))
     return rows, read
@@ -298,12 +304,12 @@ def _unique(rows: Sequence[TokenRow]) -> list[Conversation]:
     return list({id(row.conversation): row.conversation for row in rows}.values())
 
 
-def _count(rows: Sequence[TokenRow]) -> dict[str, int]:
-    return {
-        "total": sum(len(row) for row in rows),
-        "supervised": sum(sum(row.supervised) for row in rows),
-        "longest": max((len(row) for row in rows), default=0),
-    }
+def _count(rows: Sequence[TokenRow]) -> TokenCounts:
+    return TokenCounts(
+        total=sum(len(row) for row in rows),
+        supervised=sum(sum(row.supervised) for row in rows),
+        longest=max((len(row) for row in rows), default=0),
+    )
 
 
 def _stored_rows(path: Path, on_event: OnEvent) -> Iterator[Conversation]:

@@ -2,41 +2,39 @@
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
-
-from luthier.evaluate.store import Store, key_of
-from luthier.events import OnEvent, tracked
+from luthier.evaluate.examination import Examination
+from luthier.evaluate.store import key_of
+from luthier.events import tracked
 from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
 
 
 def answer_kept(
+    examination: Examination,
+    side: str,
     model: Model,
-    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
-    store: Store,
-    side: str,
     max_new_tokens: int,
     batch_size: int,
     task: str,
-    on_event: OnEvent,
 ) -> list[str]:
-    """Greedy answers to ``prompts`` in their order; batches of prompts of like length.
+    """Greedy answers of a side to ``prompts`` in their order; batches of prompts of like length.
+
+    The examination's store holds answers of before and gets each batch's.
 
     Args:
-        store: holds answers of before and gets each batch's.
-        side: says which weights answer, all that an answer depends on besides its prompt.
         task: what this is, in the events about its progress; they count the answers to make.
 
     Raises:
         UserError: the template refuses a prompt, or a prompt leaves no room for an answer.
     """
+    tokenizer, store = examination.models.tokenizer, examination.store
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    keys = [key_of(side, ids, max_new_tokens) for ids in encoded]
+    keys = [key_of(examination.names[side], ids, max_new_tokens) for ids in encoded]
     fresh = {key: i for i, key in enumerate(keys) if key not in store}  # equal prompts once
     order = sorted(fresh.values(), key=lambda i: -len(encoded[i]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for batch in tracked(batches, task, on_event, len(order), "prompts", size=len):
+    for batch in tracked(batches, task, examination.on_event, len(order), "prompts", size=len):
         answers = answer_all(
             model,
             tokenizer,

@@ -4,9 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from luthier.data.conversation import Conversation
 from luthier.data.prepare import (
     held_out,
     read_for_evaluation,
@@ -18,10 +16,11 @@ from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
 from luthier.evaluate.answering import answer_kept
 from luthier.evaluate.classification import confusion
+from luthier.evaluate.examination import Examination, Rows
 from luthier.evaluate.harness import run_tasks
 from luthier.evaluate.likelihood import RowLoss, row_losses
+from luthier.evaluate.losses import compare_losses
 from luthier.evaluate.metrics import Metric, make_metrics
-from luthier.evaluate.perplexity import loss_and_perplexity
 from luthier.evaluate.probe.forgetting import probe_forgetting
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store, key_of
@@ -29,21 +28,13 @@ from luthier.events import Note, OnEvent, ignore
 from luthier.files import sha256, write_json, write_jsonl
 from luthier.generate.answer import Model
 from luthier.kernels.separation import rows_stay_apart
-from luthier.models.tuned import TunedModel, load_tuned
+from luthier.models.tuned import load_tuned
 from luthier.recipe import Recipe
+from luthier.records import AnsweredRow, Evaluation
+from luthier.records.evaluation import AnyCompared, Confusion, MetricCompared, Pair
 from luthier.run import Run
 
-SIDES = ("base", "tuned")
 SAMPLES = 100  # rows that evaluation.json shows; all of them are in evaluation/rows.jsonl
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is evaluated: all rows for the loss, a sample of them for answers."""
-
-    source: str
-    all: list[Conversation]
-    answered: list[Conversation]
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ def evaluate_run(
     probe: bool | None = None,
     tasks: Sequence[str] = (),
     tasks_limit: int | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Compare a finished run with the model it began from, and keep it in ``evaluation.json``.
 
     Answers are kept in ``evaluation/`` as they are made: an evaluation that is killed goes on
@@ -77,14 +68,6 @@ def evaluate_run(
         adapter_scale: of the tuned side, see ``load_tuned``.
         probe: whether to look for forgetting; None: as ``evaluate.probe`` of the recipe says.
         tasks: of lm-eval, and ``tasks_limit`` rows of each, see ``run_tasks``.
-
-    Returns:
-        ``base`` and ``tuned`` each with ``loss`` (nats a supervised token), ``perplexity`` and the
-        mean of each metric; ``metrics`` with the interval of each side and the paired test;
-        ``classification`` with the confusion matrix of each side where the references are labels;
-        ``forgetting`` with the probe's verdict, or None; ``tasks`` with those of lm-eval;
-        ``seen_in_training``, how many rows' prompts the run learned from; ``samples`` with the
-        answers of both side by side.
 
     Raises:
         UserError: the run has not finished, there is nothing to evaluate on, or a row, a metric or
@@ -99,7 +82,7 @@ def evaluate_run(
         recipe.evaluate.metrics if rows.answered else (),
         recipe.evaluate,
         rows.answered,
-        run.evaluation_folder / "judge.jsonl",
+        run.grades_path,
     )
     training = trained_on(run, on_event)
     _, seen = without_overlap(rows.all, training)
@@ -116,37 +99,34 @@ def evaluate_run(
     weights = sha256(run.measured_path)  # other after the run was trained anew
     names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
     with run.locked():
-        store = Store(run.evaluation_folder / "answers.jsonl")
-        sides = measure_sides(models, recipe, rows, graded, store, names, on_event)
-        forgetting = None
-        if recipe.evaluate.probe if probe is None else probe:
-            forgetting = probe_forgetting(run, models, recipe, training, store, names, on_event)
-            write_jsonl(run.evaluation_folder / "probe.jsonl", forgetting.pop("answers"))
-        harness = {}
-        if tasks:
-            harness = run_tasks(
-                models,
-                tasks,
-                limit=tasks_limit,
-                batch_size=recipe.evaluate.batch_size,
-                on_event=on_event,
-            )
-        evaluation = {
-            "data": rows.source,
-            "rows": len(rows.all),
-            "seen_in_training": len(seen),
-            "supervised_tokens": sum(loss.tokens for loss in sides["base"].losses),
-            "answered_rows": len(rows.answered),
-            "adapter_scale": adapter_scale,
-            **compare_sides(sides, graded, rows),
-            "forgetting": forgetting,
-            "tasks": harness,
-            "max_new_tokens": recipe.evaluate.max_new_tokens,
-            "seconds": round(time.perf_counter() - started, 1),
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        write_jsonl(run.evaluation_folder / "rows.jsonl", row_records(sides, rows))
-        write_json(run.evaluation_path, evaluation)
+        store = Store(run.answers_path)
+        examination = Examination(run, recipe, rows, models, names, store, on_event)
+        sides = _measure(examination, graded)
+        looks = recipe.evaluate.probe if probe is None else probe
+        forgetting = probe_forgetting(examination, training) if looks else None
+        harness = run_tasks(examination, tasks, tasks_limit) if tasks else {}
+        compared = _compare(sides, graded, rows)
+        answered = _answered_rows(sides, rows)
+        evaluation = Evaluation(
+            data=rows.source,
+            rows=len(rows.all),
+            seen_in_training=len(seen),
+            supervised_tokens=sum(loss.tokens for loss in sides.base.losses),
+            answered_rows=len(rows.answered),
+            adapter_scale=adapter_scale,
+            base={name: found.base.mean for name, found in compared.items()},
+            tuned={name: found.tuned.mean for name, found in compared.items()},
+            metrics=compared,
+            classification=_classification(sides, rows),
+            samples=answered[:SAMPLES],
+            forgetting=forgetting,
+            tasks=harness,
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            seconds=round(time.perf_counter() - started, 1),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_jsonl(run.answered_rows_path, (row.to_dict() for row in answered))
+        write_json(run.evaluation_path, evaluation.to_dict())
     return evaluation
 
 
@@ -166,51 +146,40 @@ def choose_rows(run: Run, recipe: Recipe, data: str | None, on_event: OnEvent = 
     return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 
 
-def measure_sides(
-    models: TunedModel,
-    recipe: Recipe,
-    rows: Rows,
-    metrics: Sequence[Metric],
-    store: Store,
-    names: dict[str, str],
-    on_event: OnEvent,
-) -> dict[str, Side]:
-    """Loss, answers and scores of base and tuned; ``store`` and ``names`` as for ``answer_kept``."""
+@dataclass(frozen=True)
+class _Sides:
+    base: Side
+    tuned: Side
+
+
+def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
+    """Loss, answers and scores of base and tuned."""
+    rows, settings = examination.rows, examination.recipe.evaluate
 
     def measure(side: str, model: Model) -> Side:
-        losses = _losses(side, model, models, recipe, rows, on_event)
+        losses = _losses(examination, side, model)
         answers = answer_kept(
+            examination,
+            side,
             model,
-            models.tokenizer,
             [row.prompt for row in rows.answered],
-            store=store,
-            side=names[side],
-            max_new_tokens=recipe.evaluate.max_new_tokens,
-            batch_size=recipe.evaluate.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
             task=f"answers of {side}",
-            on_event=on_event,
         )
         scores = {metric.name: metric.scores(answers, rows.answered) for metric in metrics}
         return Side(losses, answers, scores)
 
-    with models.as_base() as base:
-        sides = {"base": measure("base", base)}
-    return {**sides, "tuned": measure("tuned", models.tuned)}
+    return _Sides(*examination.of_both(measure))
 
 
-def _losses(
-    side: str,
-    model: Model,
-    models: TunedModel,
-    recipe: Recipe,
-    rows: Rows,
-    on_event: OnEvent,
-) -> list[RowLoss]:
+def _losses(examination: Examination, side: str, model: Model) -> list[RowLoss]:
     """The loss of each conversation; a text that was cut into several rows is one."""
-    encoder = Tokenizer(models.tokenizer, recipe.data.train_on)
-    tokens = tokenise(rows.all, recipe.data, encoder, on_event)
+    rows, data, on_event = examination.rows, examination.recipe.data, examination.on_event
+    encoder = Tokenizer(examination.models.tokenizer, data.train_on)
+    tokens = tokenise(rows.all, data, encoder, on_event)
     if not tokens:
-        raise UserError(f"no row of {rows.source} fits data.max_length {recipe.data.max_length}")
+        raise UserError(f"no row of {rows.source} fits data.max_length {data.max_length}")
     packed = rows_stay_apart(model)
     pieces = row_losses(model, tokens, packed=packed, task=f"loss of {side}", on_event=on_event)
     whole: dict[int, RowLoss] = {}
@@ -220,51 +189,50 @@ def _losses(
     return list(whole.values())
 
 
-def compare_sides(sides: dict[str, Side], metrics: Sequence[Metric], rows: Rows) -> dict[str, Any]:
-    """The comparison part of ``evaluation.json``."""
-    means: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
-    compared: dict[str, Any] = {}
-    compared["loss"], compared["perplexity"] = loss_and_perplexity(
-        sides["base"].losses, sides["tuned"].losses
-    )
+def _compare(sides: _Sides, metrics: Sequence[Metric], rows: Rows) -> dict[str, AnyCompared]:
+    """Loss, perplexity and each metric: both sides, and the test of the pair."""
+    loss, perplexity = compare_losses(sides.base.losses, sides.tuned.losses)
+    compared: dict[str, AnyCompared] = {"loss": loss, "perplexity": perplexity}
     references = [row.reference for row in rows.answered]
     for metric in metrics:
-        scores = {side: sides[side].scores[metric.name] for side in SIDES}
-        entry: dict[str, Any] = {
-            "label": metric.label,
-            "share": metric.share,
-            "higher_is_better": metric.higher_is_better,
-            **{side: mean_interval(scores[side]).to_json() for side in SIDES},
-            "test": paired_test(
-                scores["base"], scores["tuned"], higher_is_better=metric.higher_is_better
-            ).to_json(),
-        }
-        if metric.corpus is not None:
-            entry["corpus"] = {s: metric.corpus(sides[s].answers, references) for s in SIDES}
-        compared[metric.name] = entry
-    for side in SIDES:
-        means[side] = {name: entry[side]["mean"] for name, entry in compared.items()}
-    labels = {side: confusion(sides[side].answers, references) for side in SIDES}
-    return {
-        **means,
-        "metrics": compared,
-        "classification": {s: found.to_json() for s, found in labels.items() if found} or None,
-        "samples": list(row_records(sides, rows))[:SAMPLES],
-    }
+        base, tuned = (side.scores[metric.name] for side in (sides.base, sides.tuned))
+        compared[metric.name] = MetricCompared(
+            label=metric.label,
+            share=metric.share,
+            higher_is_better=metric.higher_is_better,
+            base=mean_interval(base),
+            tuned=mean_interval(tuned),
+            test=paired_test(base, tuned, higher_is_better=metric.higher_is_better),
+            corpus=None
+            if metric.corpus is None
+            else Pair(
+                base=metric.corpus(sides.base.answers, references),
+                tuned=metric.corpus(sides.tuned.answers, references),
+            ),
+        )
+    return compared
 
 
-def row_records(sides: dict[str, Side], rows: Rows) -> list[dict[str, Any]]:
-    """One object an answered row: prompt, reference, both answers and their scores."""
+def _classification(sides: _Sides, rows: Rows) -> Pair[Confusion] | None:
+    references = [row.reference for row in rows.answered]
+    base, tuned = (confusion(side.answers, references) for side in (sides.base, sides.tuned))
+    return Pair(base=base, tuned=tuned) if base is not None and tuned is not None else None
+
+
+def _answered_rows(sides: _Sides, rows: Rows) -> list[AnsweredRow]:
+    """One record an answered row: prompt, reference, both answers and their scores."""
+
+    def scores(side: Side, index: int) -> dict[str, float]:
+        return {name: values[index] for name, values in side.scores.items()}
+
     return [
-        {
-            "row": str(row.origin),
-            "messages": list(row.prompt),
-            "reference": row.reference,
-            **{side: sides[side].answers[index] for side in SIDES},
-            "scores": {
-                side: {name: scores[index] for name, scores in sides[side].scores.items()}
-                for side in SIDES
-            },
-        }
+        AnsweredRow(
+            row=str(row.origin),
+            messages=[dict(message) for message in row.prompt],
+            reference=row.reference,
+            base=sides.base.answers[index],
+            tuned=sides.tuned.answers[index],
+            scores=Pair(base=scores(sides.base, index), tuned=scores(sides.tuned, index)),
+        )
         for index, row in enumerate(rows.answered)
     ]

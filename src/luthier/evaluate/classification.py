@@ -3,42 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from luthier.data.conversation import Conversation
 from luthier.errors import UserError
 from luthier.evaluate.text import normalise
+from luthier.records.evaluation import Confusion
 
 NO_LABEL = "(none)"
 
 _MOST_LABELS = 20
 _LABEL_LENGTH = 60  # characters
 _LEAST_ROWS_A_LABEL = 3  # on average
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Which label was answered for which.
-
-    Attributes:
-        labels: the label set, the most frequent first.
-        counts: (labels, labels + 1) rows by reference and answer; the last column is of answers
-            that name no label, or several.
-        recall, precision, f1: one a label; 0 where nothing would be divided.
-        macro_f1: mean of ``f1``.
-    """
-
-    labels: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
-    precision: tuple[float, ...]
-    recall: tuple[float, ...]
-    f1: tuple[float, ...]
-    macro_f1: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a dictionary."""
-        return asdict(self)
 
 
 def find_labels(references: Sequence[str]) -> tuple[str, ...]:
@@ -113,12 +88,12 @@ def confusion(answers: Sequence[str], references: Sequence[str]) -> Confusion | 
         recall.append(hits / truly if truly else 0.0)
         f1.append(2 * hits / (said_so + truly) if said_so + truly else 0.0)
     return Confusion(
-        labels,
-        tuple(tuple(row) for row in counts),
-        tuple(precision),
-        tuple(recall),
-        tuple(f1),
-        sum(f1) / len(f1),
+        labels=labels,
+        counts=tuple(tuple(row) for row in counts),
+        precision=tuple(precision),
+        recall=tuple(recall),
+        f1=tuple(f1),
+        macro_f1=sum(f1) / len(f1),
     )
 
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from luthier.errors import UserError
+from luthier.records import Evaluation
+from luthier.records.evaluation import AnyCompared
 
 _ABSENT = (
     "{what} was asked for, but this evaluation did not look for forgetting; run luthier evaluate "
@@ -27,7 +29,7 @@ class Check:
 
 
 def check_gate(
-    evaluation: Mapping[str, Any],
+    evaluation: Evaluation,
     *,
     least: Sequence[str] = (),
     most: Sequence[str] = (),
@@ -35,7 +37,7 @@ def check_gate(
     max_forgetting: float | None = None,
     max_leakage: float | None = None,
 ) -> list[Check]:
-    """Hold ``evaluation.json`` against conditions.
+    """Hold an evaluation against conditions.
 
     Args:
         least: ``metric=value``: the tuned mean must be at least that.
@@ -49,24 +51,24 @@ def check_gate(
         UserError: no condition, one that cannot be read, a metric that was not measured, or
             forgetting that was not looked for.
     """
-    metrics = {**evaluation["metrics"], **evaluation.get("tasks", {})}
+    metrics: dict[str, AnyCompared] = {**evaluation.metrics, **evaluation.tasks}
     checks = []
     for conditions, sign, words in ((least, 1, "at least"), (most, -1, "at most")):
         for condition in conditions:
             name, limit = _condition(condition, metrics)
-            mean = metrics[name]["tuned"]["mean"]
+            mean = metrics[name].tuned.mean
             checks.append(
                 Check(name, f"{mean:.4g}", f"{words} {limit:g}", sign * (mean - limit) >= 0)
             )
     for name in better:
-        test = _metric(name, metrics)["test"]
-        found = f"{test['verdict']} (p {test['p']:.2g})"
-        checks.append(Check(name, found, "better than the base", test["verdict"] == "better"))
-    forgetting = evaluation["forgetting"]
+        test = _metric(name, metrics).test
+        found = f"{test.verdict} (p {test.p:.2g})"
+        checks.append(Check(name, found, "better than the base", test.verdict == "better"))
+    forgetting = evaluation.forgetting
     if max_forgetting is not None:
         if forgetting is None:
             raise UserError(_ABSENT.format(what="--max-forgetting"))
-        fall = -forgetting["accuracy"]["test"]["difference"]
+        fall = -forgetting.accuracy.test.difference
         checks.append(
             Check(
                 "forgetting",
@@ -78,7 +80,7 @@ def check_gate(
     if max_leakage is not None:
         if forgetting is None:
             raise UserError(_ABSENT.format(what="--max-leakage"))
-        share = forgetting["leakage"]["tuned"]["mean"]
+        share = forgetting.leakage.tuned.mean
         checks.append(
             Check("leakage", f"{share:.1%}", f"at most {max_leakage:.1%}", share <= max_leakage)
         )
@@ -87,7 +89,7 @@ def check_gate(
     return checks
 
 
-def _condition(text: str, metrics: Mapping[str, Any]) -> tuple[str, float]:
+def _condition(text: str, metrics: Mapping[str, AnyCompared]) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     name = name.strip()
     try:
@@ -100,8 +102,7 @@ def _condition(text: str, metrics: Mapping[str, Any]) -> tuple[str, float]:
     return name, limit
 
 
-def _metric(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(name: str, metrics: Mapping[str, AnyCompared]) -> AnyCompared:
     if name not in metrics:
         raise UserError(f"'{name}' was not measured; there are {', '.join(metrics)}")
-    found: dict[str, Any] = metrics[name]
-    return found
+    return metrics[name]

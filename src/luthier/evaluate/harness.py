@@ -6,26 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
+from luthier.evaluate.examination import Examination
 from luthier.evaluate.statistics import mean_interval, paired_test
-from luthier.events import OnEvent, during, ignore
+from luthier.events import during
 from luthier.extras import need
 from luthier.generate.answer import Model
 from luthier.models.adapters import inner
-from luthier.models.tuned import TunedModel
+from luthier.records.evaluation import MetricCompared
 
 # (task, metric, filter) -> one score a row
 _Scores = dict[tuple[str, str, str], list[float]]
 
 
 def run_tasks(
-    models: TunedModel,
-    tasks: Sequence[str],
-    *,
-    limit: int | None,
-    batch_size: int,
-    on_event: OnEvent = ignore,
-) -> dict[str, Any]:
-    """Put ``tasks`` to both sides; the ``tasks`` part of ``evaluation.json``.
+    examination: Examination, tasks: Sequence[str], limit: int | None
+) -> dict[str, MetricCompared]:
+    """Put ``tasks`` to both sides.
 
     As the harness does by default, prompts are plain text, without a chat template, so that figures
     are those that others publish. Metrics that are not one number a row have no interval and are
@@ -36,8 +32,7 @@ def run_tasks(
         limit: rows of each task, from its first; None for all.
 
     Returns:
-        By ``task metric``: ``label``, ``share`` (whether each score is 0 or 1), ``higher_is_better``,
-        the interval of each side, and the paired test.
+        By ``task metric``; a ``share`` is what has no score but 0 and 1.
 
     Raises:
         UserError: the library is not installed, or it cannot run a task (unknown, or its data is
@@ -60,12 +55,12 @@ def run_tasks(
         whole = inner(model)
         language_model = HFLM(
             pretrained=whole,
-            tokenizer=models.tokenizer,
+            tokenizer=examination.models.tokenizer,
             device=str(whole.device),
-            batch_size=batch_size,
+            batch_size=examination.recipe.evaluate.batch_size,
         )
         try:
-            with during(f"lm-eval tasks of {side}", on_event):
+            with during(f"lm-eval tasks of {side}", examination.on_event):
                 found = simple_evaluate(
                     language_model,
                     tasks=list(tasks),
@@ -78,9 +73,7 @@ def run_tasks(
         directions.update(found["higher_is_better"])
         return _scores(found["samples"])
 
-    with models.as_base() as base:
-        before = put("base", base)
-    after = put("tuned", models.tuned)
+    before, after = examination.of_both(put)
     return {
         label: _compare(label, before[key], after[key], directions[key[0]].get(key[1]) is not False)
         for key, label in ((key, _label(*key)) for key in before)
@@ -107,12 +100,12 @@ def _label(task: str, metric: str, chosen: str) -> str:
 
 def _compare(
     label: str, base: list[float], tuned: list[float], higher_is_better: bool
-) -> dict[str, Any]:
-    return {
-        "label": label,
-        "share": {*base, *tuned} <= {0.0, 1.0},
-        "higher_is_better": higher_is_better,
-        "base": mean_interval(base).to_json(),
-        "tuned": mean_interval(tuned).to_json(),
-        "test": paired_test(base, tuned, higher_is_better=higher_is_better).to_json(),
-    }
+) -> MetricCompared:
+    return MetricCompared(
+        label=label,
+        share={*base, *tuned} <= {0.0, 1.0},
+        higher_is_better=higher_is_better,
+        base=mean_interval(base),
+        tuned=mean_interval(tuned),
+        test=paired_test(base, tuned, higher_is_better=higher_is_better),
+    )

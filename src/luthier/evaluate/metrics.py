@@ -14,7 +14,7 @@ from luthier.evaluate.classification import find_labels, label_score
 from luthier.evaluate.judge import Judge
 from luthier.evaluate.sql_metric import sql_execution
 from luthier.evaluate.structured import json_valid, schema_metric
-from luthier.evaluate.user_metric import load_user_metric
+from luthier.evaluate.user_metric import UserMetric, load_plugged_metric, load_user_metric
 from luthier.recipe import EvaluateGroup
 
 Score = Callable[[str, Conversation], float]
@@ -89,7 +89,7 @@ def make_metrics(
         ),
         "judge": lambda: Metric("judge", "judge", Judge(settings, judged), workers=8),
     }
-    metrics = [available[name]() if name in available else _user(Path(name)) for name in named]
+    metrics = [available[name]() if name in available else _user(name) for name in named]
     twice = [name for name, count in Counter(m.name for m in metrics).items() if count > 1]
     if twice:
         raise UserError(f"two metrics are named {twice[0]}; give the file another name")
@@ -105,8 +105,12 @@ def _rouge(kind: str) -> Metric:
     return Metric(f"rouge_{kind.lower()}", f"ROUGE-{kind}", _of_text(score))
 
 
-def _user(path: Path) -> Metric:
-    mine = load_user_metric(path)
-    return Metric(
-        path.stem, path.stem, mine.score, higher_is_better=mine.higher_is_better, share=False
-    )
+def _user(name: str) -> Metric:
+    if name.endswith(".py"):
+        path = Path(name)
+        return _as_metric(path.stem, load_user_metric(path))
+    return _as_metric(name, load_plugged_metric(name))
+
+
+def _as_metric(name: str, mine: UserMetric) -> Metric:
+    return Metric(name, name, mine.score, higher_is_better=mine.higher_is_better, share=False)

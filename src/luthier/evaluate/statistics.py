@@ -5,58 +5,20 @@ test here is the row, never the token.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.records.evaluation import Interval, PairedTest, Verdict
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
-Verdict = Literal["better", "no evidence", "worse"]
 Floats: TypeAlias = NDArray[np.float64]
 
 _BLOCK = 2_000_000  # numbers drawn at once
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over ``rows`` and the interval that holds the true one with ``confidence``."""
-
-    mean: float
-    low: float
-    high: float
-    rows: int
-    confidence: float = CONFIDENCE
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a dictionary."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """What changed from the first side to the second on the same rows.
-
-    Attributes:
-        difference: mean of second less first; ``low`` and ``high`` are its interval.
-        p: how often chance alone gives a difference this large, either way.
-        verdict: of the second side.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    rows: int
-    verdict: Verdict
-    confidence: float = CONFIDENCE
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a dictionary."""
-        return asdict(self)
 
 
 def mean_interval(
@@ -88,7 +50,7 @@ def mean_interval(
         low, high = _wilson(mean, rows, confidence)
     else:
         low, high = _bootstrap(values, weighing, confidence, seed, resamples)
-    return Interval(mean, low, high, rows, confidence)
+    return Interval(mean=mean, low=low, high=high, rows=rows, confidence=confidence)
 
 
 def paired_test(
@@ -133,7 +95,15 @@ def paired_test(
     verdict: Verdict = "no evidence"
     if p < 1 - confidence and not low <= 0 <= high:
         verdict = "better" if (difference > 0) == higher_is_better else "worse"
-    return PairedTest(difference, low, high, p, rows, verdict, confidence)
+    return PairedTest(
+        difference=difference,
+        low=low,
+        high=high,
+        p=p,
+        rows=rows,
+        verdict=verdict,
+        confidence=confidence,
+    )
 
 
 def _arrays(

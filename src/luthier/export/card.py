@@ -1,7 +1,5 @@
 """A model card written from the run folder: what it was made of, how, and how good it is."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,9 @@ from huggingface_hub import ModelCardData
 
 from luthier.files import write_text
 from luthier.models.known import KNOWN_MODELS
+from luthier.perplexity import perplexity
 from luthier.recipe import Recipe, hub_dataset
+from luthier.records import DataReport, Evaluation, Measured, Provenance
 from luthier.run import Run
 
 _RELATION = {"adapter-gguf": "adapter", "gguf": "quantized", "ollama": "quantized"}
@@ -30,19 +30,18 @@ def write_card(run: Run, folder: Path, shape: str, facts: dict[str, Any]) -> Non
             use it, as a fenced block) and ``checks`` (lines of Markdown).
     """
     recipe = run.recipe()
-    evaluation = _read(run.evaluation_path)
-    measured = _read(run.measured_path)
+    provenance, measured = run.provenance(), run.measured()
     parts = [
         f"# {run.root.name}",
-        _summary(recipe),
+        _summary(recipe, provenance),
         "## Use",
         facts["use"],
         "## Files",
         "\n".join(f"- {line}" for line in facts["files"]),
         "## Training",
-        _training(recipe, measured, _read(run.data_report_path)),
+        _training(recipe, measured, run.data_report()),
         "## Evaluation",
-        _evaluation(evaluation, measured),
+        _evaluation(run.evaluation(), measured),
     ]
     if facts["checks"]:
         parts += ["## Checked on export", "\n".join(facts["checks"])]
@@ -50,17 +49,9 @@ def write_card(run: Run, folder: Path, shape: str, facts: dict[str, Any]) -> Non
     write_text(folder / "README.md", f"---\n{yaml}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
 def _metadata(run: Run, recipe: Recipe, shape: str) -> ModelCardData:
     known = KNOWN_MODELS.get(recipe.model.source)
-    hub_id = base_on_the_hub(recipe)
+    hub_id = base_on_the_hub(recipe, run.provenance())
     datasets = [found[0] for source in recipe.train_files if (found := hub_dataset(source))]
     merged = "finetune" if recipe.method.name == "full" else "merge"
     return ModelCardData(
@@ -75,32 +66,32 @@ def _metadata(run: Run, recipe: Recipe, shape: str) -> ModelCardData:
     )
 
 
-def base_on_the_hub(recipe: Recipe) -> str | None:
+def base_on_the_hub(recipe: Recipe, provenance: Provenance) -> str | None:
     """The base's id on the hub; None where it was a file or folder, whose place is nobody's matter."""
     known = KNOWN_MODELS.get(recipe.model.source)
     if known:
         return known.hub_id
-    origin = str((recipe.provenance or {}).get("model", ""))
+    origin = provenance.model
     return origin.removeprefix("hub ") if origin.startswith("hub ") else None
 
 
-def _summary(recipe: Recipe) -> str:
-    base = base_on_the_hub(recipe)
+def _summary(recipe: Recipe, provenance: Provenance) -> str:
+    base = base_on_the_hub(recipe, provenance)
     name = f"[{base}](https://huggingface.co/{base})" if base else Path(recipe.model.source).name
     how = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.method.name]
-    version = (recipe.provenance or {}).get("versions", {}).get("luthier", "")
+    version = provenance.versions.get("luthier", "")
     return f"{name}, fine-tuned by {how} with Luthier {version}".rstrip() + "."
 
 
-def _training(recipe: Recipe, measured: dict[str, Any], report: dict[str, Any]) -> str:
+def _training(recipe: Recipe, measured: Measured, report: DataReport | None) -> str:
     method, train = recipe.method, recipe.train
     sources = ", ".join(
         source if hub_dataset(source) else Path(source).name for source in recipe.train_files
     )
-    rows = report.get("rows", {})
     lines = [f"data: {sources}"]
-    if rows:
-        lines.append(f"rows: {rows['train']:,} to train on, {rows['validation']:,} held out")
+    if report is not None:
+        rows = report.rows
+        lines.append(f"rows: {rows.train:,} to train on, {rows.validation:,} held out")
     lines.append(f"loss on: {recipe.data.train_on}; rows up to {recipe.data.max_length:,} tokens")
     if method.name != "full":
         kind = "".join(
@@ -120,34 +111,33 @@ def _training(recipe: Recipe, measured: dict[str, Any], report: dict[str, Any]) 
         f"{train.optim}, learning rate {train.learning_rate:g}, {train.lr_scheduler_type}, "
         f"{batch} rows a step, seed {train.seed}"
     )
-    if "tokens" in measured:
-        lines.append(
-            f"{measured['steps']:,} steps, {measured['tokens']:,} tokens, "
-            f"{measured['seconds'] / 60:.1f} minutes on {measured['device']} in {measured['dtype']}; "
-            f"the weights are those of step {measured['best_step']:,}"
-        )
+    lines.append(
+        f"{measured.steps:,} steps, {measured.tokens:,} tokens, "
+        f"{measured.seconds / 60:.1f} minutes on {measured.device} in {measured.dtype}; "
+        f"the weights are those of step {measured.best_step:,}"
+    )
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _evaluation(evaluation: dict[str, Any], measured: dict[str, Any]) -> str:
-    if not evaluation:
-        best = measured.get("best_eval_loss")
+def _evaluation(evaluation: Evaluation | None, measured: Measured) -> str:
+    if evaluation is None:
+        best = measured.best_eval_loss
         if best is None:
             return "Not evaluated."
         return (
-            f"Validation loss {best:.4f} nats a token, perplexity {math.exp(best):.3f}; "
+            f"Validation loss {best:.4f} nats a token, perplexity {perplexity(best):.3f}; "
             "not compared with the base."
         )
     lines = [
-        f"On {evaluation['rows']:,} held-out rows ({evaluation['supervised_tokens']:,} tokens), "
-        f"{evaluation['answered_rows']:,} of them answered greedily:",
+        f"On {evaluation.rows:,} held-out rows ({evaluation.supervised_tokens:,} tokens), "
+        f"{evaluation.answered_rows:,} of them answered greedily:",
         "",
         "| | base | tuned |",
         "|---|---|---|",
     ]
     for key, label in {"perplexity": "perplexity", **_METRICS}.items():
-        if key in evaluation["base"]:
-            cells = [evaluation[side][key] for side in ("base", "tuned")]
+        if key in evaluation.base:
+            cells = [side[key] for side in (evaluation.base, evaluation.tuned)]
             shown = [f"{c:.3f}" if key == "perplexity" else f"{c:.1%}" for c in cells]
             lines.append(f"| {label} | {shown[0]} | {shown[1]} |")
     return "\n".join(lines)

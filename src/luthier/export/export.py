@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
 from luthier.export.gguf_check import Checked, Reference, check_gguf, reference
@@ -15,6 +14,7 @@ from luthier.export.options import GgufType, Shape
 from luthier.export.tuned import TunedWeights
 from luthier.extras import need
 from luthier.files import staged_folder, write_text
+from luthier.models.load import max_positions
 from luthier.run import Run
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def export(
         UserError: the run has not finished, ``out`` is in use, or the form does not suit the model.
     """
     refuse_occupied(out)
-    if not run.finished:
-        raise UserError(f"{run.root} has not finished training; run `luthier train` on it")
+    run.require_finished()
     if shape == "safetensors":
         return _safetensors(run, out, check_rows, on_event)
     need("gguf", extra="export", what=f"luthier export --to {shape}")
@@ -91,7 +90,7 @@ def _gguf(
     with during("opening the weights", on_event):
         model = TunedWeights(run)
     name = run.root.name
-    context = min(model.config.max_position_embeddings, 4096)
+    context = min(max_positions(model.config) or 4096, 4096)
     # Before the long part: a template that Ollama cannot have is known now.
     recipe_for_ollama = (
         modelfile(model.tokenizer, f"{name}-{types[0]}.gguf", context) if shape == "ollama" else ""

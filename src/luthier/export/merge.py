@@ -117,7 +117,7 @@ def merge(
                 combine(
                     model, weights, options.combination, options.density, recipe.train.seed, adapter
                 )
-        merged = _write(recipe, runs[0], adapter, out, options, on_event)
+        merged = _write(runs[0], adapter, out, options, on_event)
         if rows:
             merged.checks.update(_compare(runs[0], recipe, adapter, merged, rows, on_event))
     if len(runs) == 1:
@@ -156,14 +156,13 @@ def refuse_occupied(out: Path) -> None:
 def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
     recipes = [run.recipe() for run in runs]
     for run in runs:
-        if not run.finished:
-            raise UserError(f"{run.root} has not finished training; run `luthier train` on it")
+        run.require_finished()
     first = recipes[0]
     several = len(runs) > 1 or weighted
     if several and any(recipe.method.name == "full" for recipe in recipes):
         raise UserError("only adapters can be weighted and combined; a full run has none")
-    for run, recipe in zip(runs[1:], recipes[1:], strict=True):
-        mine, theirs = (_what_it_learned_on(r) for r in (first, recipe))
+    for run in runs[1:]:
+        mine, theirs = _what_it_learned_on(runs[0]), _what_it_learned_on(run)
         differ = [key for key in mine if mine[key] != theirs[key]]
         if differ:
             raise UserError(
@@ -173,12 +172,13 @@ def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
     return first
 
 
-def _what_it_learned_on(recipe: Recipe) -> dict[str, Any]:
+def _what_it_learned_on(run: Run) -> dict[str, Any]:
+    recipe = run.recipe()
     quantised = recipe.method.name == "qlora"
     return {
         "model.source": recipe.model.source,
         "model.revision": recipe.model.revision,
-        "dtype": str(run_dtype(recipe)),
+        "dtype": str(run_dtype(run)),
         "4-bit": (recipe.method.bnb_4bit_quant_type, recipe.method.bnb_4bit_use_double_quant)
         if quantised
         else None,
@@ -186,14 +186,13 @@ def _what_it_learned_on(recipe: Recipe) -> dict[str, Any]:
 
 
 def _write(
-    recipe: Recipe,
     run: Run,
     adapter: Path,
     out: Path,
     options: MergeOptions,
     on_event: OnEvent,
 ) -> Merged:
-    dtype = options.dtype or run_dtype(recipe)
+    dtype = options.dtype or run_dtype(run)
     with during("opening the weights", on_event):
         model = TunedWeights(run, adapter, options.onto)
     plan = {
@@ -276,7 +275,7 @@ def _compare(
             on_event=on_event,
         )
     else:
-        before_model = load_adapter(load_base(recipe, on_event), adapter)
+        before_model = load_adapter(load_base(run, on_event), adapter)
     arithmetic = exact_arithmetic(before_model)
     before = {
         name: outputs(before_model, tokens, "loss of base and adapter", on_event)

@@ -1,6 +1,5 @@
 """Is the merged model the one that was trained? Logits and loss of both on the same rows."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -114,11 +113,6 @@ def difference(before: Outputs, after: Outputs, rows: int, arithmetic: str) -> D
         same_top=same,
         arithmetic=arithmetic,
     )
-
-
-def perplexity(loss: float) -> float:
-    """Of a mean loss in nats."""
-    return math.exp(min(loss, 700))
 
 
 def exact_arithmetic(model: nn.Module) -> str:

@@ -43,7 +43,7 @@ class TunedWeights:
         self.source, self.config = base_of(run, recipe)
         self.tokenizer = load_tokenizer(run.weights_path(recipe), trust)
         self.onto: Onto = "original" if full else onto
-        compute = run_dtype(recipe)
+        compute = run_dtype(run)
         model = skeleton(self.config, trust)
         quantised = quantization(recipe.method, compute)
         self._base = BaseWeights(self.source, model, self.onto, compute, quantised, trust)

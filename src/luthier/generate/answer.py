@@ -14,6 +14,7 @@ from transformers.generation.streamers import TextStreamer
 
 from luthier.data.template import Messages, TemplateRejects, render, stop_token_ids
 from luthier.errors import UserError
+from luthier.models.load import max_positions
 
 Prompt: TypeAlias = Messages | str
 Model: TypeAlias = PreTrainedModel | PeftModel
@@ -61,7 +62,7 @@ def answer_all(
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
-    room = (_positions(model) or math.inf) - sampling.max_new_tokens
+    room = (max_positions(model.config) or math.inf) - sampling.max_new_tokens
     # One that leaves less room than an answer may take would cut the others' answers short.
     alone = sum(len(encoded[i]) > room for i in order)
     starts = [*range(alone), *range(alone, len(order), batch_size)]
@@ -117,10 +118,10 @@ def _generate(
     # PEFT's layers sit inside the base model; its own `generate` only adds what prompts learn.
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     longest = max(map(len, prompts))
-    positions = _positions(model)
-    if positions is not None and longest >= positions:
-        raise UserError(f"a prompt of {longest} tokens fills the model's {positions} positions")
-    room = sampling.max_new_tokens if positions is None else positions - longest
+    most = max_positions(model.config)
+    if most is not None and longest >= most:
+        raise UserError(f"a prompt of {longest} tokens fills the model's {most} positions")
+    room = sampling.max_new_tokens if most is None else most - longest
     # Set on the model: Transformers fills what a passed config leaves at its default from there,
     # so that a repetition penalty shipped with the model would slip in.
     inner.generation_config = _generation_config(tokenizer, sampling, room)
@@ -134,12 +135,6 @@ def _generate(
         use_cache=True,
     )
     return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-
-
-def _positions(model: Model) -> int | None:
-    """How many tokens a prompt and its answer may have together; None where nothing says."""
-    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found
 
 
 def _generation_config(

@@ -17,6 +17,7 @@ from luthier.events import OnEvent, ignore, tracked
 from luthier.files import staged_file
 from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
 from luthier.models.adapters import inner
+from luthier.models.load import max_positions
 
 _BATCHES = 4  # in a chunk: rows of like length find each other in it, and it is what a kill costs
 
@@ -103,7 +104,7 @@ def _answer_chunk(
     sampling: Sampling,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    positions = getattr(inner(model).config.get_text_config(), "max_position_embeddings", None)
+    most = max_positions(inner(model).config)
     errors: dict[int, str] = {}
     together: dict[int, Prompt] = {}
     alone: dict[int, Prompt] = {}
@@ -116,9 +117,9 @@ def _answer_chunk(
         except UserError as error:  # the template refuses it
             errors[index] = str(error)
             continue
-        if positions is not None and length >= positions:
-            errors[index] = f"a prompt of {length} tokens fills the model's {positions} positions"
-        elif positions is not None and length + sampling.max_new_tokens > positions:
+        if most is not None and length >= most:
+            errors[index] = f"a prompt of {length} tokens fills the model's {most} positions"
+        elif most is not None and length + sampling.max_new_tokens > most:
             alone[index] = item.prompt  # in a batch it would cut the others' answers short
         else:
             together[index] = item.prompt

@@ -37,6 +37,12 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
         raise UserError(_load_failure(folder, error)) from error
 
 
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Longest row that a model can read, in tokens; None where its config does not say."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def load_model(
     folder: Path,
     dtype: torch.dtype,

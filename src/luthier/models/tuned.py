@@ -13,7 +13,6 @@ from luthier.models.adapters import load_adapter, scale_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization, template_hash
 from luthier.models.source import resolve
-from luthier.recipe import Recipe
 from luthier.run import Run
 
 
@@ -27,16 +26,21 @@ class TunedModel:
 
     def __init__(
         self,
-        recipe: Recipe,
+        run: Run,
         tuned: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         on_event: OnEvent = ignore,
     ) -> None:
         self.tuned = tuned.eval()
         self.tokenizer = tokenizer
-        self._recipe = recipe
+        self._run = run
         self._on_event = on_event
         self._base: PreTrainedModel | None = None
+
+    @property
+    def learned_turns(self) -> bool:
+        """Whether it learned conversations, by a chat template; False for plain text."""
+        return self._run.provenance().learned_turns
 
     @contextmanager
     def as_base(self) -> Iterator[PreTrainedModel | PeftModel]:
@@ -46,7 +50,7 @@ class TunedModel:
                 yield self.tuned
             return
         if self._base is None:
-            self._base = load_base(self._recipe, self._on_event).eval()
+            self._base = load_base(self._run, self._on_event).eval()
         yield self._base
 
 
@@ -62,35 +66,33 @@ def load_tuned(run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore)
     """
     recipe = run.recipe()
     weights = run.weights_path(recipe)
-    if not run.finished:
-        raise UserError(f"{run.root} has not finished training; run `luthier train` on it again")
+    run.require_finished()
     tokenizer = load_tokenizer(weights, recipe.model.trust_remote_code)
-    trained_with = (recipe.provenance or {}).get("template_sha256")
-    if template_hash(tokenizer) != trained_with:
+    if template_hash(tokenizer) != run.provenance().template_sha256:
         raise UserError(
             f"the chat template in {weights} is not the one {run.root} was trained with, so prompts "
             "would not be what the model has learned; put the tokenizer's files back as the run wrote "
             "them (chat_template.jinja, tokenizer_config.json)"
         )
     if recipe.method.name != "full":
-        tuned = load_adapter(load_base(recipe, on_event), weights)
+        tuned = load_adapter(load_base(run, on_event), weights)
         scale_adapter(tuned, adapter_scale)
-        return TunedModel(recipe, tuned, tokenizer, on_event)
+        return TunedModel(run, tuned, tokenizer, on_event)
     if adapter_scale != 1:
         raise UserError(f"{run.root} is a full run: it has no adapter to scale")
     whole = load_model(
         weights,
-        run_dtype(recipe),
+        run_dtype(run),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
         on_event=on_event,
     )
-    return TunedModel(recipe, whole, tokenizer, on_event)
+    return TunedModel(run, whole, tokenizer, on_event)
 
 
-def load_base(recipe: Recipe, on_event: OnEvent = ignore) -> PreTrainedModel:
-    """The model that the run of ``recipe`` began from, stored as it was while training."""
-    dtype = run_dtype(recipe)
+def load_base(run: Run, on_event: OnEvent = ignore) -> PreTrainedModel:
+    """The model that ``run`` began from, stored as it was while training."""
+    recipe, dtype = run.recipe(), run_dtype(run)
     return load_model(
         resolve(recipe.model.source, recipe.model.revision, on_event=on_event).folder,
         dtype,
@@ -102,13 +104,7 @@ def load_base(recipe: Recipe, on_event: OnEvent = ignore) -> PreTrainedModel:
     )
 
 
-def learned_turns(recipe: Recipe) -> bool:
-    """Whether a run learned conversations, by a chat template; False for plain text."""
-    return (recipe.provenance or {}).get("template") != "none"
-
-
-def run_dtype(recipe: Recipe) -> torch.dtype:
-    """The dtype that a run computed in, from its resolved recipe."""
-    assert recipe.provenance is not None
-    dtype: torch.dtype = getattr(torch, recipe.provenance["dtype"])
+def run_dtype(run: Run) -> torch.dtype:
+    """The dtype that ``run`` computed in."""
+    dtype: torch.dtype = getattr(torch, run.provenance().dtype)
     return dtype

@@ -1,89 +1,12 @@
 """The plan of a job: memory, time, money and energy, as plan.json holds them."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
-
 from luthier.plan.calibrate import Calibration
 from luthier.plan.catalogues import Accelerator
 from luthier.plan.job import Job
 from luthier.plan.machine import framework_bytes
 from luthier.plan.rates import stated_seconds, work
 from luthier.plan.simulate import Step
-
-Range = tuple[float, float]  # the least and the most
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes at the peak of a run.
-
-    Attributes:
-        parts: what is there, by what it is for; ``temporary`` is what of the peak is none of the
-            others. Not all of them are there at once: ``peak`` is less than their sum.
-        phases: most bytes alive in each phase of a step, ``framework`` included.
-        framework: what is there before the first tensor.
-    """
-
-    parts: dict[str, int]
-    phases: dict[str, int]
-    framework: int
-    peak: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """Operations of a run; ``by_rule`` are those of the common rule of 6N (full) or 4N a token.
-
-    The rule leaves out attention, adapters and recomputation; N counts the weights of all matrix
-    products, the head included.
-    """
-
-    tokens: int
-    steps: int
-    flops: float
-    flops_per_token: float
-    attention_share: float
-    by_rule: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will take on a device. Times and what follows from them are None where unknown.
-
-    Attributes:
-        seconds, cost, energy: least and most; equal where they come from a calibration. US dollars,
-            kilowatt-hours.
-        basis: what the times rest on.
-    """
-
-    model: str
-    method: str
-    dtype: str
-    optim: str
-    gradient_checkpointing: bool
-    rows: int
-    gradient_accumulation_steps: int
-    largest_batch_tokens: int
-    trainable_parameters: int
-    total_parameters: int
-    device: str
-    device_bytes: int
-    fits: bool
-    memory: Memory
-    work: Work
-    seconds: Range | None
-    tokens_per_second: Range | None
-    cost: Range | None
-    energy: Range | None
-    basis: str
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of weights and adapter."""
-        return self.memory.parts["weights"] + self.memory.parts["adapter"]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from luthier.records.plan import Memory, Plan, Range, Work
 
 
 def make_plan(
@@ -157,7 +80,9 @@ def memory_of(step: Step, framework: int) -> Memory:
         "step": step.step_peak,
     }
     with_framework = {name: size + framework for name, size in phases.items()}
-    return Memory(parts, with_framework, framework, step.peak + framework)
+    return Memory(
+        parts=parts, phases=with_framework, framework=framework, peak=step.peak + framework
+    )
 
 
 def _work(job: Job, typical: Step) -> Work:

@@ -9,10 +9,11 @@ from luthier.files import write_json
 from luthier.models.load import load_config
 from luthier.models.source import ResolvedModel
 from luthier.plan.calibrate import load_calibration
-from luthier.plan.estimate import Plan, make_plan
+from luthier.plan.estimate import make_plan
 from luthier.plan.from_recipe import job_of_data
 from luthier.plan.machine import resident_bytes, this_machine
 from luthier.recipe import Recipe
+from luthier.records import Plan
 from luthier.run import Run
 from luthier.train.setup import Setup
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from luthier.errors import UserError
+from luthier.models.load import max_positions
 from luthier.plan.simulate import Step, Workload, simulate
 from luthier.recipe import METHOD_DEFAULTS, KernelsGroup, MethodGroup, MethodName, Recipe
 
@@ -56,7 +57,7 @@ class Job:
     @property
     def positions(self) -> int | None:
         """Longest row that the model can read, in tokens."""
-        return positions(self.config)
+        return max_positions(self.config)
 
     def with_method(self, name: MethodName) -> "Job":
         """The same data by another method, with that method's own optimiser."""
@@ -72,11 +73,6 @@ class Job:
             typical=spread(self.typical, rows),
             gradient_accumulation_steps=math.ceil(effective / rows),
         )
-
-
-def positions(config: PreTrainedConfig) -> int | None:
-    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found
 
 
 def job_from_lengths(
@@ -142,7 +138,7 @@ def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype,
 
 def check_length(length: int, model: str, config: PreTrainedConfig) -> None:
     """Raise UserError where a row of ``length`` tokens is beyond the model's positions."""
-    most = positions(config)
+    most = max_positions(config)
     if most is not None and length > most:
         raise UserError(
             f"a sequence of {length:,} tokens is beyond the {most:,} positions of {model}; "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from luthier.plan.catalogues import Accelerator
-from luthier.plan.estimate import Range
+from luthier.records.plan import Range
 
 # Decoding reads all weights for each token of a batch; with so many requests at once and this share
 # of the memory bandwidth it makes rows × share × bandwidth / bytes of weights tokens a second.

@@ -10,12 +10,13 @@ from luthier.events import Note, OnEvent, during, ignore
 from luthier.plan.calibrate import load_calibration
 from luthier.plan.capacity import Capacity, Change, capacities, changes_to_fit
 from luthier.plan.catalogues import Accelerator, accelerators, find_accelerator
-from luthier.plan.estimate import Plan, make_plan
+from luthier.plan.estimate import make_plan
 from luthier.plan.from_recipe import dtype_on, job_of_recipe, job_of_shape
 from luthier.plan.job import Job
 from luthier.plan.machine import this_machine
 from luthier.plan.money import BreakEven, break_even
 from luthier.recipe import MethodName, Recipe
+from luthier.records.plan import Plan
 from luthier.tables import Tabular
 
 

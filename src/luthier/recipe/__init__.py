@@ -6,6 +6,7 @@ from luthier.recipe.reading import (
     model_recipe,
     parse_overrides,
     parse_recipe,
+    stored_recipe,
 )
 from luthier.recipe.schema import (
     METHOD_DEFAULTS,
@@ -44,4 +45,5 @@ __all__ = [
     "model_recipe",
     "parse_overrides",
     "parse_recipe",
+    "stored_recipe",
 ]

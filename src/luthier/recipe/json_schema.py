@@ -26,7 +26,6 @@ class _Generator(GenerateJsonSchema):
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe: type, bounds, default and description of each key."""
     schema = Recipe.model_json_schema(schema_generator=_Generator)
-    del schema["properties"]["provenance"]  # runs of version 0.1 kept it there; nobody writes it
     for key in METHOD_DEFAULTS["full"]:
         field = schema["$defs"]["TrainGroup"]["properties"][key]
         by_method = (f"{values[key]} for {name}" for name, values in METHOD_DEFAULTS.items())

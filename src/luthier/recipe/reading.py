@@ -23,8 +23,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), origin: str = "recipe") -> Recipe:
     """Like ``load_recipe``, from YAML text; ``origin`` names it in messages."""
-    tree = merge(_tree(text, origin), parse_overrides(overrides), origin)
-    return Recipe.from_tree(tree, origin)
+    return _checked(merge(_tree(text, origin), parse_overrides(overrides), origin), origin)
+
+
+def stored_recipe(path: Path) -> Recipe:
+    """The recipe of a run folder, whether or not the plugins that it names are installed here.
+
+    Raises:
+        UserError: as ``load_recipe``.
+    """
+    return Recipe.from_tree(_tree(_text_of(path), str(path)), str(path))
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -63,9 +71,9 @@ def as_recipe(
     if isinstance(recipe, Recipe):
         return recipe.changed(**changes) if changes else recipe
     if isinstance(recipe, Mapping):
-        return Recipe.from_tree(merge(recipe, changes, "recipe"), "recipe")
+        return _checked(merge(recipe, changes, "recipe"), "recipe")
     path = user_path(str(recipe))
-    return Recipe.from_tree(merge(_tree(_text_of(path), str(path)), changes, str(path)), str(path))
+    return _checked(merge(_tree(_text_of(path), str(path)), changes, str(path)), str(path))
 
 
 def model_recipe(source: str, /, **changes: Mapping[str, Any]) -> Recipe:
@@ -76,6 +84,12 @@ def model_recipe(source: str, /, **changes: Mapping[str, Any]) -> Recipe:
     """
     bare: Changes = {"model": {"source": source}, "data": {"train": []}}
     return Recipe.from_tree(merge(bare, changes, "recipe"), "recipe")
+
+
+def _checked(tree: Mapping[Any, Any], origin: str) -> Recipe:
+    recipe = Recipe.from_tree(tree, origin)
+    recipe.check_names(origin)
+    return recipe
 
 
 def _text_of(path: Path) -> str:
@@ -93,4 +107,5 @@ def _tree(text: str, origin: str) -> dict[Any, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: a recipe is a mapping of groups: {', '.join(groups())}")
+    tree.pop("provenance", None)  # what runs of version 0.1 kept there: see Run.provenance
     return tree

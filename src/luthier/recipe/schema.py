@@ -5,20 +5,28 @@ that what people know holds. The descriptions are the help texts of the keys: `l
 explain`, the JSON Schema and docs/recipe.md show them as they stand here.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from luthier.credentials import holds_secret
 from luthier.errors import UserError
 from luthier.files import user_path
-from luthier.recipe.changes import merge
+from luthier.recipe.changes import Changes, merge
 from luthier.recipe.messages import explain_errors
+from luthier.recipe.names import check_names
 from luthier.recipe.sources import absolute_path, absolute_source
 
 # What differs between the methods. Sources: full 2e-5 (Alpaca, Taori et al. 2023); LoRA 3e-4 (Hu et
@@ -48,11 +56,21 @@ METRICS = (
 )
 
 
+# Where a run's figures go besides its folder.
+REPORTS = ("tensorboard", "trackio", "wandb", "mlflow")
+
 _NEEDED_BY_METRIC = {
     "sql_execution": "sql_databases",
     "json_schema": "json_schema",
     "judge": "judge_model",
 }
+
+
+def _as_list(given: Any) -> Any:
+    """``none`` and a name alone, as Transformers takes them, too."""
+    if given == "none":
+        return []
+    return [given] if isinstance(given, str) else given
 
 
 class _Group(BaseModel):
@@ -317,11 +335,19 @@ class TrainGroup(_Group):
         description="seed of new weights, dropout, row order and validation split",
         examples=[1],
     )
-    report_to: list[Literal["tensorboard"]] = Field(
+    report_to: Annotated[
+        list[str], BeforeValidator(_as_list, json_schema_input_type=list[str] | str)
+    ] = Field(
         ["tensorboard"],
-        description="where to log besides metrics.jsonl; []: nowhere",
-        examples=[[]],
+        description=f"where to log besides metrics.jsonl: {', '.join(REPORTS)}, or an installed "
+        "plugin; none: nowhere",
+        examples=[["tensorboard", "wandb"]],
     )
+
+    @field_validator("report_to")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        return list(dict.fromkeys(names))
 
 
 class KernelsGroup(_Group):
@@ -348,8 +374,8 @@ class EvaluateGroup(_Group):
 
     metrics: list[str] = Field(
         ["exact_match", "rouge_l", "chrf"],
-        description=f"metrics of the generated answers: {', '.join(METRICS)}, or a .py file with "
-        "score(answer, row); accuracy is added where the references form a set of labels",
+        description=f"metrics of the generated answers: {', '.join(METRICS)}, an installed plugin, "
+        "or a .py file with score(answer, row); accuracy is added where the references form a set of labels",
         examples=[["exact_match", "bleu"]],
     )
     max_rows: int = Field(
@@ -417,12 +443,7 @@ class EvaluateGroup(_Group):
 
     @field_validator("metrics")
     @classmethod
-    def _known_metrics(cls, names: list[str]) -> list[str]:
-        for name in names:
-            if name not in METRICS and not name.endswith(".py"):
-                near = difflib.get_close_matches(name, METRICS, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METRICS)}"
-                raise ValueError(f"no metric '{name}'; {hint}")
+    def _each_once(cls, names: list[str]) -> list[str]:
         return list(dict.fromkeys(names))
 
     @model_validator(mode="after")
@@ -456,7 +477,6 @@ class Recipe(_Group):
     kernels: KernelsGroup = Field(default_factory=KernelsGroup)
     evaluate: EvaluateGroup = Field(default_factory=EvaluateGroup)
     run: RunGroup = Field(default_factory=RunGroup)
-    provenance: dict[str, Any] | None = None
 
     @classmethod
     def from_tree(cls, tree: Mapping[Any, Any], origin: str) -> "Recipe":
@@ -492,7 +512,33 @@ class Recipe(_Group):
         Raises:
             UserError: an unknown group or key, or a wrong value.
         """
-        return Recipe.from_tree(merge(given(self), changes, "recipe"), "recipe")
+        recipe = Recipe.from_tree(merge(given(self), changes, "recipe"), "recipe")
+        recipe.check_names("recipe", changes)
+        return recipe
+
+    def check_names(self, origin: str, changes: Changes | None = None) -> None:
+        """Refuse metrics and sinks that are neither built in nor installed as plugins.
+
+        It is asked of recipes that people give, not of those in run folders: who serves a run need
+        not have what it was measured and watched with.
+
+        Args:
+            changes: look at what they change alone.
+
+        Raises:
+            UserError: ``origin`` and the key are named, and the nearest known name.
+        """
+
+        def chosen(group: str, key: str) -> list[str]:
+            if changes is not None and key not in changes.get(group, {}):
+                return []
+            names: list[str] = getattr(getattr(self, group), key)
+            return names
+
+        metrics = [name for name in chosen("evaluate", "metrics") if not name.endswith(".py")]
+        check_names(f"{origin}: 'evaluate.metrics'", "metric", metrics, METRICS, "luthier.metrics")
+        sinks = chosen("train", "report_to")
+        check_names(f"{origin}: 'train.report_to'", "sink", sinks, REPORTS, "luthier.sinks")
 
     @model_validator(mode="after")
     def _fill_method_defaults(self) -> "Recipe":
@@ -560,8 +606,8 @@ class Recipe(_Group):
         return full
 
     def settings(self) -> dict[str, Any]:
-        """What the run depends on: everything but its place and its provenance."""
-        return self.model_dump(exclude={"run", "provenance"})
+        """What the run depends on: everything but its place."""
+        return self.model_dump(exclude={"run"})
 
     def differences(self, other: "Recipe") -> list[str]:
         """Keys whose values differ from ``other``, as ``key: mine -> theirs`` lines."""
@@ -595,7 +641,7 @@ def _without_defaults_of_none(group: BaseModel) -> dict[str, Any]:
 
 def groups() -> Iterator[str]:
     """The names of the groups, in the order of the recipe."""
-    return (name for name in Recipe.model_fields if name != "provenance")
+    return iter(Recipe.model_fields)
 
 
 def known_keys() -> Iterator[str]:

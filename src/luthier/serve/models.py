@@ -15,7 +15,7 @@ from luthier.data.template import stop_token_ids
 from luthier.errors import UserError
 from luthier.generate.answer import Prompt, encode_prompt
 from luthier.models.load import load_tokenizer
-from luthier.models.tuned import TunedModel, learned_turns, load_base, load_tuned
+from luthier.models.tuned import TunedModel, load_base, load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run, open_run
 from luthier.serve.grammar import Vocabulary
@@ -108,7 +108,7 @@ class Models:
             raise UserError(f"two models would be called '{name}'; write another_name={path}")
         run = open_run(path)
         recipe = run.recipe()
-        kind = base_key(recipe)
+        kind = base_key(run)
         if recipe.method.name != "full" and kind in self._shared:
             served = self._add_adapter(name, run, recipe, between_steps or (lambda f: f()))
         elif between_steps is not None:
@@ -133,30 +133,27 @@ class Models:
     def _load_weights(self, name: str, run: Run, recipe: Recipe) -> Served:
         tuned = load_tuned(run)
         weights = Weights(tuned.tuned)
-        speech = self._speech(recipe, tuned.tokenizer, weights)
+        speech = self._speech(run, tuned.tokenizer, weights)
         base_name = base_name_of(recipe)
         if isinstance(tuned.tuned, PeftModel):
             parent = self._free_name(base_name, name)
-            self._shared[base_key(recipe)] = weights, parent
+            self._shared[base_key(run)] = weights, parent
             self._add_base(parent, weights, speech)
             return Served(name, weights, tuned.tuned.active_adapter, speech, parent, run)
         if self._base_of_full:
-            base = TunedModel(recipe, load_base(recipe), tuned.tokenizer).tuned
+            base = TunedModel(run, load_base(run), tuned.tokenizer).tuned
             self._add_base(self._free_name(base_name, name), Weights(base), speech)
         return Served(name, weights, None, speech, None, run)
 
     def _add_adapter(
         self, name: str, run: Run, recipe: Recipe, between_steps: Callable[[Callable[[], Any]], Any]
     ) -> Served:
-        if not run.finished:
-            raise UserError(
-                f"{run.root} has not finished training; run `luthier train` on it again"
-            )
-        weights, parent = self._shared[base_key(recipe)]
+        run.require_finished()
+        weights, parent = self._shared[base_key(run)]
         self._count += 1
         adapter = f"adapter{self._count}"
         speech = self._speech(
-            recipe, load_tokenizer(run.adapter_path, recipe.model.trust_remote_code), weights
+            run, load_tokenizer(run.adapter_path, recipe.model.trust_remote_code), weights
         )
         between_steps(lambda: weights.load_adapter(run.adapter_path, adapter))
         return Served(name, weights, adapter, speech, parent, run)
@@ -172,8 +169,8 @@ class Models:
         return wanted if wanted not in taken else f"{wanted}:base"
 
     @staticmethod
-    def _speech(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, weights: Weights) -> Speech:
-        return Speech(tokenizer, weights.vocabulary, learned_turns(recipe))
+    def _speech(run: Run, tokenizer: PreTrainedTokenizerBase, weights: Weights) -> Speech:
+        return Speech(tokenizer, weights.vocabulary, run.provenance().learned_turns)
 
 
 def parse_run(text: str) -> tuple[str, Path]:
@@ -190,12 +187,13 @@ def base_name_of(recipe: Recipe) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
-def base_key(recipe: Recipe) -> tuple[Any, ...]:
-    """Adapters with the same one can share a base in memory."""
+def base_key(run: Run) -> tuple[Any, ...]:
+    """Runs with the same one can share a base in memory."""
+    recipe = run.recipe()
     model, method = recipe.model, recipe.method
     storage = (
         (method.bnb_4bit_quant_type, method.bnb_4bit_use_double_quant)
         if method.name == "qlora"
         else None
     )
-    return (model.source, model.revision, (recipe.provenance or {}).get("dtype"), storage)
+    return (model.source, model.revision, run.provenance().dtype, storage)

@@ -25,13 +25,10 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
     named = [(name, open_run(path)) for name, path in map(parse_run, runs)]
     recipes = [run.recipe() for _, run in named]
     for _, run in named:
-        if not run.finished:
-            raise UserError(
-                f"{run.root} has not finished training; run `luthier train` on it again"
-            )
+        run.require_finished()
     first = recipes[0]
     shared = ["--host", host, "--port", str(port)]
-    shared += ["--dtype", (first.provenance or {}).get("dtype", "auto")]
+    shared += ["--dtype", named[0][1].provenance().dtype]
     if context is not None:
         shared += ["--max-model-len", str(context)]
     if first.model.trust_remote_code:
@@ -48,7 +45,7 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
             name,
             *shared,
         ]
-    if len({base_key(recipe) for recipe in recipes}) > 1:
+    if len({base_key(run) for _, run in named}) > 1:
         raise UserError("vLLM serves adapters over one base; these runs have several")
     if any(recipe.method.use_dora for recipe in recipes):
         raise UserError("vLLM cannot run DoRA adapters; merge the run first, or use our own engine")

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from luthier.models.adapters import add_adapter, inner
+from luthier.models.load import max_positions
 from luthier.serve.rows import NAME, Row
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,7 @@ class Weights:
         self._keeps_last = "logits_to_keep" in inspect.signature(self._base.forward).parameters
         self.device: torch.device = self._base.device
         self.vocabulary: int = self._base.get_output_embeddings().weight.shape[0]
-        self.positions: int | None = getattr(
-            self._base.config.get_text_config(), "max_position_embeddings", None
-        )
+        self.positions = max_positions(self._base.config)
         self.batched = self._base.config._attn_implementation == "sdpa"
         if self.batched:
             self._base.set_attn_implementation(NAME)

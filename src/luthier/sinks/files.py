@@ -6,34 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from luthier.credentials import masked
 from luthier.events import Evaluation, Event, Progress, Started, Step
 from luthier.files import write_text
 from luthier.records import Record
 from luthier.run import Run
-
-
-class _Lines:
-    """A file that grows by a JSON object a line.
-
-    What cannot be written now (a full disk) is kept and written with what comes next, and no half
-    line stays in the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.waiting = ""
-
-    def add(self, value: dict[str, Any]) -> None:
-        self.waiting += json.dumps(value, ensure_ascii=False) + "\n"
-        with self.path.open("ab") as file:
-            begin = file.tell()
-            try:
-                file.write(self.waiting.encode("utf-8"))
-                file.flush()
-            except OSError:
-                file.truncate(begin)
-                raise
-        self.waiting = ""
+from luthier.sinks.growing import GrowingFile
 
 
 class MetricsFile:
@@ -43,21 +21,21 @@ class MetricsFile:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.lines = _Lines(run.metrics_path)
+        self.file = GrowingFile(run, run.metrics_path)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
             self.forget_after(event.step)
         elif isinstance(event, Step | Evaluation):
-            self.lines.add(event.line.to_dict())
+            self.file.add(json.dumps(event.line.to_dict(), ensure_ascii=False))
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines after ``step``, and half a line.
+        """Drop the lines after ``step``, all of them where a run begins anew, and half a line.
 
         A run that was killed had gone on past its last checkpoint; those steps are taken again.
         """
         kept = []
-        if self.run.metrics_path.is_file():
+        if step > 0 and self.run.metrics_path.is_file():
             for text in self.run.metrics_path.read_text(encoding="utf-8").splitlines():
                 try:
                     if json.loads(text)["step"] > step:
@@ -65,7 +43,7 @@ class MetricsFile:
                 except ValueError:  # the line that the kill cut off
                     break
                 kept.append(text + "\n")
-        self.lines.waiting = ""
+        self.file.forget_waiting()
         write_text(self.run.metrics_path, "".join(kept))
 
 
@@ -75,25 +53,20 @@ class EventsFile:
     name = "events.jsonl"
 
     def __init__(self, run: Run) -> None:
-        self.run = run
-        self.lines = _Lines(run.events_path)
+        self.file = GrowingFile(run, run.events_path)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Progress):
             return
-        # What comes before the folder is a run is written once it is one.
         told = {
             "event": type(event).__name__.lower(),
             "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
             **{field.name: _plain(getattr(event, field.name)) for field in fields(event)},
         }
-        if not self.run.recipe_path.is_file():
-            self.lines.waiting += json.dumps(told, ensure_ascii=False) + "\n"
-            return
-        self.lines.add(told)
+        self.file.add(json.dumps(told, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
-    return str(value) if isinstance(value, Path) else value
+    return masked(str(value)) if isinstance(value, str | Path) else value

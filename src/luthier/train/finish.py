@@ -1,21 +1,19 @@
 """The end of a run: the best weights put where other libraries find them, and what it took."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from luthier.errors import UserError
 from luthier.files import staged_folder, write_json
+from luthier.perplexity import perplexity
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
 from luthier.runtime import peak_memory
 from luthier.train.checkpoints import damage
 from luthier.train.session import Session
-from luthier.train.validation import perplexity
 
 
 def finish(recipe: Recipe, run: Run, session: Session) -> Measured:
@@ -78,11 +76,11 @@ def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizer
 
 def _plan_errors(run: Run, peak_bytes: int, tokens_per_second: float) -> dict[str, float] | None:
     """Planned over measured, less one, of what was planned; None where there is no plan."""
-    if not run.plan_path.is_file():
+    plan = run.plan()
+    if plan is None:
         return None
-    plan: dict[str, Any] = json.loads(run.plan_path.read_text("utf-8"))
-    errors = {"peak_memory": round(plan["memory"]["peak"] / peak_bytes - 1, 4)}
-    speed = plan["tokens_per_second"]
+    errors = {"peak_memory": round(plan.memory.peak / peak_bytes - 1, 4)}
+    speed = plan.tokens_per_second
     if speed is not None and speed[0] == speed[1]:  # measured rates, not a range
         errors["tokens_per_second"] = round(speed[0] / tokens_per_second - 1, 4)
     return errors

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from luthier.errors import Interrupted, UserError
-from luthier.events import Finished, OnEvent, Stream, ignore
+from luthier.events import Finished, OnEvent, ignore
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
-from luthier.sinks.all import sinks_of
+from luthier.sinks.all import stream_of
 from luthier.train.finish import finish
 from luthier.train.memory import OutOfMemory, free_memory, is_out_of_memory, smaller_micro_batch
 from luthier.train.session import Asked, Forecast, Session, open_session
@@ -36,8 +36,7 @@ def fit(
     with run.locked():
         if run.finished:
             return run.measured()
-        with sinks_of(recipe, run) as sinks:
-            stream = Stream([on_event, *sinks])
+        with stream_of(recipe, run, on_event) as stream:
             asked = Asked(recipe, run, stream, probe, forecast)
             while True:
                 try:

@@ -1,7 +1,6 @@
 """Out of memory: what was foretold, and going on with smaller micro-batches of the same step."""
 
 import gc
-import json
 
 import torch
 
@@ -75,10 +74,10 @@ def free_memory() -> None:
 
 
 def _foretold(run: Run) -> str:
-    if not run.plan_path.is_file():
+    plan = run.plan()
+    if plan is None:
         return ""
-    plan = json.loads(run.plan_path.read_text("utf-8"))
     return (
-        f" (the plan said {plan['memory']['peak'] / 2**30:.2f} GiB at the peak, of "
-        f"{plan['device_bytes'] / 2**30:.1f} GiB)"
+        f" (the plan said {plan.memory.peak / 2**30:.2f} GiB at the peak, of "
+        f"{plan.device_bytes / 2**30:.1f} GiB)"
     )

@@ -31,7 +31,7 @@ def provenance_of(
         model=resolved.origin,
         template=template,
         template_sha256=template_hash(tokenizer),
-        data_sha256={source["file"]: source["sha256"] for source in data.report["sources"]},
+        data_sha256={source.file: source.sha256 for source in data.report.sources},
     )
 
 

@@ -326,30 +326,28 @@ def _make_learner(
 
 def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
     report = data.report
-    for source in report["sources"]:
-        on_event(Note(f"{source['file']}: {source['rows']:,} rows, format {source['format']}"))
-    rows, tokens = report["rows"], report["tokens"]
+    for source in report.sources:
+        on_event(Note(f"{source.file}: {source.rows:,} rows, format {source.format}"))
+    rows, tokens = report.rows, report.tokens.train
     on_event(
         Note(
-            f"{rows['train']:,} training rows, {rows['validation']:,} validation rows; "
-            f"{tokens['train']['supervised']:,} of {tokens['train']['total']:,} training tokens are "
-            f"supervised; the longest row has {tokens['train']['longest']} tokens; template {template}"
+            f"{rows.train:,} training rows, {rows.validation:,} validation rows; "
+            f"{tokens.supervised:,} of {tokens.total:,} training tokens are supervised; "
+            f"the longest row has {tokens.longest} tokens; template {template}"
         )
     )
-    replay = report["replay"]
+    replay = report.replay
     if replay is not None:
-        short = "" if replay["added"] == replay["wanted"] else f", {replay['wanted']:,} wanted"
-        on_event(Note(f"{replay['added']:,} of them are general examples (data.replay){short}"))
-    names = {
-        "bad": "cannot be used",
-        "too_long": "are over data.max_length",
-        "also_in_validation": "are in the validation file too, so they are not trained on",
-    }
-    for key, meaning in names.items():
-        if report["left_out"][key]:
-            on_event(
-                Note(
-                    f"{len(report['left_out'][key])} rows {meaning}: see data/data-report.json",
-                    warning=True,
-                )
-            )
+        short = "" if replay.added == replay.wanted else f", {replay.wanted:,} wanted"
+        on_event(Note(f"{replay.added:,} of them are general examples (data.replay){short}"))
+    left_out = report.left_out
+    for lost, meaning in (
+        (len(left_out.bad), "cannot be used"),
+        (len(left_out.too_long), "are over data.max_length"),
+        (
+            len(left_out.also_in_validation),
+            "are in the validation file too, so they are not trained on",
+        ),
+    ):
+        if lost:
+            on_event(Note(f"{lost} rows {meaning}: see data/data-report.json", warning=True))

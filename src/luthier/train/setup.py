@@ -12,7 +12,13 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype, trained_dtype
-from luthier.models.load import load_config, load_model, load_tokenizer, quantization
+from luthier.models.load import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    quantization,
+)
 from luthier.models.source import ResolvedModel, resolve
 from luthier.recipe import Recipe
 
@@ -98,11 +104,11 @@ def resolve_model(recipe: Recipe, on_event: OnEvent = ignore) -> ResolvedModel:
     """
     resolved = resolve(recipe.model.source, recipe.model.revision, on_event=on_event)
     config = load_config(resolved.folder, recipe.model.trust_remote_code)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and recipe.data.max_length > positions:
+    most = max_positions(config)
+    if most is not None and recipe.data.max_length > most:
         raise UserError(
-            f"data.max_length {recipe.data.max_length} is more than the {positions} positions of "
-            f"{recipe.model.source}; set data.max_length={positions} or less"
+            f"data.max_length {recipe.data.max_length} is more than the {most} positions of "
+            f"{recipe.model.source}; set data.max_length={most} or less"
         )
     return resolved
 

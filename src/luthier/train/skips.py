@@ -8,6 +8,7 @@ from luthier.data.batches import Batch
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.files import write_json
+from luthier.records import BadBatch
 from luthier.run import Run
 
 # One bad batch must not end a night's run; several in a row mean that the weights are lost.
@@ -54,9 +55,8 @@ class Skips:
         """The error that ends the run; the rows of ``batches`` are written to bad-batch.json."""
         path = self.run.bad_batch_path
         rows = [row for batch in batches for row in self._shown(batch)]
-        write_json(
-            path, {"step": step, "loss": repr(loss), "grad_norm": repr(grad_norm), "rows": rows}
-        )
+        bad = BadBatch(step=step, loss=repr(loss), grad_norm=repr(grad_norm), rows=rows)
+        write_json(path, bad.to_dict())
         said = f"training diverged at step {step}: loss {loss}"
         if grad_norm is not None:
             said += f", gradient norm {grad_norm}"

@@ -1,6 +1,5 @@
 """What a run measures of itself on the way: the loss of rows it does not train on, and the probe."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from luthier.data.tokens import TokenRow
 from luthier.events import OnEvent
 from luthier.objectives.objective import Objective, mean_over
+from luthier.perplexity import perplexity
 
 
 class Probe(Protocol):
@@ -46,8 +46,3 @@ class Validation:
         if self.probe is not None:
             figures |= {f"eval_{name}": value for name, value in self.probe().items()}
         return figures
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is too large for a float."""
-    return math.exp(loss) if loss < 700 else math.inf

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from helpers import write_rows
 
 from luthier.evaluate.before_after import evaluate_run
+from luthier.evaluate.likelihood import RowLoss
+from luthier.evaluate.losses import compare_losses
 from luthier.evaluate.probe.divergence import divergences
 from luthier.evaluate.probe.remedies import remedies
 from luthier.evaluate.probe.verdict import judge
@@ -16,20 +17,24 @@ from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.generate.answer import encode_prompt
 from luthier.models.tuned import load_tuned
 from luthier.recipe import EvaluateGroup, Recipe
+from luthier.records.evaluation import (
+    Compared,
+    Leak,
+    Leakage,
+    PerplexityCompared,
+    ProbeFindings,
+    TextCompared,
+)
 from luthier.run import Run
 
 MakeRecipe = Callable[..., Recipe]
 Train = Callable[..., Run]
 
 
-def compared(before: int, after: int, rows: int) -> dict[str, Any]:
+def compared(before: int, after: int, rows: int) -> Compared:
     one = [1.0] * before + [0.0] * (rows - before)
     two = [1.0] * after + [0.0] * (rows - after)
-    return {
-        "base": mean_interval(one).to_json(),
-        "tuned": mean_interval(two).to_json(),
-        "test": paired_test(one, two).to_json(),
-    }
+    return Compared(base=mean_interval(one), tuned=mean_interval(two), test=paired_test(one, two))
 
 
 def found(
@@ -37,21 +42,30 @@ def found(
     area: tuple[int, int] = (30, 30),
     ratio: float = 1.0,
     leaks: int = 0,
-) -> dict[str, Any]:
-    leak = compared(0, leaks, 40)
-    return {
-        "accuracy": compared(*total, 310),
-        "areas": {
-            name: compared(*area, 40) if name == "a" else compared(5, 5, 9) for name in "abc"
-        },
-        "text": {
-            "perplexity": {
-                "ratio": {"ratio": ratio},
-                "test": {"verdict": "worse" if ratio > 1 else "no evidence"},
-            }
-        },
-        "leakage": {**leak, "leaks": [{}] * leaks},
+) -> ProbeFindings:
+    leaked = Leak(question="q", base="b", tuned="t", kind="copy", why="w")
+    losses = ([RowLoss(2.0 + factor, 1) for factor in range(20)] for _ in range(2))
+    loss, perplexity = compare_losses(*losses)
+    moved = {"ratio": ratio, "low": ratio, "high": ratio}
+    verdict = "worse" if ratio > 1 else "no evidence"
+    prose = perplexity.to_dict() | {
+        "ratio": moved,
+        "test": {"p": 0.5, "rows": 20, "verdict": verdict},
     }
+    return ProbeFindings(
+        items=350,
+        accuracy=compared(*total, 310),
+        areas={name: compared(*area, 40) if name == "a" else compared(5, 5, 9) for name in "abc"},
+        text=TextCompared(loss=loss, perplexity=PerplexityCompared.model_validate(prose)),
+        kl=None,
+        leakage=Leakage(
+            **dict(compared(0, leaks, 40)),
+            style_told_apart=None,
+            style_counts=False,
+            leaks=(leaked,) * leaks,
+        ),
+        seconds={"base": 1.0, "tuned": 1.0},
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,17 +85,18 @@ def found(
         (found(leaks=12), "forgot", "12 of 40"),
     ],
 )
-def test_verdicts(measured: dict[str, Any], verdict: str, says: str | None) -> None:
-    judged = judge(measured, EvaluateGroup())
-    assert judged.verdict == verdict
-    assert (says is None) == (judged.reasons == ())
+def test_verdicts(measured: ProbeFindings, verdict: str, says: str | None) -> None:
+    judged, reasons = judge(measured, EvaluateGroup())
+    assert judged == verdict
+    assert (says is None) == (reasons == ())
     if says is not None:
-        assert says in judged.reasons[0]
+        assert says in reasons[0]
 
 
 def test_limits_are_the_recipes() -> None:
     lenient = EvaluateGroup(max_accuracy_drop=0.5, max_perplexity_ratio=9, max_leakage=0.5)
-    assert judge(found(total=(200, 150), ratio=2.0, leaks=12), lenient).verdict == "some forgetting"
+    verdict, _ = judge(found(total=(200, 150), ratio=2.0, leaks=12), lenient)
+    assert verdict == "some forgetting"
 
 
 def test_remedies_come_in_order_of_cost_and_fit_the_run(
@@ -95,7 +110,13 @@ def test_remedies_come_in_order_of_cost_and_fit_the_run(
     write_rows(
         run.metrics_path,
         [
-            {"step": step, "eval_probe_accuracy": value}
+            {
+                "step": step,
+                "epoch": 1,
+                "memory_bytes": 1,
+                "seconds": 1,
+                "eval_probe_accuracy": value,
+            }
             for step, value in [(0, 0.7), (3, 0.68), (6, 0.5)]
         ],
     )
@@ -141,15 +162,17 @@ def test_the_whole_probe(make_recipe: MakeRecipe, train: Train) -> None:
     run = train(make_recipe("evaluate.max_rows=0", "train.max_steps=2", "train.learning_rate=1e-6"))
     stages: list[str] = []
     evaluation = evaluate_run(run, None, lambda what, *_: stages.append(what), probe=True)
-    forgetting = evaluation["forgetting"]
-    assert forgetting["verdict"] == "kept"
-    assert forgetting["remedies"] == []
+    forgetting = evaluation.forgetting
+    assert forgetting is not None
+    assert forgetting.verdict == "kept"
+    assert forgetting.remedies == []
     assert "probe of base" in stages
     assert "probe of tuned" in stages
-    assert set(forgetting["areas"]) >= {"facts", "arithmetic", "instructions", "code"}
-    rows = sum(entry["base"]["rows"] for entry in forgetting["areas"].values())
-    assert rows == forgetting["accuracy"]["base"]["rows"] >= 300
-    assert forgetting["kl"]["mean"] == pytest.approx(0, abs=1e-3)
-    answers = (run.evaluation_folder / "probe.jsonl").read_text("utf-8").splitlines()
-    assert len(answers) == forgetting["items"] == rows + 40
+    assert set(forgetting.areas) >= {"facts", "arithmetic", "instructions", "code"}
+    rows = sum(entry.base.rows for entry in forgetting.areas.values())
+    assert rows == forgetting.accuracy.base.rows >= 300
+    assert forgetting.kl is not None
+    assert forgetting.kl.mean == pytest.approx(0, abs=1e-3)
+    answers = run.probe_answers_path.read_text("utf-8").splitlines()
+    assert len(answers) == forgetting.items == rows + 40
     assert json.loads(answers[0])["question"]

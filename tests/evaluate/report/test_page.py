@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from evaluations import compared, evaluation
 from helpers import write_rows
 
 from luthier.evaluate.before_after import evaluate_run
@@ -12,6 +13,7 @@ from luthier.evaluate.probe.quick import QuickProbe
 from luthier.evaluate.report.drawing import chart, marks
 from luthier.evaluate.report.page import headline, render_report, write_report
 from luthier.recipe import Recipe
+from luthier.records.evaluation import Interval
 from luthier.run import claim_run
 from luthier.train.fit import fit
 
@@ -72,12 +74,16 @@ def test_a_run_at_every_stage(make_recipe: Callable[..., Recipe], tmp_path: Path
     assert "@import" not in page
 
 
+def interval(low: float, mean: float, high: float) -> Interval:
+    return Interval(low=low, mean=mean, high=high, rows=9, confidence=0.95)
+
+
 def test_marks_keep_their_order_and_axis() -> None:
-    side = {"low": 0.2, "mean": 0.3, "high": 0.4}
-    drawn = marks({"share": True, "base": side, "tuned": {"low": 0.5, "mean": 0.9, "high": 1.0}})
+    side = interval(0.2, 0.3, 0.4)
+    drawn = marks(side, interval(0.5, 0.9, 1.0), share=True)
     assert drawn["base"].mean == pytest.approx(30)
     assert drawn["tuned"].high == pytest.approx(100)
-    loss = marks({"share": False, "base": side, "tuned": {"low": 4, "mean": 5, "high": 6}})
+    loss = marks(side, interval(4, 5, 6), share=False)
     assert loss["base"].low < loss["base"].mean < loss["tuned"].mean < loss["tuned"].high < 100
 
 
@@ -94,17 +100,11 @@ def test_a_chart_stays_in_its_frame() -> None:
 
 
 def test_headlines() -> None:
-    def evaluation(*verdicts: str) -> dict[str, object]:
-        tests = {
-            f"m{i}": {"label": f"m{i}", "test": {"verdict": verdict}}
-            for i, verdict in enumerate(verdicts)
-        }
-        return {"metrics": tests, "forgetting": None}
-
     for verdicts, word in [
         (("better", "no evidence"), "better"),
         (("better", "worse"), "mixed"),
         (("worse", "no evidence"), "worse"),
         (("no evidence",), "no evidence"),
     ]:
-        assert headline(evaluation(*verdicts))["verdict"] == word
+        found = {f"m{i}": compared(verdict=verdict) for i, verdict in enumerate(verdicts)}
+        assert headline(evaluation(metrics=found)).verdict == word

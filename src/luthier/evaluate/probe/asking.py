@@ -9,10 +9,10 @@ from luthier.data.conversation import Conversation, Message, Origin
 from luthier.data.template import stop_token_ids
 from luthier.data.tokens import Tokenizer
 from luthier.evaluate.answering import answer_kept
+from luthier.evaluate.examination import Examination
 from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import UNRELATED, Item, load_passages
-from luthier.evaluate.store import Store
 from luthier.events import OnEvent
 from luthier.generate.answer import Model, Prompt
 from luthier.kernels.separation import rows_stay_apart
@@ -38,28 +38,24 @@ class Probed:
 
 
 def ask(
+    examination: Examination,
+    side: str,
     model: Model,
-    tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     questions: Sequence[Question],
     *,
     plain: bool,
-    store: Store,
-    side: str,
-    name: str,
-    on_event: OnEvent,
 ) -> Probed:
     """Score ``items`` and the passages; ``model`` is in evaluation mode.
 
     Args:
         questions: the multiple-choice items as ``tokenised`` makes them, in their order.
         plain: the run learned plain text, so questions are put without a chat template.
-        store, side: as for ``answer_kept``.
-        name: of this model, for progress.
     """
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
-    scores = choice_scores(model, questions, f"probe of {name}, multiple choice", on_event)
+    task, on_event = f"probe of {side}", examination.on_event
+    scores = choice_scores(model, questions, f"{task}, multiple choice", on_event)
     said: dict[str, str] = {}
     right: dict[str, float] = {}
     for item, values in zip(choices, scores, strict=True):
@@ -67,21 +63,20 @@ def ask(
         said[item.id] = ([item.answer or "", *item.wrong])[best]
         right[item.id] = float(best == 0)
     answers = answer_kept(
+        examination,
+        side,
         model,
-        tokenizer,
         [_prompt(item, plain=plain) for item in spoken],
-        store=store,
-        side=side,
         max_new_tokens=ANSWER_TOKENS,
         batch_size=_BATCH,
-        task=f"probe of {name}, open questions",
-        on_event=on_event,
+        task=f"{task}, open questions",
     )
     for item, answer in zip(spoken, answers, strict=True):
         said[item.id] = answer
         if item.area != UNRELATED:
             right[item.id] = float(item.right(answer))
-    losses = text_losses(model, tokenizer, load_passages(), f"probe of {name}, passages", on_event)
+    tokenizer = examination.models.tokenizer
+    losses = text_losses(model, tokenizer, load_passages(), f"{task}, passages", on_event)
     return Probed(right, said, losses)
 
 

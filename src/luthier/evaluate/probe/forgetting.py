@@ -5,41 +5,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier.data.conversation import Conversation
-from luthier.evaluate.perplexity import loss_and_perplexity
+from luthier.evaluate.examination import Examination
+from luthier.evaluate.losses import compare_losses
 from luthier.evaluate.probe.asking import Probed, ask, tokenised
 from luthier.evaluate.probe.divergence import divergences
 from luthier.evaluate.probe.items import UNRELATED, load_items, load_passages
-from luthier.evaluate.probe.leakage import Leakage, find_leakage, markers_of
+from luthier.evaluate.probe.leakage import find_leakage, markers_of
 from luthier.evaluate.probe.remedies import remedies
 from luthier.evaluate.probe.verdict import judge
 from luthier.evaluate.statistics import mean_interval, paired_test
-from luthier.evaluate.store import Store
-from luthier.events import OnEvent, during
+from luthier.events import during
+from luthier.files import write_jsonl
 from luthier.generate.answer import Model
-from luthier.models.tuned import TunedModel
-from luthier.recipe import Recipe
-from luthier.run import Run
+from luthier.records.evaluation import (
+    Compared,
+    Forgetting,
+    Leakage,
+    Limits,
+    ProbeFindings,
+    TextCompared,
+)
 
 
-def probe_forgetting(
-    run: Run,
-    models: TunedModel,
-    recipe: Recipe,
-    training: Sequence[Conversation],
-    store: Store,
-    names: dict[str, str],
-    on_event: OnEvent,
-) -> dict[str, Any]:
-    """Put the probe to base and tuned; the ``forgetting`` part of ``evaluation.json``.
+def probe_forgetting(examination: Examination, training: Sequence[Conversation]) -> Forgetting:
+    """Put the probe to base and tuned; every answer is kept in ``evaluation/probe.jsonl``.
 
     Args:
         training: rows the run learned from, for format leakage.
-        store, names: as for ``answer_kept``, ``names`` by side.
     """
+    run, models = examination.run, examination.models
     items = load_items()
-    plain = (recipe.provenance or {}).get("template") == "none"
+    plain = not run.provenance().learned_turns
     seconds: dict[str, float] = {}
-    with during("reading the probe", on_event):
+    with during("reading the probe", examination.on_event):
         questions = [
             tokenised(models.tokenizer, item, plain=plain)
             for item in items
@@ -48,30 +46,18 @@ def probe_forgetting(
 
     def put(side: str, model: Model) -> Probed:
         started = time.perf_counter()
-        probed = ask(
-            model,
-            models.tokenizer,
-            items,
-            questions,
-            plain=plain,
-            store=store,
-            side=names[side],
-            name=side,
-            on_event=on_event,
-        )
+        probed = ask(examination, side, model, items, questions, plain=plain)
         seconds[side] = round(time.perf_counter() - started, 1)
         return probed
 
-    with models.as_base() as base_model:
-        base = put("base", base_model)
-    tuned = put("tuned", models.tuned)
+    base, tuned = examination.of_both(put)
     unrelated = [item for item in items if item.area == UNRELATED]
     prompts = [
         item.question if plain else ({"role": "user", "content": item.question},)
         for item in unrelated
     ]
     said = [base.said[item.id] for item in unrelated]
-    moved, tokens = divergences(models, prompts, said, on_event)
+    moved, tokens = divergences(models, prompts, said, examination.on_event)
     leakage = find_leakage(
         [item.question for item in unrelated],
         [base.said[item.id] for item in unrelated],
@@ -80,45 +66,45 @@ def probe_forgetting(
         load_passages(),
         markers_of(models.tokenizer),
     )
-    result = {
-        "items": len(items),
-        **_accuracies(base, tuned),
-        "text": _texts(base, tuned),
-        "kl": mean_interval(moved, tokens).to_json() if moved else None,
-        "leakage": leakage.to_json(),
-        "seconds": seconds,
-    }
-    verdict = judge(result, recipe.evaluate)
-    result |= verdict.to_json()
-    result["remedies"] = (
-        [] if verdict.verdict == "kept" else [r.to_json() for r in remedies(run, recipe)]
+    write_jsonl(run.probe_answers_path, _answers(base, tuned, leakage))
+    loss, perplexity = compare_losses(base.texts, tuned.texts)
+    found = ProbeFindings(
+        items=len(items),
+        accuracy=_compare(base, tuned, list(base.right)),
+        areas=_areas(base, tuned),
+        text=TextCompared(loss=loss, perplexity=perplexity),
+        kl=mean_interval(moved, tokens) if moved else None,
+        leakage=leakage,
+        seconds=seconds,
     )
-    result["answers"] = _answers(base, tuned, leakage)
-    return result
+    limits = examination.recipe.evaluate
+    verdict, reasons = judge(found, limits)
+    return Forgetting(
+        **dict(found),
+        verdict=verdict,
+        reasons=reasons,
+        limits=Limits(
+            max_accuracy_drop=limits.max_accuracy_drop,
+            max_perplexity_ratio=limits.max_perplexity_ratio,
+            max_leakage=limits.max_leakage,
+        ),
+        remedies=[] if verdict == "kept" else remedies(run, examination.recipe),
+    )
 
 
-def _accuracies(base: Probed, tuned: Probed) -> dict[str, Any]:
-    by_id = {item.id: item.area for item in load_items()}
-    ids = list(base.right)
-
-    def compare(chosen: list[str]) -> dict[str, Any]:
-        before, after = [base.right[i] for i in chosen], [tuned.right[i] for i in chosen]
-        return {
-            "base": mean_interval(before).to_json(),
-            "tuned": mean_interval(after).to_json(),
-            "test": paired_test(before, after).to_json(),
-        }
-
-    areas = list(dict.fromkeys(by_id[i] for i in ids))
-    return {
-        "accuracy": compare(ids),
-        "areas": {area: compare([i for i in ids if by_id[i] == area]) for area in areas},
-    }
+def _areas(base: Probed, tuned: Probed) -> dict[str, Compared]:
+    by_area: dict[str, list[str]] = {}
+    area_of = {item.id: item.area for item in load_items()}
+    for key in base.right:
+        by_area.setdefault(area_of[key], []).append(key)
+    return {area: _compare(base, tuned, chosen) for area, chosen in by_area.items()}
 
 
-def _texts(base: Probed, tuned: Probed) -> dict[str, Any]:
-    loss, perplexity = loss_and_perplexity(base.texts, tuned.texts)
-    return {"loss": loss, "perplexity": perplexity}
+def _compare(base: Probed, tuned: Probed, chosen: list[str]) -> Compared:
+    before, after = [base.right[i] for i in chosen], [tuned.right[i] for i in chosen]
+    return Compared(
+        base=mean_interval(before), tuned=mean_interval(after), test=paired_test(before, after)
+    )
 
 
 def _answers(base: Probed, tuned: Probed, leakage: Leakage) -> list[dict[str, Any]]:

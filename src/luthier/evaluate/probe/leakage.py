@@ -15,14 +15,14 @@ An answer leaks for one of three reasons, looked for in this order:
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Conversation
 from luthier.data.template import TemplateRejects, render
-from luthier.evaluate.statistics import Interval, PairedTest, mean_interval, paired_test
+from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.records.evaluation import Leak, Leakage
 
 KNOWN_MARKERS = (
     *("### Instruction", "### Response", "### Input", "### Human", "### Assistant"),
@@ -31,6 +31,8 @@ KNOWN_MARKERS = (
     *("<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>"),
 )
 
+Found = tuple[Literal["template", "copy", "style"], str]  # the kind of a leak, and why
+
 _SENTINELS = ("\u2063a\u2063", "\u2063b\u2063")
 _SHORTEST_MARKER = 6  # characters; a shorter piece of a template may be a word of an answer
 _SHORTEST_COPY = 12
@@ -38,39 +40,6 @@ _SHARED_OPENING = 0.5  # of the training prompts
 _TELLS_APART = 0.9
 _LEAST_ANSWERS = 10
 _MOST_ANSWERS = 400
-
-
-@dataclass(frozen=True)
-class Leak:
-    """One answer that leaks, and why."""
-
-    question: str
-    base: str
-    tuned: str
-    kind: str  # template, copy or style
-    why: str
-
-
-@dataclass(frozen=True)
-class Leakage:
-    """Share of unrelated answers that leak, of each side, and the tuned side's leaks.
-
-    Attributes:
-        style_told_apart: share of held-out training answers and prose that the style classifier
-            gets right, the lesser of the two; None where there were too few training answers.
-        style_counts: whether that was enough for style to be judged.
-    """
-
-    base: Interval
-    tuned: Interval
-    test: PairedTest
-    style_told_apart: float | None
-    style_counts: bool
-    leaks: tuple[Leak, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a dictionary."""
-        return asdict(self)
 
 
 def find_leakage(
@@ -105,14 +74,15 @@ def find_leakage(
             found = "style", "reads like the training answers, where the base's does not"
         after.append(float(found is not None))
         if found is not None:
-            leaks.append(Leak(question, old, new, *found))
+            kind, why = found
+            leaks.append(Leak(question=question, base=old, tuned=new, kind=kind, why=why))
     return Leakage(
-        mean_interval(before),
-        mean_interval(after),
-        paired_test(before, after, higher_is_better=False),
-        style.told_apart,
-        style.counts,
-        tuple(leaks),
+        base=mean_interval(before),
+        tuned=mean_interval(after),
+        test=paired_test(before, after, higher_is_better=False),
+        style_told_apart=style.told_apart,
+        style_counts=style.counts,
+        leaks=tuple(leaks),
     )
 
 
@@ -144,7 +114,7 @@ def _shared_openings(training: Sequence[Conversation]) -> list[str]:
     return [opening] if common and len(opening) >= 2 * _SHORTEST_MARKER else []
 
 
-def _why(answer: str, markers: Sequence[str], copies: dict[str, str]) -> tuple[str, str] | None:
+def _why(answer: str, markers: Sequence[str], copies: dict[str, str]) -> Found | None:
     for marker in markers:
         if marker.lower() in answer.lower():
             return "template", f"holds {marker!r}"

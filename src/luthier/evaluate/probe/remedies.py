@@ -1,23 +1,8 @@
 """What to do against forgetting, the cheapest first, as far as it applies to the run."""
 
-import json
-from dataclasses import asdict, dataclass
-
 from luthier.recipe import METHOD_DEFAULTS, Recipe
+from luthier.records.evaluation import Remedy
 from luthier.run import Run
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """One thing to try: ``what`` to do, ``why`` it helps, and ``how`` it is said to Luthier."""
-
-    what: str
-    why: str
-    how: str
-
-    def to_json(self) -> dict[str, str]:
-        """The fields as a dictionary."""
-        return asdict(self)
 
 
 def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
@@ -33,10 +18,10 @@ def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
     if not whole and not recipe.method.use_dora:
         listed.append(
             Remedy(
-                "scale the adapter down",
-                "between base and tuned the task often stays while general skill comes back "
+                what="scale the adapter down",
+                why="between base and tuned the task often stays while general skill comes back "
                 "(WiSE-FT, Wortsman et al. 2022); nothing is trained",
-                f"luthier evaluate {run.root} --adapter-scale 0.5",
+                how=f"luthier evaluate {run.root} --adapter-scale 0.5",
             )
         )
     earlier = _earlier_step(run, recipe)
@@ -45,45 +30,45 @@ def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
         place = f"its checkpoint is kept: {run.checkpoint_path(step)}" if kept else "train again"
         listed.append(
             Remedy(
-                f"stop at step {step}",
-                f"the probe was still within the limit there; {place}",
-                f"--set train.stop_on_forgetting={recipe.evaluate.max_accuracy_drop:g}",
+                what=f"stop at step {step}",
+                why=f"the probe was still within the limit there; {place}",
+                how=f"--set train.stop_on_forgetting={recipe.evaluate.max_accuracy_drop:g}",
             )
         )
     usual = METHOD_DEFAULTS[recipe.method.name]["learning_rate"]
     lower = usual if rate > 2 * usual else rate / 3
     listed.append(
         Remedy(
-            "lower the learning rate",
-            "large steps leave the region of the pretrained weights; it costs one more run",
-            f"--set train.learning_rate={lower:.2g}",
+            what="lower the learning rate",
+            why="large steps leave the region of the pretrained weights; it costs one more run",
+            how=f"--set train.learning_rate={lower:.2g}",
         )
     )
     if train.num_train_epochs > 1 and train.max_steps < 0:
         fewer = max(1, round(train.num_train_epochs / 3))
         listed.append(
             Remedy(
-                "train fewer epochs",
-                "later epochs memorise rows rather than learn the task; the run gets shorter",
-                f"--set train.num_train_epochs={fewer}",
+                what="train fewer epochs",
+                why="later epochs memorise rows rather than learn the task; the run gets shorter",
+                how=f"--set train.num_train_epochs={fewer}",
             )
         )
     if recipe.data.replay is None:
         listed.append(
             Remedy(
-                "replay general examples",
-                "a tenth of general instructions among the rows holds what they use (Scialom et "
+                what="replay general examples",
+                why="a tenth of general instructions among the rows holds what they use (Scialom et "
                 "al. 2022); it needs such a file and a tenth more time",
-                "--set 'data.replay={source: general.jsonl, share: 0.1}'",
+                how="--set 'data.replay={source: general.jsonl, share: 0.1}'",
             )
         )
     if whole:
         listed.append(
             Remedy(
-                "LoRA instead of full fine-tuning",
-                "it learns less and forgets less (Biderman et al. 2024), and the adapter can be "
+                what="LoRA instead of full fine-tuning",
+                why="it learns less and forgets less (Biderman et al. 2024), and the adapter can be "
                 "scaled; other settings have to be found",
-                f"--set method.name=lora --set train.learning_rate="
+                how=f"--set method.name=lora --set train.learning_rate="
                 f"{METHOD_DEFAULTS['lora']['learning_rate']:g}",
             )
         )
@@ -106,11 +91,8 @@ def _earlier_step(run: Run, recipe: Recipe) -> tuple[int, bool] | None:
 
 def probe_curve(run: Run) -> list[tuple[int, float]]:
     """(step, accuracy) of the training-time probe, the first of the untouched base."""
-    if not run.metrics_path.is_file():
-        return []
-    lines = [json.loads(line) for line in run.metrics_path.read_text("utf-8").splitlines()]
     return [
-        (line["step"], line["eval_probe_accuracy"])
-        for line in lines
-        if "eval_probe_accuracy" in line
+        (line.step, line.eval_probe_accuracy)
+        for line in run.metrics()
+        if line.eval_probe_accuracy is not None
     ]

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from luthier.records.evaluation import Interval
 
 Point = tuple[float, float]
 
@@ -40,15 +41,16 @@ class Chart:
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 630.0, 12.0, 164.0
 
 
-def marks(entry: dict[str, Any]) -> dict[str, Mark]:
+def marks(base: Interval, tuned: Interval, share: bool) -> dict[str, Mark]:
     """Both sides of a comparison on one axis: 0 to 1 for shares, else 0 to a little over the most."""
-    most = 1.0 if entry.get("share", True) else max(entry[s]["high"] for s in ("base", "tuned"))
-    least = min(0.0, *(entry[side]["low"] for side in ("base", "tuned")))
-    span = (1.0 if entry.get("share", True) else 1.04 * most) - least or 1.0
-    return {
-        side: Mark(*(100 * (entry[side][key] - least) / span for key in ("low", "mean", "high")))
-        for side in ("base", "tuned")
-    }
+    least = min(0.0, base.low, tuned.low)
+    most = 1.0 if share else 1.04 * max(base.high, tuned.high)
+    span = most - least or 1.0
+
+    def mark(side: Interval) -> Mark:
+        return Mark(*(100 * (at - least) / span for at in (side.low, side.mean, side.high)))
+
+    return {"base": mark(base), "tuned": mark(tuned)}
 
 
 def chart(

@@ -1,47 +1,10 @@
-"""What a run folder holds, typed: each file there is one of these records.
+"""What training leaves behind: provenance, metrics, what it took, and a batch that broke it."""
 
-Reading is forgiving where a newer version has written more (unknown keys are ignored) and strict
-about what is there. Runs of version 0.1 open too.
-"""
+from typing import Any
 
-from pathlib import Path
-from typing import Any, Self
+from pydantic import ConfigDict, Field
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from luthier.errors import UserError
-
-
-class Record(BaseModel):
-    """A frozen record that is stored as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """The record stored at ``path``.
-
-        Raises:
-            UserError: the file is missing, or is not what Luthier writes there.
-        """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing") from None
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except ValidationError as error:
-            raise UserError(f"{path} is damaged: {_first(error)}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it is stored."""
-        return self.model_dump(mode="json")
-
-
-def _first(error: ValidationError) -> str:
-    issue = error.errors()[0]
-    where = ".".join(map(str, issue["loc"]))
-    return f"'{where}': {issue['msg']}" if where else str(issue["msg"])
+from luthier.records.record import Record
 
 
 class Provenance(Record):
@@ -60,12 +23,17 @@ class Provenance(Record):
     versions: dict[str, str]
     device: str
     dtype: str
-    substitutes: list[str] = []
+    substitutes: list[str] = Field(default_factory=list)
     model: str
     template: str
     template_sha256: str
     data_sha256: dict[str, str]
     micro_batch: int | None = None
+
+    @property
+    def learned_turns(self) -> bool:
+        """Whether the run learned conversations, by a chat template; False for plain text."""
+        return self.template != "none"
 
 
 class MetricsLine(Record):
@@ -105,10 +73,6 @@ class MetricsLine(Record):
         """Measured values without a field of their own."""
         return dict(self.model_extra or {})
 
-    def to_dict(self) -> dict[str, Any]:
-        """As it is stored: without what was not measured."""
-        return self.model_dump(exclude_none=True)
-
 
 class Measured(Record):
     """What a finished run really took, and how it ended: ``measured.json``.
@@ -137,4 +101,19 @@ class Measured(Record):
     dtype: str
     weights: str
     plan_errors: dict[str, float] | None = None
-    forgot: bool = Field(default=False)
+    forgot: bool = False
+
+
+class BadBatch(Record):
+    """The rows of the step at which training diverged: ``bad-batch.json``.
+
+    Attributes:
+        loss, grad_norm: as Python writes them, since JSON has no NaN; ``None`` where the gradient
+            was not computed.
+        rows: as in ``data/train.jsonl``, each with its ``input_ids``.
+    """
+
+    step: int
+    loss: str
+    grad_norm: str
+    rows: list[dict[str, Any]]

@@ -1,0 +1,80 @@
+"""What became of each row of the data: ``data/data-report.json``."""
+
+from luthier.records.record import Record
+
+
+class DataSource(Record):
+    """One file as it was read."""
+
+    file: str
+    format: str
+    sha256: str
+    rows: int
+
+
+class RowCounts(Record):
+    """Rows read from ``data.train``, and rows on each side of the split."""
+
+    read: int
+    train: int
+    validation: int
+
+
+class Replay(Record):
+    """General examples among the training rows (``data.replay``)."""
+
+    wanted: int
+    added: int
+    available: int
+
+
+class TokenCounts(Record):
+    """Tokens of one side of the split; ``longest`` is that of its longest row."""
+
+    total: int
+    supervised: int
+    longest: int
+
+
+class SplitTokens(Record):
+    """Tokens of both sides of the split."""
+
+    train: TokenCounts
+    validation: TokenCounts
+
+
+class UnusableRow(Record):
+    """A row that cannot be used: its file and line, and the reason."""
+
+    row: str
+    why: str
+
+
+class LongRow(Record):
+    """A row longer than ``data.max_length``, by its file and line."""
+
+    row: str
+    tokens: int
+
+
+class LeftOut(Record):
+    """Rows that are not trained on as they stand, by reason."""
+
+    bad: list[UnusableRow]
+    too_long: list[LongRow]
+    also_in_validation: list[str]
+
+
+class DataReport(Record):
+    """How the rows of a run came to be: ``data/data-report.json``.
+
+    Attributes:
+        split_sha256: hash of ``train.jsonl`` and ``validation.jsonl`` by name, once they are stored.
+    """
+
+    sources: list[DataSource]
+    rows: RowCounts
+    replay: Replay | None
+    tokens: SplitTokens
+    left_out: LeftOut
+    split_sha256: dict[str, str] | None = None

@@ -1,0 +1,244 @@
+"""Base against tuned, as measured: ``evaluation.json`` and ``evaluation/rows.jsonl``."""
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from luthier.records.record import Record
+
+T = TypeVar("T")
+
+Verdict = Literal["better", "no evidence", "worse"]
+Judgement = Literal["kept", "some forgetting", "forgot"]
+
+
+class Pair(Record, Generic[T]):
+    """Something of both sides."""
+
+    base: T
+    tuned: T
+
+
+class Interval(Record):
+    """A mean over ``rows`` and the interval that holds the true one with ``confidence``."""
+
+    mean: float
+    low: float
+    high: float
+    rows: int
+    confidence: float
+
+
+class Outcome(Record):
+    """What a paired test says of the second side.
+
+    Attributes:
+        p: how often chance alone gives a difference this large, either way.
+    """
+
+    p: float
+    rows: int
+    verdict: Verdict
+
+
+class PairedTest(Outcome):
+    """What changed from the first side to the second on the same rows.
+
+    Attributes:
+        difference: mean of second less first; ``low`` and ``high`` are its interval.
+    """
+
+    difference: float
+    low: float
+    high: float
+    confidence: float
+
+
+class Ratio(Record):
+    """The second side over the first, and its interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+class Compared(Record):
+    """The means of both sides, and the test of the pair."""
+
+    base: Interval
+    tuned: Interval
+    test: PairedTest
+
+
+class MetricCompared(Compared):
+    """A metric of both sides.
+
+    Attributes:
+        label: for people.
+        share: whether it is a share between 0 and 1.
+        corpus: the score of all answers together, where the field reports that.
+    """
+
+    label: str
+    share: bool
+    higher_is_better: bool
+    corpus: Pair[float] | None = None
+
+
+class PerplexityCompared(Record):
+    """Perplexity of both sides. It changes by a ratio; the test is that of the loss."""
+
+    label: str
+    share: bool
+    higher_is_better: bool
+    base: Interval
+    tuned: Interval
+    ratio: Ratio
+    test: Outcome
+
+
+AnyCompared = MetricCompared | PerplexityCompared
+
+
+class Confusion(Record):
+    """Which label was answered for which.
+
+    Attributes:
+        labels: the label set, the most frequent first.
+        counts: (labels, labels + 1) rows by reference and answer; the last column is of answers
+            that name no label, or several.
+        recall, precision, f1: one a label; 0 where nothing would be divided.
+        macro_f1: mean of ``f1``.
+    """
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+    f1: tuple[float, ...]
+    macro_f1: float
+
+
+class Leak(Record):
+    """One answer that leaks the training format, and why."""
+
+    question: str
+    base: str
+    tuned: str
+    kind: Literal["template", "copy", "style"]
+    why: str
+
+
+class Leakage(Compared):
+    """Share of unrelated answers that leak, of each side, and the tuned side's leaks.
+
+    Attributes:
+        style_told_apart: share of held-out training answers and prose that the style classifier
+            gets right, the lesser of the two; None where there were too few training answers.
+        style_counts: whether that was enough for style to be judged.
+    """
+
+    style_told_apart: float | None
+    style_counts: bool
+    leaks: tuple[Leak, ...]
+
+
+class TextCompared(Record):
+    """Both sides on general prose."""
+
+    loss: MetricCompared
+    perplexity: PerplexityCompared
+
+
+class ProbeFindings(Record):
+    """What the probe of general skill measured on both sides.
+
+    Attributes:
+        items: how many there were, unrelated questions included.
+        accuracy: over all scored items; ``areas``: by area.
+        kl: mean KL(base || tuned) in nats per token of the base's own answers; None without any.
+        seconds: by side.
+    """
+
+    items: int
+    accuracy: Compared
+    areas: dict[str, Compared]
+    text: TextCompared
+    kl: Interval | None
+    leakage: Leakage
+    seconds: dict[str, float]
+
+
+class Limits(Record):
+    """Beyond these a run forgot: keys of the recipe's ``evaluate`` group."""
+
+    max_accuracy_drop: float
+    max_perplexity_ratio: float
+    max_leakage: float
+
+
+class Remedy(Record):
+    """One thing to try: ``what`` to do, ``why`` it helps, and ``how`` it is said to Luthier."""
+
+    what: str
+    why: str
+    how: str
+
+
+class Forgetting(ProbeFindings):
+    """What the tuned model forgot: the measurements, and the verdict by the recipe's limits."""
+
+    verdict: Judgement
+    reasons: tuple[str, ...]
+    limits: Limits
+    remedies: list[Remedy]
+
+
+class AnsweredRow(Record):
+    """One answered row, a line of ``evaluation/rows.jsonl``: both answers, and their scores.
+
+    Attributes:
+        row: file and line.
+        messages: the prompt.
+        scores: by metric.
+    """
+
+    row: str
+    messages: list[dict[str, Any]]
+    reference: str
+    base: str
+    tuned: str
+    scores: Pair[dict[str, float]]
+
+
+class Evaluation(Record):
+    """Base against tuned on rows neither was trained on: ``evaluation.json``.
+
+    Attributes:
+        data: where the rows are from.
+        seen_in_training: how many rows' prompts the run learned from.
+        base, tuned: ``loss`` (nats per supervised token), ``perplexity``, and the mean of each metric.
+        metrics: the same with intervals and the paired test, by name.
+        classification: None where the references form no label set.
+        forgetting: None where nobody looked for it.
+        tasks: those of lm-eval, by task and metric.
+        samples: the first answered rows; all of them are in ``evaluation/rows.jsonl``.
+        when: ISO 8601, UTC.
+    """
+
+    data: str
+    rows: int
+    seen_in_training: int
+    supervised_tokens: int
+    answered_rows: int
+    adapter_scale: float
+    base: dict[str, float]
+    tuned: dict[str, float]
+    metrics: dict[str, AnyCompared]
+    classification: Pair[Confusion] | None
+    samples: list[AnsweredRow]
+    forgetting: Forgetting | None
+    tasks: dict[str, MetricCompared] = Field(default_factory=dict)
+    max_new_tokens: int
+    seconds: float
+    when: str
