@@ -20,6 +20,8 @@ ALLOWED = {
     "plugins": set(),
     "recipe": {"plugins"},
     "records": set(),
+    "tables": set(),
+    "extras": set(),
     "perplexity": set(),
     "events": {"records"},
     "run": {"recipe", "records"},
@@ -42,10 +44,11 @@ ALLOWED = {
         *("runs", "train", "generate", "serve", "evaluate", "retrieve"),
     },
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
-    "demo": {"recipe", "run", "train", "evaluate"},
-    "cli": {
-        *("recipe", "run", "runs", "models", "data", "advise", "plan"),
-        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export", "demo"),
+    "demo": {"api", "recipe", "run", "evaluate"},  # evaluate: the scripts that make its task
+    "cli": {"api", "recipe", "run", "runtime", "demo"},
+    "api": {
+        *("recipe", "run", "runtime", "runs", "models", "data", "advise", "plan"),
+        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export"),
     },
 }
 FREE = {
@@ -55,6 +58,8 @@ FREE = {
     "credentials",
     "events",
     "records",
+    "tables",
+    "extras",
     "perplexity",
     "__version__",
 }

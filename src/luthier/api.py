@@ -14,6 +14,7 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.files import user_path
 from luthier.recipe import MethodName, Recipe, as_recipe
+from luthier.records import Comparison, DataCheck, Evaluation, Exported
 from luthier.run import Run, claim_run, open_run
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
     from luthier.advise.answers import parse_answers as parse_answers
     from luthier.advise.costs import USUAL as USUAL
     from luthier.advise.costs import Way as Way
+    from luthier.advise.costs import compare as compare_costs  # noqa: F401
     from luthier.advise.costs import load_prices as load_prices
     from luthier.advise.decide import Decision as Decision
     from luthier.advise.decide import decide as decide
     from luthier.advise.from_data import answers_from_data as answers_from_data
     from luthier.advise.otherwise import Alternative as Alternative
     from luthier.advise.otherwise import alternatives as alternatives
+    from luthier.advise.recipe import make_recipe as make_advised_recipe  # noqa: F401
+    from luthier.compare.approaches import Question as ApproachQuestion  # noqa: F401
     from luthier.compare.decision import compare_approaches as compare_approaches
     from luthier.compare.methods import compare_methods as compare_methods
     from luthier.compare.page import write_approaches as write_approaches
@@ -55,8 +59,10 @@ if TYPE_CHECKING:
     from luthier.evaluate.before_after import evaluate_run as evaluate_run
     from luthier.evaluate.gate import check_gate as check_gate
     from luthier.evaluate.report.page import write_report as write_report
+    from luthier.export.export import export as export_run  # noqa: F401
     from luthier.export.merge import Merged as Merged
     from luthier.export.merge import MergeOptions as MergeOptions
+    from luthier.export.merge import merge as merge_runs  # noqa: F401
     from luthier.export.options import Combination as Combination
     from luthier.export.options import GgufType as GgufType
     from luthier.export.options import Onto as Onto
@@ -92,13 +98,19 @@ if TYPE_CHECKING:
     from luthier.retrieve.ask import ask as ask
     from luthier.retrieve.embed import Embedder as Embedder
     from luthier.retrieve.index import build_index as build_index
+    from luthier.retrieve.index import changes as index_changes  # noqa: F401
     from luthier.retrieve.index import read_manifest as read_manifest
     from luthier.retrieve.models import load_answering as load_answering
     from luthier.retrieve.search import Index as Index
     from luthier.runs import train_run as train_run
     from luthier.serve.limits import Limits as Limits
+    from luthier.serve.models import Models as ServedModels  # noqa: F401
     from luthier.serve.server import bind as bind
     from luthier.serve.server import check_address as check_address
+    from luthier.serve.server import serve as run_server  # noqa: F401
+    from luthier.serve.vllm import command as vllm_command  # noqa: F401
+    from luthier.serve.vllm import hand_over as hand_over_to_vllm  # noqa: F401
+    from luthier.train.determinism import STEPS as DETERMINISM_STEPS  # noqa: F401
     from luthier.train.determinism import verify_determinism as verify_determinism
 
 # Name here: module, name there. The same as above, for when the program runs; a test compares them.
@@ -257,7 +269,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     tasks_limit: int | None = None,
     on_event: OnEvent = ignore,
-) -> Any:
+) -> Evaluation:
     """Compare a finished run with the model it began from; keep evaluation.json and report.html.
 
     Args:
@@ -302,7 +314,7 @@ def compare(
     out: Path | str = "comparison",
     on_event: OnEvent = ignore,
     **changes: Mapping[str, Any],
-) -> Any:
+) -> Comparison:
     """Train variants of a recipe, evaluate each on the same rows, and put them side by side.
 
     Args:
@@ -333,7 +345,7 @@ def compare(
         on_event=on_event,
     )
     write_methods(comparison, folder)
-    return comparison
+    return Comparison.model_validate(comparison)
 
 
 def plan(
@@ -392,7 +404,7 @@ def check_data(
     template: str = "auto",
     max_length: int = 1024,
     on_event: OnEvent = ignore,
-) -> Any:
+) -> DataCheck:
     """What is wrong with rows before they cost a run, with files and lines.
 
     Args:
@@ -413,7 +425,8 @@ def check_data(
         folder = resolve(model, on_event=on_event).folder
         tokenizer = TokenizerChoice(folder, template, max_length)
     sources = [train] if isinstance(train, str) else list(train)
-    return check(sources, validation, evaluation, tokenizer, on_event)
+    report = check(sources, validation, evaluation, tokenizer, on_event)
+    return DataCheck.model_validate(report)
 
 
 def load(run: RunLike, *, adapter_scale: float = 1.0, on_event: OnEvent = ignore) -> "TunedModel":
@@ -505,7 +518,7 @@ def export(
     types: "Sequence[GgufType]" = ("q8_0",),
     check_rows: int = 64,
     on_event: OnEvent = ignore,
-) -> dict[str, Any]:
+) -> Exported:
     """Make a run ready for llama.cpp, Ollama or Transformers, checked against the run's own answers.
 
     Args:
@@ -519,4 +532,5 @@ def export(
     runtime.prepare()
     found = find_run(run)
     folder = found.root / to if out is None else Path(out)
-    return export_run(found, to, folder, types, check_rows, on_event)
+    done = export_run(found, to, folder, types, check_rows, on_event)
+    return Exported.model_validate(done)

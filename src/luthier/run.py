@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from luthier.records import (
     Provenance,
     Record,
 )
+from luthier.tables import as_html
 from luthier.yaml_text import parse_yaml
 
 _STEP = re.compile(r"step-(\d+)")
@@ -39,6 +41,14 @@ class Run:
     """A run folder at ``root``; whether its parts exist depends on how far the run got."""
 
     root: Path
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: where it is, and what it took once it has finished."""
+        took = as_html(self.measured()) if self.finished else "<p>not finished</p>"
+        return f"<p>run <code>{escape(str(self.root))}</code></p>{took}"
 
     @property
     def recipe_path(self) -> Path:

@@ -1,13 +1,14 @@
 """The environment of a process."""
 
-import resource
 import sys
-
-import torch
 
 
 def peak_memory() -> int:
     """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
+    import resource
+
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

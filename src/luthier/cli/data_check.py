@@ -49,7 +49,7 @@ def check(
     from luthier.files import write_text
 
     with terminal() as on_event:
-        report = check_data(
+        checked = check_data(
             paths,
             validation=validation or [],
             evaluation=evaluation or [],
@@ -58,6 +58,7 @@ def check(
             max_length=max_length,
             on_event=on_event,
         )
+    report = checked.to_dict()
     if html is not None:
         write_text(html, render_page(report))
     if as_json:

@@ -34,7 +34,8 @@ def demo(
 
     recipe = demo_recipe(**parse_overrides(overrides or []))
     with terminal() as on_event:
-        root, measured, evaluation = play(recipe, on_event)
+        run, evaluation = play(recipe, on_event)
+    root, measured = run.root, run.measured()
     if as_json:
         print_json(
             {

@@ -5,12 +5,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.before_after import evaluate_run
+from luthier.api import evaluate, train
 from luthier.events import OnEvent, ignore
 from luthier.recipe import Recipe, as_recipe
-from luthier.records import Evaluation, Measured
-from luthier.run import claim_run
-from luthier.train.fit import fit
+from luthier.records import Evaluation
+from luthier.run import Run
 
 TASK = Path(str(files("luthier.demo"))) / "task"
 
@@ -25,12 +24,11 @@ def demo_recipe(**changes: Mapping[str, Any]) -> Recipe:
     return own.changed(**changes)
 
 
-def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Path, Measured, Evaluation]:
-    """Train (or go on, or find it done) and evaluate: the run folder and both results.
+def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Run, Evaluation]:
+    """Train (or go on, or find it done) and evaluate on databases that training never saw.
 
     Raises:
-        UserError, Interrupted: as ``fit`` and ``evaluate_run``.
+        UserError, Interrupted: as ``luthier.train`` and ``luthier.evaluate``.
     """
-    run = claim_run(recipe, "demo")
-    measured = fit(recipe, run, on_event)
-    return run.root, measured, evaluate_run(run, str(TASK / "test.jsonl"), on_event)
+    run = train(recipe, on_event=on_event)
+    return run, evaluate(run, TASK / "test.jsonl", on_event=on_event)

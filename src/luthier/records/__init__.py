@@ -8,13 +8,18 @@ from luthier.records.data import DataReport
 from luthier.records.evaluation import AnsweredRow, Evaluation
 from luthier.records.plan import Plan
 from luthier.records.record import Record
+from luthier.records.results import Comparison, DataCheck, Exported, Finding
 from luthier.records.training import BadBatch, Measured, MetricsLine, Provenance
 
 __all__ = [
     "AnsweredRow",
     "BadBatch",
+    "Comparison",
+    "DataCheck",
     "DataReport",
     "Evaluation",
+    "Exported",
+    "Finding",
     "Measured",
     "MetricsLine",
     "Plan",
