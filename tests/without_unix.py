@@ -44,7 +44,7 @@ UNIX_NAMES = {
 
 
 def _open(path: Any, flags: int, *rest: Any) -> int:
-    if os.path.isdir(path):
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir may be what is tested
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return os.open(path, flags, *rest)
 
