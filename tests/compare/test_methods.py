@@ -136,7 +136,7 @@ def test_variants_on_different_rows_are_not_compared(cli: Cli, compared: Path) -
         ([], "give a recipe to vary, or --approaches"),
         (["recipe.yaml", "--methods", "lora"], "there is one variant only"),
         (["--approaches", "zero-shot"], "give --data"),
-        (["--approaches", "zeroshot", "--data", "rows.jsonl"], "no approach 'zeroshot'"),
+        (["--approaches", "zeroshot", "--data", "rows.jsonl"], "there is no approach 'zeroshot'"),
         (["--approaches", "rag,rag", "--data", "rows.jsonl"], "names each once"),
         (["--approaches", "rag", "--data", "rows.jsonl"], "rag needs documents: give --docs"),
         (["--approaches", "rag", "--data", "rows.jsonl", "--seeds", "2"], "go with a recipe"),
