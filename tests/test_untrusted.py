@@ -84,7 +84,7 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     mark = tmp_path / "ran"
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Attack(mark)))
-    with pytest.raises(UserError, match="pickles are not read"):
+    with pytest.raises(UserError, match="pickle files are not read"):
         load_adapter(load_model(tiny_model, torch.float32), tmp_path)
     assert not mark.exists()
 
