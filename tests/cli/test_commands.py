@@ -125,7 +125,7 @@ BAD: list[tuple[str, str, list[str], list[str]]] = [
         "wrong keys",
         '{"question": "q", "answer": "a"}\n',
         ["data.train=bad.jsonl"],
-        ["question, answer fit no known format"],
+        ["question, answer match no known format"],
     ),
     (
         "too long",
@@ -137,7 +137,7 @@ BAD: list[tuple[str, str, list[str], list[str]]] = [
     ("unknown model", "", ["model.source=smollm-135m"], ["did you mean 'smollm2-135m'"]),
     ("unknown method", "", ["method.name=lorra"], ["'method.name' is 'lorra'", "'qlora'"]),
     ("wrong target", "", ["method.target_modules=[x]"], ["q_proj"]),
-    ("float16 here", "", ["model.dtype=float16"], ["float16 trains on a CUDA GPU only"]),
+    ("float16 here", "", ["model.dtype=float16"], ["float16 needs a CUDA GPU"]),
     ("a file for a folder", "", ["run.dir=rows.jsonl"], ["rows.jsonl"]),
 ]
 

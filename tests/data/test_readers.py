@@ -93,7 +93,7 @@ def test_csv_rows_of_the_wrong_width_are_bad(tmp_path: Path) -> None:
         ("a.jsonl", b"\n \n", "is empty"),
         ("a.csv", b"prompt,completion\n", "is empty"),
         ("a.json", b"[]", "is empty"),
-        ("a.json", b'{"text": "x"}', "holds a list"),
+        ("a.json", b'{"text": "x"}', "must hold a list"),
         ("a.json", b'{"text": "x"}\n{"text": "y"}', "name it .jsonl"),
         ("a.json", b"\xff\xfe", "not UTF-8"),
         ("a.csv", b'a,b\n"x', "not valid CSV"),

@@ -40,7 +40,7 @@ def test_conditions(conditions: dict[str, Any], passed: list[bool]) -> None:
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
-        ({}, "needs a condition"),
+        ({}, "needs at least one condition"),
         ({"least": ["exact_match"]}, "a condition is metric=value"),
         ({"least": ["exact_match=high"]}, "a condition is metric=value"),
         ({"least": ["exact_match=nan"]}, "a condition is metric=value"),

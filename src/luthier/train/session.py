@@ -155,7 +155,7 @@ def open_session(asked: Asked) -> Session:
     sizes = trainable_parameters(model)
     on_event(
         Note(
-            f"{recipe.method.name}: {sizes[0]:,} of {sizes[1]:,} parameters train "
+            f"{recipe.method.name}: {sizes[0]:,} of {sizes[1]:,} parameters are trainable "
             f"({sizes[0] / sizes[1]:.2%}), {setup.dtype_name} on {setup.device_name}"
         )
     )
@@ -273,14 +273,18 @@ def _checked_objective(
     compiled = compiling.pays(recipe.train.compile, _micro_batches(recipe, data), setup.device)
     if compiled:
         on_event(
-            Note("compiling the element-wise work: some ten seconds, the first time on a machine")
+            Note(
+                "compiling element-wise operations: this takes about ten seconds the first time on a machine"
+            )
         )
     fast = install_checked(model, recipe.kernels, compiled)
     for missing in fast.missing:
-        on_event(Note(f"no fast path for {missing}"))
+        on_event(Note(f"there is no fast path for {missing}"))
     packed = rows_stay_apart(model)
     if not packed:
-        on_event(Note("this model cannot keep packed rows apart: each row runs by itself, slower"))
+        on_event(
+            Note("this model cannot separate packed rows: each row runs by itself, which is slower")
+        )
     objective = SFT(packed, fast.head)
     if expected is not None:
         check_first_loss(objective, model, few, expected)
@@ -332,21 +336,21 @@ def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
     on_event(
         Note(
             f"{rows.train:,} training rows, {rows.validation:,} validation rows; "
-            f"{tokens.supervised:,} of {tokens.total:,} training tokens are supervised; "
+            f"{tokens.supervised:,} of {tokens.total:,} training tokens are trainable; "
             f"the longest row has {tokens.longest} tokens; template {template}"
         )
     )
     replay = report.replay
     if replay is not None:
-        short = "" if replay.added == replay.wanted else f", {replay.wanted:,} wanted"
+        short = "" if replay.added == replay.wanted else f", but {replay.wanted:,} were wanted"
         on_event(Note(f"{replay.added:,} of them are general examples (data.replay){short}"))
     left_out = report.left_out
     for lost, meaning in (
         (len(left_out.bad), "cannot be used"),
-        (len(left_out.too_long), "are over data.max_length"),
+        (len(left_out.too_long), "are longer than data.max_length"),
         (
             len(left_out.also_in_validation),
-            "are in the validation file too, so they are not trained on",
+            "are in the validation file too, so they are skipped",
         ),
     ):
         if lost:
