@@ -299,10 +299,10 @@ def _show_ways(ways: "list[Way]", answers: "Answers", decision: "Decision") -> N
     out.print("these prices are examples: give yours with --prices FILE", style="dim")
 
 
-def _after(queries: float | None, per_month: int) -> str:
+def _after(queries: float | None, a_month: int) -> str:
     if queries is None:
         return "never"
-    months = queries / per_month
+    months = queries / a_month
     when = f"{months:,.1f} months" if months < 120 else f"{months / 12:,.0f} years"
     return f"{queries:,.0f} queries ({when})"
 

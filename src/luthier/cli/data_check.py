@@ -159,10 +159,10 @@ def show(
         text.append(f"⟦{visible}⟧" if piece["special"] else visible, style=style)
         text.append("·" if piece["supervised"] else "", style="green")
     out.print(text, soft_wrap=False)
-    supervised = sum(piece["supervised"] for piece in shown["tokens"])
+    learned = sum(piece["supervised"] for piece in shown["tokens"])
     out.print(
         f"{shown['row']}, format {shown['format']}, template {shown['template']}: "
-        f"{len(shown['tokens'])} tokens, {supervised} of them supervised (marked), ⟦special⟧",
+        f"{len(shown['tokens'])} tokens, {learned} of them supervised (marked), ⟦special⟧",
         highlight=False,
         markup=False,
         soft_wrap=True,
