@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from luthier import plugins
 from luthier.data.batches import RowDataset, StepBatches
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import sample
@@ -21,6 +22,7 @@ from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
 from luthier.models.load import load_config
 from luthier.models.source import ResolvedModel
+from luthier.objectives.objective import Objective
 from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
 from luthier.recipe import Recipe
 from luthier.records import Provenance
@@ -266,8 +268,8 @@ def _checked_objective(
     model: PreTrainedModel | PeftModel,
     data: Prepared,
     on_event: OnEvent,
-) -> SFT:
-    """The objective with the fast paths of ``model``, its first loss held against the plain one."""
+) -> Objective:
+    """The recipe's objective and the fast paths of ``model``, held against the plain loss."""
     few = few_short(data.train)
     expected = plain_loss(model, few) if few else None
     compiled = compiling.pays(recipe.train.compile, _micro_batches(recipe, data), setup.device)
@@ -285,10 +287,13 @@ def _checked_objective(
         on_event(
             Note("this model cannot separate packed rows: each row runs by itself, which is slower")
         )
-    objective = SFT(packed, fast.head)
+    supervised = SFT(packed, fast.head)
     if expected is not None:
-        check_first_loss(objective, model, few, expected)
-    return objective
+        check_first_loss(supervised, model, few, expected)
+    if recipe.objective.name == "sft":
+        return supervised
+    made: Objective = plugins.load("luthier.objectives", recipe.objective.name)()
+    return made
 
 
 def _micro_batches(recipe: Recipe, data: Prepared) -> int:
@@ -303,7 +308,7 @@ def _make_learner(
     recipe: Recipe,
     setup: Setup,
     model: PreTrainedModel | PeftModel,
-    objective: SFT,
+    objective: Objective,
     max_steps: int,
 ) -> Learner:
     train = recipe.train
