@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from luthier.data.batches import Batch
 from luthier.kernels.fast import install
-from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.load import load_model
@@ -27,6 +26,7 @@ from luthier.models.pull import pull
 from luthier.objectives.supervised import loss_sum
 from luthier.plan.live import LiveStorage
 from luthier.recipe import KernelsGroup, MethodGroup
+from luthier.runtime import keep_freed_memory
 
 
 def row(length: int, vocabulary: int, device: torch.device) -> Batch:

@@ -31,7 +31,6 @@ from luthier.data.batches import Batch, collate
 from luthier.data.prepare import read_for_evaluation, tokenise
 from luthier.data.tokens import Tokenizer
 from luthier.kernels.fast import install
-from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization
@@ -39,6 +38,7 @@ from luthier.models.pull import pull
 from luthier.objectives.sft import SFT
 from luthier.plan.flops import CountWork
 from luthier.recipe import DataGroup, KernelsGroup, MethodGroup
+from luthier.runtime import keep_freed_memory
 from luthier.train.loop import Learner, train_step
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_en_demo.jsonl"

@@ -9,19 +9,18 @@ import luthier
 
 ROOT = Path(luthier.__file__).parent
 
-# What each part may import of ours; `errors` and `files` are free to all. `demo` plays the whole
-# path as the command line does.
+# What each part may import of ours; those in FREE are free to all. `demo` plays the whole path as
+# the command line does.
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "yaml_text": set(),
     "credentials": set(),
-    "extras": set(),
     "plugins": set(),
+    "extras": set(),
     "recipe": {"plugins"},
     "records": set(),
     "tables": set(),
-    "extras": set(),
     "perplexity": set(),
     "events": {"records"},
     "run": {"recipe", "records"},
@@ -29,10 +28,10 @@ ALLOWED = {
     "data": {"recipe", "run", "models"},
     "kernels": {"recipe", "models"},
     "advise": {"recipe", "data"},
-    "runtime": {"kernels"},
-    "sinks": {"recipe", "run", "plugins", "extras"},
+    "runtime": set(),
+    "sinks": {"recipe", "run", "plugins"},
     "objectives": {"models", "data", "kernels"},
-    "train": {"recipe", "run", "runtime", "models", "data", "kernels", "objectives", "sinks"},
+    "train": {"recipe", "run", "models", "data", "kernels", "objectives", "sinks"},
     "plan": {"recipe", "run", "models", "data", "kernels", "objectives", "train"},
     "runs": {"recipe", "run", "plan", "train", "evaluate"},
     "generate": {"recipe", "run", "models", "data"},
@@ -45,9 +44,9 @@ ALLOWED = {
     },
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "demo": {"api", "recipe", "run", "evaluate"},  # evaluate: the scripts that make its task
-    "cli": {"api", "recipe", "run", "runtime", "demo"},
+    "cli": {"api", "recipe", "run", "demo"},
     "api": {
-        *("recipe", "run", "runtime", "runs", "models", "data", "advise", "plan"),
+        *("recipe", "run", "runs", "models", "data", "advise", "plan"),
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export"),
     },
 }
@@ -60,6 +59,7 @@ FREE = {
     "records",
     "tables",
     "extras",
+    "runtime",
     "perplexity",
     "__version__",
 }

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from luthier.advise.answers import parse_answers as parse_answers
     from luthier.advise.costs import USUAL as USUAL
     from luthier.advise.costs import Way as Way
-    from luthier.advise.costs import compare as compare_costs  # noqa: F401
+    from luthier.advise.costs import compare as compare_costs
     from luthier.advise.costs import load_prices as load_prices
     from luthier.advise.decide import Decision as Decision
     from luthier.advise.decide import decide as decide
     from luthier.advise.from_data import answers_from_data as answers_from_data
     from luthier.advise.otherwise import Alternative as Alternative
     from luthier.advise.otherwise import alternatives as alternatives
-    from luthier.advise.recipe import make_recipe as make_advised_recipe  # noqa: F401
-    from luthier.compare.approaches import Question as ApproachQuestion  # noqa: F401
+    from luthier.advise.recipe import make_recipe as make_advised_recipe
+    from luthier.compare.approaches import Question as ApproachQuestion
     from luthier.compare.decision import compare_approaches as compare_approaches
     from luthier.compare.methods import compare_methods as compare_methods
     from luthier.compare.page import write_approaches as write_approaches
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
     from luthier.evaluate.before_after import evaluate_run as evaluate_run
     from luthier.evaluate.gate import check_gate as check_gate
     from luthier.evaluate.report.page import write_report as write_report
-    from luthier.export.export import export as export_run  # noqa: F401
+    from luthier.export.export import export as export_run
     from luthier.export.merge import Merged as Merged
     from luthier.export.merge import MergeOptions as MergeOptions
-    from luthier.export.merge import merge as merge_runs  # noqa: F401
+    from luthier.export.merge import merge as merge_runs
     from luthier.export.options import Combination as Combination
     from luthier.export.options import GgufType as GgufType
     from luthier.export.options import Onto as Onto
@@ -98,20 +98,128 @@ if TYPE_CHECKING:
     from luthier.retrieve.ask import ask as ask
     from luthier.retrieve.embed import Embedder as Embedder
     from luthier.retrieve.index import build_index as build_index
-    from luthier.retrieve.index import changes as index_changes  # noqa: F401
+    from luthier.retrieve.index import changes as index_changes
     from luthier.retrieve.index import read_manifest as read_manifest
     from luthier.retrieve.models import load_answering as load_answering
     from luthier.retrieve.search import Index as Index
     from luthier.runs import train_run as train_run
     from luthier.serve.limits import Limits as Limits
-    from luthier.serve.models import Models as ServedModels  # noqa: F401
+    from luthier.serve.models import Models as ServedModels
     from luthier.serve.server import bind as bind
     from luthier.serve.server import check_address as check_address
-    from luthier.serve.server import serve as run_server  # noqa: F401
-    from luthier.serve.vllm import command as vllm_command  # noqa: F401
-    from luthier.serve.vllm import hand_over as hand_over_to_vllm  # noqa: F401
-    from luthier.train.determinism import STEPS as DETERMINISM_STEPS  # noqa: F401
+    from luthier.serve.server import serve as run_server
+    from luthier.serve.vllm import command as vllm_command
+    from luthier.serve.vllm import hand_over as hand_over_to_vllm
+    from luthier.train.determinism import STEPS as DETERMINISM_STEPS
     from luthier.train.determinism import verify_determinism as verify_determinism
+
+__all__ = [
+    "APPROACHES",
+    "ASSUMPTIONS",
+    "DETERMINISM_STEPS",
+    "KNOWN_MODELS",
+    "QUESTIONS",
+    "USUAL",
+    "Accelerator",
+    "Alternative",
+    "Answer",
+    "Answers",
+    "Approach",
+    "ApproachQuestion",
+    "Capacity",
+    "Change",
+    "Combination",
+    "Decision",
+    "Difference",
+    "Embedder",
+    "GgufType",
+    "Goal",
+    "Index",
+    "Job",
+    "Limits",
+    "MergeOptions",
+    "Merged",
+    "Messages",
+    "Model",
+    "Onto",
+    "Plan",
+    "Planned",
+    "Question",
+    "Range",
+    "Sampling",
+    "ServedModels",
+    "Shape",
+    "TunedModel",
+    "Variant",
+    "Way",
+    "advise",
+    "alternatives",
+    "answer_all",
+    "answer_file",
+    "answers_from_data",
+    "approaches_table",
+    "ask",
+    "bind",
+    "build_index",
+    "cached",
+    "calibrate",
+    "check_address",
+    "check_data",
+    "check_gate",
+    "classic_tables",
+    "compare",
+    "compare_approaches",
+    "compare_costs",
+    "compare_methods",
+    "convert_data",
+    "decide",
+    "encode_row",
+    "evaluate",
+    "evaluate_run",
+    "export",
+    "export_run",
+    "find_run",
+    "find_target",
+    "fix_data",
+    "generate",
+    "groups_table",
+    "hand_over_to_vllm",
+    "index_changes",
+    "job_without_data",
+    "jobs_of_recipe",
+    "load",
+    "load_answering",
+    "load_prices",
+    "load_tuned",
+    "make_advised_recipe",
+    "make_variants",
+    "merge",
+    "merge_runs",
+    "mix_data",
+    "parse_answers",
+    "parse_vary",
+    "plan",
+    "plan_jobs",
+    "pull",
+    "push",
+    "quality_table",
+    "read_manifest",
+    "render_page",
+    "resolve",
+    "resources_table",
+    "rules_table",
+    "run_server",
+    "split_data",
+    "stream_answer",
+    "tests_table",
+    "train",
+    "train_run",
+    "verify_determinism",
+    "vllm_command",
+    "write_approaches",
+    "write_methods",
+    "write_report",
+]
 
 # Name here: module, name there. The same as above, for when the program runs; a test compares them.
 _PARTS = {

@@ -87,7 +87,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
         yield staging
         for file in staging.rglob("*"):
             if file.is_file():
-                with file.open("rb") as handle:
+                # Windows syncs only what is open for writing.
+                with file.open("r+b" if os.name == "nt" else "rb") as handle:
                     os.fsync(handle.fileno())
         _fsync_folder(staging)
         if path.exists():
@@ -111,7 +112,10 @@ def remove_folder(path: Path) -> None:
 
 
 def _fsync_folder(path: Path) -> None:
-    # The rename itself is only durable once the folder that names it is on disk.
+    # The rename itself is only durable once the folder that names it is on disk. Windows opens no
+    # folder; its file system keeps a journal of names.
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

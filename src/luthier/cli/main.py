@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.logging import RichHandler
 
-from luthier import __version__
+from luthier import __version__, runtime
 from luthier.cli import (  # noqa: F401  # they register
     advise,
     chat,
@@ -62,15 +62,8 @@ def options(
 
 def main() -> None:
     """Exit 0 done, 1 fell short, 2 wrong input, 130 interrupted."""
-    # Libraries' own bars and advice would break ours; set before they are imported.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # oneDNN keeps a compiled product, scratch memory included, for each of the last 1024 shapes it
-    # met; batches without padding all have their own shape, so that memory would grow by GiBs.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+    runtime.prepare()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of any library would break ours
     # One library's advice to another is not for the person at the prompt.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -5,8 +5,8 @@ given, ranges of 100,000 at most. Here are bounds for what a sandbox lets throug
 without end, memory, and time.
 """
 
+import mmap
 import os
-import resource
 import signal
 import sys
 import threading
@@ -64,6 +64,8 @@ def bounded() -> Iterator[None]:
     if not _possible():
         yield
         return
+    import resource  # which Windows has not
+
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     ceiling = _mapped_bytes() + _MEMORY
     handler = signal.signal(signal.SIGALRM, _too_long)
@@ -96,4 +98,4 @@ def _mapped_bytes() -> int:
     global _statm
     if _statm[0] != os.getpid():  # a forked process would read of its parent
         _statm = (os.getpid(), os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC))
-    return int(os.pread(_statm[1], 64, 0).split()[0]) * resource.getpagesize()
+    return int(os.pread(_statm[1], 64, 0).split()[0]) * mmap.PAGESIZE

@@ -1,30 +1,53 @@
-"""Which number format to compute in: measured on a processor, known of a GPU."""
+"""Which number format to compute in: measured on a processor, known of a GPU.
 
+Apple's GPUs (MPS) are chosen by what PyTorch documents of them; nothing was run on one.
+"""
+
+import platform
 import time
 from functools import cache
 
 import torch
 
+from luthier.errors import UserError
+from luthier.runtime import world
+
 
 def pick_device() -> torch.device:
-    """The accelerator torch sees, else the CPU."""
-    if torch.accelerator.is_available():
-        accelerator = torch.accelerator.current_accelerator()
-        assert accelerator is not None
+    """The accelerator torch sees, else the CPU; of several processes each has one of its own.
+
+    Raises:
+        UserError: there are more processes on this machine than accelerators.
+    """
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    here = world()
+    if here.size == 1:
         return accelerator
-    return torch.device("cpu")
+    count = torch.accelerator.device_count()
+    if here.local_rank >= count:
+        raise UserError(
+            f"process {here.local_rank} of this machine has no device of its own: there are {count}; "
+            f"start at most so many (torchrun --nproc-per-node {count})"
+        )
+    return torch.device(accelerator.type, here.local_rank)
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
     """What ``model.dtype: auto`` means on ``device``.
 
     CUDA: bfloat16 from compute capability 8.0 (Ampere) on, where the hardware has it, else
-    float16. CPU: bfloat16 where a matrix product of the shapes of training is at least 1.3 times
+    float16. MPS: bfloat16 from macOS 14 on, which knows it, else float32. CPU: bfloat16 where a matrix product of the shapes of training is at least 1.3 times
     as fast in it, measured now; processors without AVX-512 BF16 or AMX emulate it, slower.
     """
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if major >= 8 else torch.float16
+    if device.type == "mps":
+        major = int(platform.mac_ver()[0].partition(".")[0] or 0)
+        return torch.bfloat16 if major >= 14 else torch.float32
     if device.type == "cpu":
         return torch.bfloat16 if bfloat16_speedup() >= 1.3 else torch.float32
     return torch.float32

@@ -17,7 +17,6 @@ from luthier.data.batches import Batch
 from luthier.events import OnEvent, ignore, tracked
 from luthier.files import write_json
 from luthier.kernels.fast import install
-from luthier.kernels.memory import keep_freed_memory
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.load import load_model, quantization
@@ -26,6 +25,7 @@ from luthier.objectives.sft import SFT
 from luthier.plan.rates import Rates, Units, fit_rates, work
 from luthier.plan.simulate import Workload, simulate
 from luthier.recipe import KernelsGroup, MethodGroup, MethodName, TrainGroup
+from luthier.runtime import keep_freed_memory
 from luthier.train.loop import Learner, train_step
 from luthier.train.optimizers import make_optimizer, make_scheduler
 from luthier.train.setup import recompute_activations

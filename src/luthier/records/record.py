@@ -21,7 +21,9 @@ class Record(Tabular, BaseModel):
     A field whose default is None stands there only where it has a value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
     @classmethod
     def from_file(cls, path: Path) -> Self:

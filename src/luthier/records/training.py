@@ -51,7 +51,7 @@ class MetricsLine(Record):
     What an objective or the probe measures besides stands in further keys of its own (``extra``).
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow")
 
     step: int
     epoch: float

@@ -7,6 +7,7 @@ from luthier.events import Finished, OnEvent, ignore
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
+from luthier.runtime import world
 from luthier.sinks.all import stream_of
 from luthier.train.finish import finish
 from luthier.train.memory import OutOfMemory, free_memory, is_out_of_memory, smaller_micro_batch
@@ -33,6 +34,11 @@ def fit(
         UserError: the recipe, the data or the machine does not allow it.
         Interrupted: the user asked to stop, and a checkpoint of that step was written.
     """
+    if world().size > 1:
+        raise UserError(
+            f"{world().size} processes were started to train {run.root} together, which this version "
+            "cannot do; start one"
+        )
     with run.locked():
         if run.finished:
             return run.measured()

@@ -23,6 +23,7 @@ from luthier.events import OnEvent, ignore
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
+from luthier.runtime import prepare
 
 _KEY = "LUTHIER_LAUNCH_KEY"  # the environment variable with the key of the connection
 
@@ -106,6 +107,7 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 def main() -> None:
     """The process that trains."""
+    prepare()
     key = bytes.fromhex(os.environ.pop(_KEY))
     with Client(sys.argv[1], authkey=key) as connection:
         how, recipe, run = connection.recv()

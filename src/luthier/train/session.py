@@ -17,7 +17,6 @@ from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.kernels import compiling
 from luthier.kernels.fast import install_checked
-from luthier.kernels.memory import keep_freed_memory
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
 from luthier.models.load import load_config
@@ -26,6 +25,7 @@ from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
 from luthier.recipe import Recipe
 from luthier.records import Provenance
 from luthier.run import Run, save_recipe
+from luthier.runtime import keep_freed_memory
 from luthier.train.checkpoints import Checkpoints, usable_checkpoint
 from luthier.train.course import plan_course
 from luthier.train.guards import check_embedding, check_rows
