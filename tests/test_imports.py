@@ -17,6 +17,7 @@ ALLOWED = {
     "yaml_text": set(),
     "credentials": set(),
     "plugins": set(),
+    "extras": set(),
     "recipe": {"plugins"},
     "records": set(),
     "tables": set(),
