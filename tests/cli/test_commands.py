@@ -168,7 +168,7 @@ def test_bad_input_gives_one_clear_message_and_writes_nothing(
         (["evaluate", "runs/none"], "runs there: first"),
         (["generate", "runs", "-p", "x"], "not a run folder"),
         (["models", "pull", "gpt-5"], "known: smollm2-135m"),
-        (["train", "runs/first", "--set", "train.seed=1"], "a run keeps its settings"),
+        (["train", "runs/first", "--set", "train.seed=1"], "a run's settings cannot change"),
         (["trian"], "trian"),
     ],
 )

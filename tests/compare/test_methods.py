@@ -137,9 +137,9 @@ def test_variants_on_different_rows_are_not_compared(cli: Cli, compared: Path) -
         (["recipe.yaml", "--methods", "lora"], "there is only one variant"),
         (["--approaches", "zero-shot"], "give --data"),
         (["--approaches", "zeroshot", "--data", "rows.jsonl"], "there is no approach 'zeroshot'"),
-        (["--approaches", "rag,rag", "--data", "rows.jsonl"], "names each once"),
+        (["--approaches", "rag,rag", "--data", "rows.jsonl"], "must name each approach once"),
         (["--approaches", "rag", "--data", "rows.jsonl"], "rag needs documents: give --docs"),
-        (["--approaches", "rag", "--data", "rows.jsonl", "--seeds", "2"], "go with a recipe"),
+        (["--approaches", "rag", "--data", "rows.jsonl", "--seeds", "2"], "need a recipe"),
     ],
 )
 def test_wrong_input_says_what_to_do(

@@ -108,8 +108,8 @@ def bad_folders() -> Iterator[tuple[dict[str, bytes], str]]:
     yield {}, "has no documents"
     yield {"a.pdf": b"x"}, "has no documents"
     yield {"a.md": b"ab\xff"}, "a.md is not UTF-8 at byte 2"
-    yield {"a.jsonl": b'{"body": "x"}\n'}, "a.jsonl:1: a document is a row with 'text'"
-    yield {"a.jsonl": b'{"text": "x"}\n{"text": 3}\n'}, "a.jsonl:2: a document is a row"
+    yield {"a.jsonl": b'{"body": "x"}\n'}, "a.jsonl:1: a document needs 'text'"
+    yield {"a.jsonl": b'{"text": "x"}\n{"text": 3}\n'}, "a.jsonl:2: a document needs"
     yield {"a.jsonl": b"{\n"}, "a.jsonl:1: not valid JSON"
 
 

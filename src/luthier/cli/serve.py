@@ -46,7 +46,7 @@ def serve(
     ] = 30.0,
     engine: Annotated[
         Literal["own", "vllm"],
-        typer.Option(help="`vllm`: use vLLM's server, on a GPU (not tested yet)."),
+        typer.Option(help="`vllm`: use vLLM's server, on a GPU (not run yet)."),
     ] = "own",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With `--engine vllm`: only print its command.")

@@ -34,7 +34,7 @@ def make_plan(
         micro = work(typical, job.optim, 1 / job.gradient_accumulation_steps)
         took = calibration.rates.of(micro) * job.tokens / sum(job.typical)
         seconds = (took, took)
-        basis = f"predicted by this machine's calibration ({calibration.measured})"
+        basis = f"calibrated on this machine ({calibration.measured})"
     else:
         seconds = stated_seconds(done.flops, accelerator, job.method.name, dtype)
         basis = "a range by the device's data sheet" if seconds else "unknown: not calibrated"
