@@ -641,6 +641,6 @@ def export(
 
     runtime.prepare()
     found = find_run(run)
-    folder = found.root / to if out is None else Path(out)
+    folder = found.export_path(to) if out is None else Path(out)
     done = export_run(found, to, folder, types, check_rows, on_event)
     return Exported.model_validate(done)

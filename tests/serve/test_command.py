@@ -127,7 +127,7 @@ def test_chat_in_a_pipe(cli: Cli, runs: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("ask something first") == 2
     assert done.stdout.count("base:") == done.stdout.count("tuned:") == 2
-    assert "no command /nonsense" in done.stderr
+    assert "there is no command /nonsense" in done.stderr
     assert "/save FILE" in done.stderr
     assert "rows.jsonl is there already" in done.stderr
     assert (tmp_path / "rows.jsonl").read_text() == "mine"
