@@ -335,7 +335,7 @@ RecipeLike = Recipe | Path | str | Mapping[str, Any]
 def train(
     recipe: RecipeLike, /, *, on_event: OnEvent = ignore, **changes: Mapping[str, Any]
 ) -> Run:
-    """Train by a recipe, or go on with a run that was cut off; its run folder.
+    """Train by a recipe, or resume an interrupted run; returns the run folder.
 
     ``luthier.train("lora.yaml", data={"train": "my.jsonl"}, train={"max_steps": 30})``
 
@@ -346,7 +346,7 @@ def train(
 
     Raises:
         UserError: the recipe, the data or the machine does not allow it.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, and the same call goes on from it.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, and the same call resumes from it.
     """
     from luthier.runs import train_run
 

@@ -68,7 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically and as the rows come (see ``staged_file``)."""
+    """Write one JSON object per line, atomically and as the rows come (see ``staged_file``)."""
     with staged_file(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")

@@ -46,7 +46,7 @@ class Run:
         return str(self.root)
 
     def _repr_html_(self) -> str:
-        """In a notebook: where it is, and what it took once it has finished."""
+        """In a notebook: where it is, and what was measured once it has finished."""
         took = as_html(self.measured()) if self.finished else "<p>not finished</p>"
         return f"<p>run <code>{escape(str(self.root))}</code></p>{took}"
 
@@ -144,7 +144,7 @@ class Run:
         return self.root / "log.txt"
 
     def export_path(self, shape: str) -> Path:
-        """Where `luthier export` puts a form of the model, unless told another place."""
+        """Where `luthier export` puts a form of the model, unless another place is given."""
         return self.root / shape
 
     def weights_path(self, recipe: Recipe) -> Path:
@@ -321,9 +321,9 @@ def open_run(root: Path) -> Run:
 
 
 def claim_run(recipe: Recipe, stem: str) -> Run:
-    """The folder for ``recipe``: a new one, or the one it was begun in.
+    """The folder for ``recipe``: a new one, or the one it was started in.
 
-    A run counts as begun from its first checkpoint on; before that it is simply written anew.
+    A run counts as started from its first checkpoint on; before that it is overwritten.
 
     Raises:
         UserError: the folder holds a run of other settings, or is not a run folder.

@@ -14,8 +14,9 @@ def parse_yaml(text: str, origin: str) -> Any:
     """The value of a YAML document, None for an empty one; ``origin`` names it in messages.
 
     Raises:
-        UserError: it is not YAML, holds a key twice, asks for objects, refers to itself, unfolds to
-            over 100,000 values, or contains something that is not text (a null character, half a surrogate pair).
+        UserError: it is not YAML, has a key twice, asks for objects, refers to itself, expands to
+            over 100,000 values, or contains something that is not text (a null character, half a
+            surrogate pair).
     """
     try:
         loader = _Loader(text)

@@ -205,7 +205,7 @@ def test_an_unknown_format_is_not_guessed() -> None:
         (
             "messages",
             {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{"}]}]},
-            "turn 2 calls f with 'arguments' that are no object",
+            "turn 2 calls f with 'arguments' that are not an object",
         ),
         (
             "sharegpt",

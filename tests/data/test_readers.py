@@ -82,8 +82,8 @@ def test_csv_rows_of_the_wrong_width_are_bad(tmp_path: Path) -> None:
     path.write_text("prompt,completion\na,b\nc\nd,e,f\n")
     told = bad(path)
     assert len(told) == 2
-    assert "a.csv:3: fewer fields" in told[0]
-    assert "a.csv:4: more fields" in told[1]
+    assert "a.csv:3: has fewer fields" in told[0]
+    assert "a.csv:4: has more fields" in told[1]
 
 
 @pytest.mark.parametrize(

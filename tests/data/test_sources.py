@@ -44,7 +44,7 @@ def test_a_folder_is_all_the_readable_files_in_it(folder: Path) -> None:
 
 def test_a_folder_without_data(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no rows")
-    with pytest.raises(UserError, match=r"holds no data file: they end in \.jsonl"):
+    with pytest.raises(UserError, match=r"has no data file: their names end in \.jsonl"):
         find_files(str(tmp_path))
 
 
@@ -85,7 +85,7 @@ def test_a_hub_dataset_gives_the_split_that_is_named(hub: Path) -> None:
     assert texts("acme/tiny:test") == ["e"]
     assert texts("acme/tiny:train") == ["t0", "t1"]
     assert texts("acme/tiny:train_sft") == ["sft"]
-    with pytest.raises(UserError, match="no files of a split 'dev': it has data/test-00000"):
+    with pytest.raises(UserError, match="no split 'dev': it has data/test-00000"):
         find_files("acme/tiny:dev")
 
 

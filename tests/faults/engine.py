@@ -430,7 +430,7 @@ def out_of_memory(bench: Bench, draw: random.Random) -> Try:
     why = ""
     lines = [line for line in read_metrics(run) if "loss" in line]
     whole = [line for line in read_metrics(bench.whole) if "loss" in line]
-    if code != 0 or "out of memory with 2 rows at a time (the plan predicted" not in said:
+    if code != 0 or "out of memory with 2 rows per micro-batch (the plan predicted" not in said:
         why = f"ended with {code}: {said[-300:]}"
     elif [line["step"] for line in lines] != list(range(1, STEPS + 1)):
         why = "steps are missing"

@@ -183,7 +183,7 @@ def test_weights_and_biases_asks_nothing_in_a_run(
     done = subprocess.run(
         [sys.executable, script, run.root], capture_output=True, text=True, timeout=120
     )
-    assert "UserError: train.report_to wandb: nobody is logged in" in done.stderr
+    assert "UserError: train.report_to wandb: you are not logged in" in done.stderr
     assert "WANDB_MODE=offline" in done.stderr
 
 

@@ -269,7 +269,7 @@ def test_a_file_of_tensorboard_that_cannot_be_written_is_told_once(
     run = train(make_recipe(), notes)
     told = [text for text in notes.warnings if "No space left on device" in text]
     assert len(told) == 1, notes.notes
-    assert "the run goes on" in told[0]
+    assert "the run continues" in told[0]
     assert run.finished
     assert len(read_metrics(run)) == 8
     assert "Traceback" not in capfd.readouterr().err

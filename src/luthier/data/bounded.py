@@ -1,4 +1,4 @@
-"""Chat templates come with models, from anyone: what one may take of this machine.
+"""Chat templates come with models, from anyone: limits on what one may use.
 
 Transformers runs them in Jinja's sandbox: no attributes that lead out of it, no changes to what it is
 given, ranges of 100,000 at most. Here are bounds for what a sandbox lets through: products that grow
@@ -68,7 +68,7 @@ def bounded() -> Iterator[None]:
     if not _possible():
         yield
         return
-    import resource  # which Windows has not
+    import resource  # which Windows does not have
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     ceiling = _mapped_bytes() + _MEMORY

@@ -74,11 +74,11 @@ def fix_data(
     """Write the rows of ``sources`` to ``out`` (JSONL, their own fields) with ``remedies`` applied.
 
     Beside it ``<out>.changes.jsonl`` has a line for each change: row, remedy, field, before, after
-    (for ``redact`` only what kind was there). Only conversation fields are told empty or equal;
+    (for ``redact`` only what kind was there). Only conversation fields count for empty or equal rows;
     texts are changed wherever they are in a row.
 
     Raises:
-        UserError: an unknown remedy, ``out`` exists or is no .jsonl, or rows cannot be read and
+        UserError: an unknown remedy, ``out`` exists or is not a .jsonl, or rows cannot be read and
             ``drop-unreadable`` was not asked for.
     """
     for remedy in remedies:
@@ -136,7 +136,7 @@ class _Fixer:
             if "is empty" in bad.reason and "drop-empty" in self.chosen:
                 self._drop(origin, "drop-empty", bad.reason)
                 return None
-            return row  # not ours to judge: the check tells it
+            return row  # the check reports such a row
         prompt, answer = exact_hash(conversation), answer_hash(conversation.reference)
         if prompt ^ (answer << 64) in self.seen and "drop-exact-duplicates" in self.chosen:
             self._drop(origin, "drop-exact-duplicates", "an earlier row is the same")

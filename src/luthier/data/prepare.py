@@ -1,4 +1,4 @@
-"""From the recipe's data group to token rows, every row accounted for."""
+"""From the recipe's data group to token rows, with a record of every row."""
 
 import json
 from collections.abc import Iterator, Sequence

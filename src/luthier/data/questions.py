@@ -13,7 +13,7 @@ _NO_ANSWER = "-"  # takes the place of a missing answer, so that it reads as one
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask: ``prompt`` (messages, or text to go on from).
+    """What to ask: ``prompt`` (messages, or text to continue).
 
     Attributes:
         reference: the answer that the row came with, if any.

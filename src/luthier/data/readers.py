@@ -14,11 +14,11 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore, tracked
 from luthier.files import user_path
 
-_LONGEST = 64 * 2**20  # of a row; a longer one is no training data
+_LONGEST = 64 * 2**20  # of a row; a longer one is not training data
 
 
 class BadRow(Exception):
-    """A row that cannot be used; ``origin`` says where, the message why."""
+    """A row that cannot be used; ``origin`` says where, the message says why."""
 
     def __init__(self, origin: Origin, reason: str) -> None:
         super().__init__(f"{origin}: {reason}")
@@ -32,8 +32,8 @@ Item = tuple[Origin, dict[str, Any]] | BadRow
 def read_rows(source: str, on_event: OnEvent = ignore) -> Iterator[Item]:
     """Stream the rows of a source, which ``find_files`` explains, file by file.
 
-    A row that is not valid comes as a ``BadRow`` value, so that one broken line hides no other.
-    ``on_event`` is told how many rows were taken so far.
+    A row that is not valid comes as a ``BadRow`` value, so that one broken line does not hide the others.
+    ``on_event`` receives the number of rows read so far.
 
     Raises:
         UserError: a file is missing, empty, unreadable, or of an unknown kind.
@@ -79,7 +79,7 @@ def _lines(file: Any, end: AnyStr, name: str) -> Iterator[AnyStr]:
         number += 1
         if len(line) > _LONGEST:
             raise UserError(
-                f"{name}, line {number}: longer than {_LONGEST >> 20} Mi characters, which is too long for a row"
+                f"{name}, line {number}: longer than {_LONGEST >> 20} Mi characters, the limit for a row"
             )
         yield line
 

@@ -15,7 +15,7 @@ def split_key(row: Conversation, fold_case: bool = True) -> str:
     """What two rows share that must not be on both sides: the prompt, spacing and case aside.
 
     Rows that are the same throughout share it too. Plain text has no prompt: all of it is the key.
-    Without ``fold_case`` upper and lower case are told apart.
+    Without ``fold_case`` upper and lower case differ.
     """
     parts = [row.text] if row.text is not None else []
     for message in row.prompt:

@@ -37,7 +37,7 @@ the request.\\n\\n' }}
 {%- endif -%}
 {%- endfor -%}"""
 
-# Stands in for an answer to find where the template puts it; a string no data holds.
+# Stands in for an answer to find where the template puts it; a string that no data contains.
 _SENTINEL = "\u2063luthier\u2063answer\u2063"
 
 Messages = tuple[Message, ...]
@@ -149,7 +149,7 @@ def render_with_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) ->
             continue
         content_start, content_end = _content_span(tokenizer, messages, index, text)
         start = content_start
-        # Some templates write turns of the past otherwise than the last: then the content is all
+        # Some templates render past turns differently from the last: then the content is all
         # that is sure. A prompt that reaches into the content belongs to another rendering.
         if text.startswith(prompt) and len(prompt) <= content_start:
             start = len(prompt)

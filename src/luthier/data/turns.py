@@ -34,7 +34,7 @@ def read_turns(turns: Any) -> tuple[Message, ...]:
     """Messages of a list of turns in either spelling, role/content or from/value.
 
     Raises:
-        WrongTurn: it is no such list, or a turn is not one of text and tool calls.
+        WrongTurn: it is not such a list, or a turn holds something else than text and tool calls.
     """
     turns = _parsed(turns)
     if not isinstance(turns, list) or not turns:

@@ -1,4 +1,4 @@
-"""Base against tuned on rows neither was trained on: loss, perplexity, answers, and how sure."""
+"""Base against tuned on rows outside the training set: loss, perplexity, answers, and the confidence in each."""
 
 import time
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def evaluate_run(
 ) -> Evaluation:
     """Compare a finished run with the model it began from, and keep it in ``evaluation.json``.
 
-    Answers are kept in ``evaluation/`` as they are made: an evaluation that is killed goes on
+    Answers are kept in ``evaluation/`` as they are made: an evaluation that is killed resumes
     where it was.
 
     Args:
@@ -96,7 +96,7 @@ def evaluate_run(
             )
         )
     models = load_tuned(run, adapter_scale, on_event)
-    weights = sha256(run.measured_path)  # other after the run was trained anew
+    weights = sha256(run.measured_path)  # changes when the run is trained again
     names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
     with run.locked():
         store = Store(run.answers_path)

@@ -18,7 +18,7 @@ def sql_execution(folder: Path) -> Callable[[str, Conversation], float]:
 
     @cache
     def connect(name: str) -> Any:
-        # Rows come from anywhere; a name is no path.
+        # Rows come from anywhere; a name is not a path.
         if Path(name).name != name or name.startswith(".") or "\0" in name:
             raise UserError(f"'{name}' is not the name of a database in {folder}")
         for ending in (".sql", ".sqlite", ".db"):

@@ -1,4 +1,4 @@
-"""Does a GGUF file answer as the model did? Loaded again by Transformers, and asked."""
+"""Whether a GGUF file answers as the model does: Transformers loads and runs it."""
 
 import copy
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def reference(run: Run, row_count: int, on_event: OnEvent = ignore) -> Reference
     """Load the run's own model and ask it; nothing of it stays in memory.
 
     Raises:
-        UserError: it cannot be loaded, or there are no rows to ask about.
+        UserError: it cannot be loaded, or there are no rows to compare on.
     """
     rows = check_rows(run, row_count, on_event)
     seed = run.recipe().train.seed

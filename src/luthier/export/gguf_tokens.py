@@ -135,7 +135,7 @@ def _pre_tokenizer(rules: dict[str, Any]) -> str:
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """llama.cpp joins the pair whose whole has the highest score: the earliest merge's."""
+    """llama.cpp joins the pair whose merged token has the highest score: the earliest merge's."""
     rank: dict[str, int] = {}
     for index, pair in enumerate(merges):
         rank.setdefault("".join(pair), index)

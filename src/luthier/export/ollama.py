@@ -2,7 +2,7 @@
 
 The template is not looked up by the model's name. It is read off what the trained template renders,
 then compared with it on conversations; one that cannot be written this way is refused, since Ollama
-would answer by some other template without a word.
+would silently answer with some other template.
 """
 
 import os
@@ -195,7 +195,7 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, gguf: str, context: int) -> st
     Raises:
         UserError: the chat template cannot be written for Ollama.
     """
-    # A run that learned plain text has no template: the prompt goes through as it is.
+    # A run that was trained on plain text has no template: the prompt is passed unchanged.
     turns = read_turns(tokenizer) if tokenizer.chat_template else None
     template = go_template(turns) if turns else "{{ .Prompt }}"
     no_system = turns is not None and "system" not in turns.first

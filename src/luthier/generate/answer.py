@@ -26,11 +26,11 @@ class Sampling:
 
     Attributes:
         max_new_tokens: longest answer, in tokens.
-        temperature: 0 takes the likeliest token each time (greedy).
+        temperature: 0 takes the most likely token each time (greedy).
         top_p: sample from the smallest set of tokens with this much probability.
-        top_k: sample from this many likeliest tokens; 0 for all.
+        top_k: sample from this many most likely tokens; 0 for all.
         repetition_penalty: above 1, tokens seen before get less likely (Keskar et al. 2019).
-        seed: of the random choices; None draws anew each time.
+        seed: of the random choices; None draws a new one each time.
     """
 
     max_new_tokens: int = 256
@@ -51,11 +51,11 @@ def answer_all(
 ) -> list[str]:
     """The answers to ``prompts``, in their order.
 
-    Prompts of like length share a batch, padded on the left and masked. ``on_answers`` is told how
-    many answers each finished batch brought.
+    Prompts of like length share a batch, padded on the left and masked. ``on_answers`` receives
+    the number of answers of each finished batch.
 
     Args:
-        prompts: messages, which the tokenizer's chat template renders, or plain text to go on from.
+        prompts: messages, which the tokenizer's chat template renders, or plain text to continue.
 
     Raises:
         UserError: the template refuses a prompt, or a prompt is so long that no answer fits.

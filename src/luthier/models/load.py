@@ -84,9 +84,9 @@ def load_model(
 def _guard_4bit_layers(model: PreTrainedModel) -> None:
     """Keep clear of two faults of bitsandbytes (0.50) on CPUs, both silent.
 
-    It expands weights wrongly where a row is not a multiple of the block size. And at the first evaluation
-    it repacks weights: their scales are rounded for good, and products with them carry no gradient,
-    so that training goes on without the base's part of it.
+    It expands weights wrongly where a row is not a multiple of the block size. And at the first
+    evaluation it repacks weights: their scales are rounded for good, and products with them carry no gradient,
+    so that training continues without the gradient through the base.
     """
     from bitsandbytes.nn import Linear4bit
 

@@ -55,7 +55,7 @@ def pull(name: str, verify: bool = True, on_event: OnEvent = ignore) -> PulledMo
 
     Args:
         name: a key of ``KNOWN_MODELS``.
-        verify: hash the cached files again; a damaged copy is fetched anew.
+        verify: hash the cached files again; a damaged copy is downloaded again.
 
     Raises:
         UserError: unknown name, no source answered, or the downloaded bytes are not the expected ones.

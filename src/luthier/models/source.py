@@ -68,7 +68,7 @@ def _check_folder(folder: Path, on_event: OnEvent) -> Path:
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds an adapter, not a model; give its base model instead")
     if (folder / "model" / "config.json").is_file():
-        return folder / "model"  # a full fine-tuning run: go on from its weights
+        return folder / "model"  # a full fine-tuning run: continue from its weights
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) == 1:
         return _converted(ggufs[0], on_event)

@@ -1,4 +1,4 @@
-"""What training writes: provenance, metrics, what it took, and a batch that broke it."""
+"""What training writes: provenance, metrics, measured resources, and a batch on which it diverged."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ class MetricsLine(Record):
 
 
 class Measured(Record):
-    """What a finished run really took, and how it ended: ``measured.json``.
+    """What a finished run took, and how it ended: ``measured.json``.
 
     Attributes:
         best_step: step whose weights were kept: the lowest validation loss, or the last step

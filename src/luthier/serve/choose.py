@@ -34,7 +34,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A token, its log-probability under the model itself, and the likeliest ones there."""
+    """A token, its log-probability under the model itself, and the most likely ones there."""
 
     token: int
     logprob: float | None = None
@@ -110,7 +110,7 @@ class Chooser:
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """``scores`` (V,) with all but the likeliest tokens of probability ``top_p`` at -inf.
+    """``scores`` (V,) with all but the most likely tokens of probability ``top_p`` at -inf.
 
     The token that passes ``top_p`` stays, and so one always does (Holtzman et al. 2020).
     """

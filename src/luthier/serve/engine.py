@@ -98,7 +98,7 @@ class Answer:
         self.chooser = Chooser(self.ask.choice, self.ask.prompt, self.ask.grammar)
 
     def cancel(self) -> None:
-        """Nobody wants it any more; its place is free after the step that runs."""
+        """Cancel it; its place is free after the current step."""
         self.given_up.set()
 
 
@@ -206,7 +206,7 @@ class Engine:
             self._end(answer, "error")
 
     def _drop(self) -> None:
-        """Forget answers that nobody wants or that took too long."""
+        """Drop answers that were cancelled or took too long."""
         now = time.monotonic()
         with self._changed:
             gone = [

@@ -32,7 +32,7 @@ class ApiError(Exception):
 def json_response(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """ASCII only: a client may have sent, and is told again, what is no valid Unicode."""
+    """ASCII only: a client may have sent, and gets back, invalid Unicode."""
     content = json.dumps(value).encode("ascii")
     return Response(content, status, headers, media_type="application/json")
 

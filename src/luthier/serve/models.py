@@ -69,14 +69,14 @@ class Models:
     """All that is served.
 
     Attributes:
-        by_name: replaced as a whole when a model comes or goes, so that readers need no lock.
+        by_name: replaced completely when a model comes or goes, so that readers need no lock.
     """
 
     def __init__(self, runs: Sequence[str], base_of_full: bool = False) -> None:
         """Load ``runs``, each a path or ``name=path``.
 
         Adapters that were trained on the same base share it, and the base itself is served under
-        the name that the recipe gives it. Of a full run the base is a second model:
+        the name that the recipe gives it. For a full fine-tuning run the base is a second model:
         ``base_of_full`` loads that too.
 
         Raises:
@@ -126,7 +126,7 @@ class Models:
         """Serve an adapter no more; its weights are still there, for answers on their way.
 
         Raises:
-            UserError: it is no adapter.
+            UserError: it is not an adapter.
         """
         if served.adapter is None:
             raise UserError(f"'{served.name}' is not an adapter; only those can be unloaded")

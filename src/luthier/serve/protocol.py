@@ -144,7 +144,7 @@ class ChatRequest(_Generation):
 
 
 class CompletionRequest(_Generation):
-    """The body of `/v1/completions`: text, or token ids, to go on from."""
+    """The body of `/v1/completions`: text or token ids to continue."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int = Field(16, ge=1)  # OpenAI's default

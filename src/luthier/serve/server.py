@@ -16,7 +16,7 @@ def check_address(host: str, api_key: str | None) -> None:
     """Raise unless ``host`` is this machine alone, or there is a key.
 
     Raises:
-        UserError: anybody on the network could use the models.
+        UserError: anyone on the network could use the models.
     """
     if api_key is None and not is_loopback(host):
         raise UserError(

@@ -16,7 +16,7 @@ def wandb_sink(recipe: Recipe, run: Run) -> Tracker:
     """The sink of Weights & Biases.
 
     Raises:
-        UserError: it is not installed, or nobody is logged in.
+        UserError: it is not installed, or the user is not logged in.
     """
     need("wandb", extra="trackers", what="train.report_to wandb")
     import wandb

@@ -59,7 +59,7 @@ def damage(folder: Path) -> str | None:
 
 
 def usable_checkpoint(run: Run, on_event: OnEvent) -> Path | None:
-    """The checkpoint that a run can go on from, after setting aside those it cannot; None: a new run.
+    """The checkpoint that a run can resume from, after setting damaged ones aside; None: a new run.
 
     It is the newest whose bytes are intact, and those of the best weights before it. What is newer is
     renamed (``damaged-step-N``), not deleted, with a warning.
@@ -143,7 +143,7 @@ def _listed(names: list[str], shown: int = 3) -> str:
 
 @dataclass
 class Checkpoints:
-    """Writes the checkpoints of a run and reads the one that it goes on from.
+    """Writes the checkpoints of a run and reads the one that it resumes from.
 
     Attributes:
         embedding_rows: of the model as its own folder holds it.
@@ -210,7 +210,7 @@ class Checkpoints:
             self.scaler.load_state_dict(_load(folder / "scaler.pt"))
 
     def restore_random_state(self) -> None:
-        """Go on with the random numbers that came after the resumed checkpoint; once."""
+        """Restore the random state of the resumed checkpoint; once."""
         if self.resumed_from is None:
             return
         state = _load(self.resumed_from / "rng_state.pth")

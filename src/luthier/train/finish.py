@@ -1,4 +1,4 @@
-"""The end of a run: the best weights put where other libraries find them, and what it took."""
+"""The end of a run: the best weights put where other libraries find them, and what was measured."""
 
 import shutil
 from pathlib import Path
@@ -75,7 +75,7 @@ def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizer
 
 
 def _plan_errors(run: Run, peak_bytes: int, tokens_per_second: float) -> dict[str, float] | None:
-    """Planned over measured, less one, of what was planned; None where there is no plan."""
+    """Planned over measured, less one, for each planned figure; None where there is no plan."""
     plan = run.plan()
     if plan is None:
         return None

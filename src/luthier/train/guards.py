@@ -1,7 +1,7 @@
 """Silent failures: checks of data and model before the first step, on in every run.
 
-A certain fault stops the run; a suspicious finding is a warning. The checks while it trains are in
-``watch.py``.
+A certain fault stops the run; a suspicious finding is a warning. The checks while it trains are
+in ``watch.py``.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def check_rows(
     """Look through token rows for what no loss curve would show.
 
     Raises:
-        UserError: a row has no trainable token or two beginning-of-text tokens, or no answer ever ends; or most rows of
-            the validation set are in the training set.
+        UserError: a row has no trainable token or two beginning-of-text tokens, no answer ends,
+            or most rows of the validation set are in the training set.
     """
     rows = [*train, *validation]
     silent = [row for row in rows if not any(row.supervised[1:])]

@@ -1,4 +1,4 @@
-"""Training in a process of its own: nothing of this one reaches into it, its memory is its own.
+"""Training in a process of its own: it shares no state or memory with this one.
 
     python -m luthier.train.launch ADDRESS
 
@@ -94,7 +94,7 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
 
 @contextmanager
 def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """SIGTERM, which unlike Ctrl-C is for one process, goes on to the run: it saves and ends."""
+    """SIGTERM, which unlike Ctrl-C is for one process, is passed on to the run, which saves and ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -22,7 +22,7 @@ def provenance_of(
     template: str,
     data: Prepared,
 ) -> Provenance:
-    """All that a run depends on besides its recipe."""
+    """Everything that a run depends on besides its recipe."""
     return Provenance(
         versions=_versions(),
         device=setup.device_name,

@@ -1,4 +1,4 @@
-"""All that comes before the first step; whether a run is new or goes on is asked here, once."""
+"""Everything before the first step; whether a run is new or goes on is decided here, once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -101,7 +101,7 @@ class Session:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a run begins: anew, or after a checkpoint.
+    """Where a run starts: at the beginning or after a checkpoint.
 
     Attributes:
         announce: says what is special about it, once the data has been described.

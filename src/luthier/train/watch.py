@@ -77,7 +77,7 @@ class Watch:
 
 
 def highest_rate(scheduler: LRScheduler, steps: int) -> float | None:
-    """The highest learning rate in ``steps`` steps; None for a schedule that cannot be foretold."""
+    """The highest learning rate in ``steps`` steps; None for a schedule that cannot be predicted."""
     if not isinstance(scheduler, LambdaLR) or steps < 1:
         return None
     chosen = range(0, steps, max(1, steps // _RATES))

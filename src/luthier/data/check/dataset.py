@@ -31,7 +31,7 @@ def judge(scan: Scan) -> list[Ints]:
     _conflicts(scan, groups_of_equal(exact))
     same_prompt = groups_of_equal(keys)
     _across(scan, same_prompt, "leak", "contamination", "the same prompt as")
-    # An exact duplicate is no news here: of equal rows the first stands for all.
+    # An exact duplicate is not reported here: the first of equal rows represents all.
     clusters = [_firsts(cluster, whole) for cluster in near_clusters(scan.signature)]
     clusters = [cluster for cluster in clusters if len(cluster) > 1]
     _near(scan, clusters)

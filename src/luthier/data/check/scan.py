@@ -26,7 +26,7 @@ _CHUNK = 1000  # rows handed to a worker at once
 _WORTH_WORKERS = 4000  # fewer rows take less time than starting processes
 _EXAMPLES = 10  # kept of each kind of finding
 _SAMPLE = 2000  # answers kept for telling languages
-_MOST_LABELS = 10_000  # more different short answers than that are no labels
+_MOST_LABELS = 10_000  # more different short answers than this are not labels
 
 Raw = tuple[Origin, dict[str, Any] | str]
 
@@ -77,7 +77,7 @@ class Scan:
 
     Attributes:
         files: names as the user gave them; ``columns["file"]`` points into it.
-        columns: one array per fact, one entry per row that could be placed (unreadable ones included).
+        columns: one array per fact, with an entry per row (unreadable ones included).
         signature: MinHash signatures (rows, PERMUTATIONS).
         hits: how often each kind of finding was met.
         examples: the first rows of each kind.

@@ -60,7 +60,7 @@ _PRIVATE_KEY = re.compile(
     r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----.*?(?:-----END (?:[A-Z]+ )*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
-# Addresses that documents use as examples (RFC 2606) belong to nobody.
+# Addresses that documents use as examples (RFC 2606) are not personal data.
 _NOBODY = re.compile(
     r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|[\w-]+\.(?:example|test|invalid))$", re.I
 )
@@ -92,7 +92,7 @@ def _luhn(number: str) -> bool:
     """The checksum of payment cards (ISO/IEC 7812-1, annex B)."""
     digits = [int(c) for c in number if c.isdigit()]
     if len(set(digits)) == 1:
-        return False  # 0000 0000 … passes the sum and is no card
+        return False  # 0000 0000 … passes the checksum but is not a card
     total = sum(digits[-1::-2]) + sum(sum(divmod(2 * d, 10)) for d in digits[-2::-2])
     return total % 10 == 0
 
