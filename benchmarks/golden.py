@@ -35,12 +35,16 @@ REAL = HERE.parents[1] / "shared" / "data" / "nl2bash.jsonl"
 
 @dataclass
 class Case:
-    """One run; ``kill_at``: a SIGKILL once metrics.jsonl tells of this step, then the same again."""
+    """One run; ``kill_at``: a SIGKILL once metrics.jsonl tells of this step, then the same again.
+
+    ``stops``: it must end before its last step.
+    """
 
     name: str
     sets: dict[str, Any] = field(default_factory=dict)
     kill_at: int | None = None
     real: bool = False
+    stops: bool = False
 
 
 def cases() -> Iterator[Case]:
@@ -62,9 +66,13 @@ def cases() -> Iterator[Case]:
     epochs = {"train.max_steps": -1, "train.num_train_epochs": 2.5, "train.save_steps": 4,
               "train.per_device_train_batch_size": 4}  # fmt: skip
     probe = {"evaluate.probe": True, "train.eval_steps": 2}
-    yield Case("early-stopping", {**stops, "train.early_stopping_patience": 2})
-    yield Case("early-stopping-killed", {**stops, "train.early_stopping_patience": 2}, kill_at=3)
-    yield Case("stop-on-forgetting", {**stops, **probe, "train.stop_on_forgetting": 0.02})
+    patience = {**stops, "train.early_stopping_patience": 2}
+    forgets = {**stops, "train.learning_rate": 1e-2, "train.save_steps": 1, "evaluate.probe": True,
+               "train.stop_on_forgetting": 0.01}  # fmt: skip
+    yield Case("early-stopping", patience, stops=True)
+    yield Case("early-stopping-killed", patience, kill_at=3, stops=True)
+    yield Case("stop-on-forgetting", forgets, stops=True)
+    yield Case("stop-on-forgetting-killed", forgets, kill_at=2, stops=True)
     yield Case("probe", probe)
     yield Case("adamw-bf16", bf16)
     yield Case("adamw-bf16-killed", bf16, kill_at=5)
@@ -191,6 +199,9 @@ def run_case(case: Case, folder: Path, model: Path) -> dict[str, Any]:
         code = train_apart(recipe, None, run / "metrics.jsonl")
     if code != 0:
         raise SystemExit(f"{case.name} ended with {code}: see it with luthier train {recipe}")
+    measured = json.loads((run / "measured.json").read_text())
+    if measured["stopped_early"] != case.stops:
+        raise SystemExit(f"{case.name} ended at step {measured['steps']}")
     found = result_of(run)
     shutil.rmtree(run)
     return found
@@ -210,9 +221,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--record", type=Path)
     parser.add_argument("--compare", type=Path)
-    parser.add_argument("--only", default="", help="cases whose names hold this")
+    parser.add_argument(
+        "--only", default="", help="cases whose names hold one of these, with commas between"
+    )
     options = parser.parse_args()
-    before = json.loads(options.compare.read_text())["cases"] if options.compare else {}
+    recorded = options.compare or (options.record if options.record and options.only else None)
+    before = json.loads(recorded.read_text())["cases"] if recorded and recorded.is_file() else {}
     found: dict[str, Any] = {}
     different = 0
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
@@ -229,7 +243,7 @@ def main() -> None:
         import luthier.train.fit  # noqa: F401
 
         for case in cases():
-            if options.only not in case.name:
+            if not any(part in case.name for part in options.only.split(",")):
                 continue
             started = time.perf_counter()
             found[case.name] = run_case(case, folder, folder / "tiny")
@@ -250,7 +264,8 @@ def main() -> None:
             print(f"{name}: killed and resumed is not straight")
     if options.record:
         machine = {"processor": platform.processor(), "threads": os.environ["OMP_NUM_THREADS"]}
-        options.record.write_text(json.dumps({"machine": machine, "cases": found}, indent=1))
+        kept = {"machine": machine, "cases": {**before, **found}}
+        options.record.write_text(json.dumps(kept, indent=1))
     print(f"{len(found)} cases, {different} different")
     sys.exit(bool(different))
 
