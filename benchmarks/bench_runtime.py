@@ -160,7 +160,13 @@ def main() -> None:
             first = medians[next(iter(chosen))]
             cells = [f"{s * 1e3:,.3g} ({s / first:.0%})" for s in medians.values()]
             table.add_row(work, "busy" if busy else "quiet", *cells)
-            print(work, "busy" if busy else "quiet", found, f"load {os.getloadavg()[0]:.1f}", flush=True)
+            print(
+                work,
+                "busy" if busy else "quiet",
+                found,
+                f"load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
     Console().print(table)
     print(f"load average {os.getloadavg()[0]:.1f} at the end, {os.cpu_count()} cores")
 

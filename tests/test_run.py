@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import UserError
+from luthier.files import write_jsonl
 from luthier.recipe import Recipe
 from luthier.run import Run, claim_run, open_run, save_recipe
 
@@ -51,10 +52,41 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "r")
     with (
         run.locked(),
-        pytest.raises(UserError, match="another process is working"),
+        pytest.raises(UserError, match="another process is using"),
         run.locked(),
     ):
         pass
     with run.locked():  # free again
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_that_a_kill_cut_off_and_lines_that_are_damaged(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.metrics() == []
+    line = '{"step": %d, "epoch": 0.5, "memory_bytes": 1, "seconds": 1.0, "eval_margin": 0.25}\n'
+    run.metrics_path.write_text(line % 1 + line % 2 + '{"step": 3, "ep')
+    assert [line.step for line in run.metrics()] == [1, 2]
+    assert run.metrics()[0].extra == {"eval_margin": 0.25}
+    run.metrics_path.write_text(line % 1 + "oh no\n" + line % 3)
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is damaged"):
+        run.metrics()
+
+
+def test_answers_with_line_ends_of_other_kinds(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    scores: dict[str, dict[str, float]] = {"base": {}, "tuned": {}}
+    row = {"row": "f:1", "messages": [], "reference": "a\u2028b", "base": "\x85", "tuned": "c"}
+    write_jsonl(run.answered_rows_path, [{**row, "scores": scores}] * 2)
+    assert [found.reference for found in run.answered_rows()] == ["a\u2028b"] * 2
+
+
+def test_what_is_not_there_yet(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    run = Run(tmp_path / "new")
+    save_recipe(run, make_recipe())
+    assert (run.plan(), run.data_report(), run.evaluation()) == (None, None, None)
+    for ask in (run.measured, run.require_finished):
+        with pytest.raises(UserError, match="has not finished training; run `luthier train`"):
+            ask()
+    with pytest.raises(UserError, match=r"provenance\.json is missing"):
+        run.provenance()

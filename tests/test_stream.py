@@ -32,7 +32,7 @@ def test_a_sink_that_fails_is_told_once_and_the_others_go_on() -> None:
     for event in events:
         stream(event)
     told = Note(
-        "the planted sink failed (OSError: the disk is on fire); the run goes on", warning=True
+        "the planted sink failed (OSError: the disk is on fire); the run continues", warning=True
     )
     for sink in (first, last):
         assert [event for event in sink.events if event != told] == events
@@ -52,7 +52,7 @@ def test_closing_ends_a_sink_and_tells_what_fails() -> None:
     stream.close(plain)  # has no close
     stream(Note("later"))
     assert others.notes == [
-        "the planted sink could not be closed (RuntimeError: it would not end); the run goes on",
+        "the planted sink could not be closed (RuntimeError: it would not end); the run continues",
         "later",
     ]
     assert others.warnings == others.notes[:1]

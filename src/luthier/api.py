@@ -1,4 +1,4 @@
-"""What stands behind the door (``import luthier``); the command line calls this and nothing deeper.
+"""The functions of ``import luthier``; the command line calls this and nothing deeper.
 
 The functions here put parts together; what needs no putting together is only named (``_PARTS``) and
 comes from its own module when it is first used, so that importing this loads no library.
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from luthier.advise.answers import parse_answers as parse_answers
     from luthier.advise.costs import USUAL as USUAL
     from luthier.advise.costs import Way as Way
-    from luthier.advise.costs import compare as compare_costs  # noqa: F401
+    from luthier.advise.costs import compare as compare_costs
     from luthier.advise.costs import load_prices as load_prices
     from luthier.advise.decide import Decision as Decision
     from luthier.advise.decide import decide as decide
     from luthier.advise.from_data import answers_from_data as answers_from_data
     from luthier.advise.otherwise import Alternative as Alternative
     from luthier.advise.otherwise import alternatives as alternatives
-    from luthier.advise.recipe import make_recipe as make_advised_recipe  # noqa: F401
-    from luthier.compare.approaches import Question as ApproachQuestion  # noqa: F401
+    from luthier.advise.recipe import make_recipe as make_advised_recipe
+    from luthier.compare.approaches import Question as ApproachQuestion
     from luthier.compare.decision import compare_approaches as compare_approaches
     from luthier.compare.methods import compare_methods as compare_methods
     from luthier.compare.page import write_approaches as write_approaches
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
     from luthier.evaluate.before_after import evaluate_run as evaluate_run
     from luthier.evaluate.gate import check_gate as check_gate
     from luthier.evaluate.report.page import write_report as write_report
-    from luthier.export.export import export as export_run  # noqa: F401
+    from luthier.export.export import export as export_run
     from luthier.export.merge import Merged as Merged
     from luthier.export.merge import MergeOptions as MergeOptions
-    from luthier.export.merge import merge as merge_runs  # noqa: F401
+    from luthier.export.merge import merge as merge_runs
     from luthier.export.options import Combination as Combination
     from luthier.export.options import GgufType as GgufType
     from luthier.export.options import Onto as Onto
@@ -98,20 +98,128 @@ if TYPE_CHECKING:
     from luthier.retrieve.ask import ask as ask
     from luthier.retrieve.embed import Embedder as Embedder
     from luthier.retrieve.index import build_index as build_index
-    from luthier.retrieve.index import changes as index_changes  # noqa: F401
+    from luthier.retrieve.index import changes as index_changes
     from luthier.retrieve.index import read_manifest as read_manifest
     from luthier.retrieve.models import load_answering as load_answering
     from luthier.retrieve.search import Index as Index
     from luthier.runs import train_run as train_run
     from luthier.serve.limits import Limits as Limits
-    from luthier.serve.models import Models as ServedModels  # noqa: F401
+    from luthier.serve.models import Models as ServedModels
     from luthier.serve.server import bind as bind
     from luthier.serve.server import check_address as check_address
-    from luthier.serve.server import serve as run_server  # noqa: F401
-    from luthier.serve.vllm import command as vllm_command  # noqa: F401
-    from luthier.serve.vllm import hand_over as hand_over_to_vllm  # noqa: F401
-    from luthier.train.determinism import STEPS as DETERMINISM_STEPS  # noqa: F401
+    from luthier.serve.server import serve as run_server
+    from luthier.serve.vllm import command as vllm_command
+    from luthier.serve.vllm import hand_over as hand_over_to_vllm
+    from luthier.train.determinism import STEPS as DETERMINISM_STEPS
     from luthier.train.determinism import verify_determinism as verify_determinism
+
+__all__ = [
+    "APPROACHES",
+    "ASSUMPTIONS",
+    "DETERMINISM_STEPS",
+    "KNOWN_MODELS",
+    "QUESTIONS",
+    "USUAL",
+    "Accelerator",
+    "Alternative",
+    "Answer",
+    "Answers",
+    "Approach",
+    "ApproachQuestion",
+    "Capacity",
+    "Change",
+    "Combination",
+    "Decision",
+    "Difference",
+    "Embedder",
+    "GgufType",
+    "Goal",
+    "Index",
+    "Job",
+    "Limits",
+    "MergeOptions",
+    "Merged",
+    "Messages",
+    "Model",
+    "Onto",
+    "Plan",
+    "Planned",
+    "Question",
+    "Range",
+    "Sampling",
+    "ServedModels",
+    "Shape",
+    "TunedModel",
+    "Variant",
+    "Way",
+    "advise",
+    "alternatives",
+    "answer_all",
+    "answer_file",
+    "answers_from_data",
+    "approaches_table",
+    "ask",
+    "bind",
+    "build_index",
+    "cached",
+    "calibrate",
+    "check_address",
+    "check_data",
+    "check_gate",
+    "classic_tables",
+    "compare",
+    "compare_approaches",
+    "compare_costs",
+    "compare_methods",
+    "convert_data",
+    "decide",
+    "encode_row",
+    "evaluate",
+    "evaluate_run",
+    "export",
+    "export_run",
+    "find_run",
+    "find_target",
+    "fix_data",
+    "generate",
+    "groups_table",
+    "hand_over_to_vllm",
+    "index_changes",
+    "job_without_data",
+    "jobs_of_recipe",
+    "load",
+    "load_answering",
+    "load_prices",
+    "load_tuned",
+    "make_advised_recipe",
+    "make_variants",
+    "merge",
+    "merge_runs",
+    "mix_data",
+    "parse_answers",
+    "parse_vary",
+    "plan",
+    "plan_jobs",
+    "pull",
+    "push",
+    "quality_table",
+    "read_manifest",
+    "render_page",
+    "resolve",
+    "resources_table",
+    "rules_table",
+    "run_server",
+    "split_data",
+    "stream_answer",
+    "tests_table",
+    "train",
+    "train_run",
+    "verify_determinism",
+    "vllm_command",
+    "write_approaches",
+    "write_methods",
+    "write_report",
+]
 
 # Name here: module, name there. The same as above, for when the program runs; a test compares them.
 _PARTS = {
@@ -227,7 +335,7 @@ RecipeLike = Recipe | Path | str | Mapping[str, Any]
 def train(
     recipe: RecipeLike, /, *, on_event: OnEvent = ignore, **changes: Mapping[str, Any]
 ) -> Run:
-    """Train by a recipe, or go on with a run that was cut off; its run folder.
+    """Train by a recipe, or resume an interrupted run; returns the run folder.
 
     ``luthier.train("lora.yaml", data={"train": "my.jsonl"}, train={"max_steps": 30})``
 
@@ -238,7 +346,7 @@ def train(
 
     Raises:
         UserError: the recipe, the data or the machine does not allow it.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, and the same call goes on from it.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, and the same call resumes from it.
     """
     from luthier.runs import train_run
 
@@ -321,7 +429,7 @@ def compare(
         methods: ``full``, ``lora``, ``qlora``.
         vary: values by key, ``{"method.lora_r": [4, 16]}``; all combinations run.
         seeds: runs of each variant.
-        out: folder of the runs, comparison.json, .md and .html; a second call goes on there.
+        out: folder of the runs, comparison.json, .md and .html; a second call resumes there.
 
     Raises:
         UserError: a variant is wrong, or a run cannot begin.
@@ -453,7 +561,7 @@ def generate(
 ) -> list[str]:
     """The answers to ``prompts``, by the template that the run was trained with.
 
-    A run that learned plain text goes on from each prompt instead.
+    A run that was trained on plain text continues each prompt instead.
 
     Args:
         model: a run, or what ``load`` returned (which need not be loaded for each call).
@@ -462,7 +570,7 @@ def generate(
             ``seed``; greedy by default.
 
     Raises:
-        UserError: a prompt leaves no room for an answer, or a sampling option does not exist.
+        UserError: a prompt is so long that no answer fits, or a sampling option does not exist.
     """
     from contextlib import nullcontext
     from dataclasses import fields
@@ -473,7 +581,9 @@ def generate(
     known = [field.name for field in fields(Sampling)]
     unknown = sorted(set(sampling) - set(known))
     if unknown:
-        raise UserError(f"no sampling option '{unknown[0]}'; options are {', '.join(known)}")
+        raise UserError(
+            f"there is no sampling option '{unknown[0]}'; the options are {', '.join(known)}"
+        )
     tuned = model if isinstance(model, TunedModel) else load(model, on_event=on_event)
     opening = ({"role": "system", "content": system},) if system else ()
     asked = [
@@ -531,6 +641,6 @@ def export(
 
     runtime.prepare()
     found = find_run(run)
-    folder = found.root / to if out is None else Path(out)
+    folder = found.export_path(to) if out is None else Path(out)
     done = export_run(found, to, folder, types, check_rows, on_event)
     return Exported.model_validate(done)

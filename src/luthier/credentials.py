@@ -10,7 +10,7 @@ _FORMS = re.compile(
     r"|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|xox[abp]-[\w-]{10,})"
 )
 _SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
-_SHORTEST = 12  # characters; shorter values of such variables (0, true, a path) are no secrets
+_SHORTEST = 12  # characters; shorter values of such variables (0, true, a path) are not secrets
 _MASK = "[secret]"
 
 

@@ -1,4 +1,4 @@
-"""The errors that people see. Anything else that escapes is a bug of ours."""
+"""The errors that people see. Anything else that escapes is a bug in Luthier."""
 
 
 class UserError(Exception):

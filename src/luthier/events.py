@@ -1,7 +1,7 @@
 """One typed stream of what happens: in a training run, and in any other long work.
 
 Who does the work calls ``on_event`` once for each thing that happens; terminals, files and trackers
-are sinks that listen (``Stream``). Nothing that is said goes anywhere by another way.
+are sinks that listen (``Stream``). There is no other channel for messages.
 """
 
 import time
@@ -31,7 +31,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far some work is: ``done`` of ``total`` (None where nobody knows) ``unit``.
+    """How far some work is: ``done`` of ``total`` (None where unknown) ``unit``.
 
     Work that cannot be counted has no unit. The last event of any work is ``finished``, also where
     the work was cut short.
@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Training begins, or goes on, after ``step`` of ``total`` steps."""
+    """Training starts or resumes after ``step`` of ``total`` steps."""
 
     step: int
     total: int
@@ -134,8 +134,8 @@ def ignore(_event: Event) -> None:
 
 @dataclass
 class Stream:
-    """Hands each event to every sink. A sink that fails is told once to the others, and the work
-    goes on; it is called again with the next event."""
+    """Hands each event to every sink. A sink that fails is reported once to the others, and the work
+    continues; it is called again with the next event."""
 
     sinks: list[OnEvent]
     _failed: set[int] = field(default_factory=set)
@@ -150,8 +150,8 @@ class Stream:
     def close(self, sink: OnEvent) -> None:
         """Hand it no more events, and call its ``close`` where it has one.
 
-        That it fails is told to the others, even if it has failed before: what it was to keep may
-        be incomplete.
+        A failure is reported to the others, even if the sink failed before: its output may be
+        incomplete.
         """
         self.sinks.remove(sink)
         close = getattr(sink, "close", None)
@@ -171,7 +171,7 @@ class Stream:
 
 def _failure(sink: OnEvent, what: str, error: Exception) -> Note:
     name = getattr(sink, "name", getattr(sink, "__name__", type(sink).__name__))
-    return Note(f"{name} {what} ({type(error).__name__}: {error}); the run goes on", warning=True)
+    return Note(f"{name} {what} ({type(error).__name__}: {error}); the run continues", warning=True)
 
 
 def tracked(
@@ -202,7 +202,7 @@ def tracked(
 
 @contextmanager
 def during(task: str, on_event: OnEvent) -> Iterator[None]:
-    """``Progress`` of work in one piece, of which nobody knows how far it is: begun, and over."""
+    """``Progress`` of work in one piece, without intermediate progress: one event at the start and one at the end."""
     on_event(Progress(task, 0))
     try:
         yield

@@ -46,7 +46,7 @@ class Run:
         return str(self.root)
 
     def _repr_html_(self) -> str:
-        """In a notebook: where it is, and what it took once it has finished."""
+        """In a notebook: where it is, and what was measured once it has finished."""
         took = as_html(self.measured()) if self.finished else "<p>not finished</p>"
         return f"<p>run <code>{escape(str(self.root))}</code></p>{took}"
 
@@ -144,7 +144,7 @@ class Run:
         return self.root / "log.txt"
 
     def export_path(self, shape: str) -> Path:
-        """Where `luthier export` puts a form of the model, unless told another place."""
+        """Where `luthier export` puts a form of the model, unless another place is given."""
         return self.root / shape
 
     def weights_path(self, recipe: Recipe) -> Path:
@@ -176,10 +176,12 @@ class Run:
         try:
             return Provenance.model_validate(found)
         except ValidationError:
-            raise UserError(f"the provenance in {self.recipe_path} is damaged") from None
+            raise UserError(
+                f"the provenance in {self.recipe_path} is damaged, so the run cannot be used"
+            ) from None
 
     def plan(self) -> Plan | None:
-        """What was foretold; None where the run could not be planned.
+        """What was predicted; None where the run could not be planned.
 
         Raises:
             UserError: the file is damaged.
@@ -253,7 +255,7 @@ class Run:
         """Raise UserError unless the run is finished."""
         if not self.finished:
             raise UserError(
-                f"{self.root} has not finished training; run `luthier train` on it again"
+                f"{self.root} has not finished training; run `luthier train` with the same recipe again"
             )
 
     @contextmanager
@@ -261,7 +263,7 @@ class Run:
         """Hold the run for this process alone.
 
         Raises:
-            UserError: another process is working on it, or the folder cannot be written.
+            UserError: another process is using it, or the folder cannot be written.
         """
         folder = self.root.parent
         path = folder / f".{self.root.name}.lock"
@@ -271,7 +273,7 @@ class Run:
             lock.acquire()
         except Timeout:
             raise UserError(
-                f"another process is working on {self.root}; wait for it or choose another run.name"
+                f"another process is using {self.root}; wait for it to finish or choose another run.name"
             ) from None
         except OSError as error:
             raise UserError(f"cannot write in {folder}: {error}") from error
@@ -319,9 +321,9 @@ def open_run(root: Path) -> Run:
 
 
 def claim_run(recipe: Recipe, stem: str) -> Run:
-    """The folder for ``recipe``: a new one, or the one it was begun in.
+    """The folder for ``recipe``: a new one, or the one it was started in.
 
-    A run counts as begun from its first checkpoint on; before that it is simply written anew.
+    A run counts as started from its first checkpoint on; before that it is overwritten.
 
     Raises:
         UserError: the folder holds a run of other settings, or is not a run folder.
@@ -342,7 +344,7 @@ def _check_same(run: Run, recipe: Recipe) -> None:
     changes = run.recipe().differences(recipe.with_absolute_paths())
     if changes:
         raise UserError(
-            f"{run.root} was begun with other settings:\n  "
+            f"{run.root} was started with other settings:\n  "
             + "\n  ".join(changes)
             + "\nchoose another run.name, or delete that folder to start over"
         )

@@ -14,7 +14,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 # What libraries read from the environment, and when. A variable that the user has set stays.
 _ENVIRONMENT = {
-    # At import. The bars and advice of libraries would break ours.
+    # At import. The libraries' progress bars and advice would break our output.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",  # at each use
@@ -88,8 +88,8 @@ def world() -> World:
         rank, local_rank, size = (int(told[name]) for name in names)
     except (KeyError, ValueError):
         raise UserError(
-            f"the environment has {shown}: RANK, LOCAL_RANK and WORLD_SIZE must all be set, to whole "
-            "numbers, as torchrun sets them; unset them to train in one process"
+            f"the environment has {shown}: RANK, LOCAL_RANK and WORLD_SIZE must all be set to integers, "
+            "as torchrun sets them; unset them to train in one process"
         ) from None
     if not 0 <= local_rank <= rank < size:
         raise UserError(
@@ -119,7 +119,7 @@ def keep_freed_memory() -> bool:
     """Tell the C library not to give freed memory back; False where it is not glibc.
 
     It maps large tensors anew for each use, and the kernel then hands out their pages one by one:
-    46,000 faults a step of 880 tokens, a fifth of its time. The peak stays what it is.
+    46,000 faults per step of 880 tokens, a fifth of its time. The peak stays what it is.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

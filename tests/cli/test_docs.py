@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +45,30 @@ def test_the_readmes_path_on_the_real_model(cli: Cli, real_model: Path, tmp_path
     run = Run(tmp_path / "runs" / "first")
     check_improved(run)
     check_loads_without_us(run, real_model)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+def test_the_programs_run_as_they_stand(
+    document: str, tiny_model: Path, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    """Word for word; the recipe that they name is of a tiny model."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "lora.yaml").write_text(
+        f"model: {{source: {tiny_model}, dtype: float32}}\n"
+        "data: {train: other.jsonl, max_length: 128}\n"
+        "train: {max_steps: 4, learning_rate: 0.01}\n"
+        "evaluate: {probe: false, max_rows: 4, max_new_tokens: 8}\n"
+    )
+    write_rows(tmp_path / "my.jsonl", rows)
+    text = (ROOT / document).read_text("utf-8")
+    programs = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert programs
+    for program in programs:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "runs" / "from-python").finished
 
 
 def test_the_commands_of_the_data_guide(cli: Cli, real_model: Path, tmp_path: Path) -> None:

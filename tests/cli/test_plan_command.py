@@ -32,7 +32,7 @@ def test_shape_gpu_and_money(cli: Cli) -> None:
     options = ["--method", "lora", "--gpu", "rtx 3060", "--api-price", "2", "--sweep", "3"]
     done = cli("plan", *SHAPE, *options)
     assert done.returncode == 0, done.stderr
-    for text in ("RTX 3060", "3 runs", "peak", "pays from", "optimiser state"):
+    for text in ("RTX 3060", "3 runs", "peak", "breaks even after", "optimiser state"):
         assert text in done.stdout, text
 
 
@@ -65,9 +65,9 @@ def test_other_hardware(cli: Cli, tmp_path: Path) -> None:
     [
         (["--model", "llama-3.1-8", "--gpu", "h100"], "did you mean 'llama-3.1-8b'"),
         (["--model", "gpt2", "--gpu", "rtx-4091"], "did you mean 'rtx-4090'"),
-        (["--model", "gpt2", "--seq-len", "2048"], "beyond the 1,024 positions of gpt2"),
+        (["--model", "gpt2", "--seq-len", "2048"], "exceeds the 1,024 positions of gpt2"),
         (["--model", "smollm2-135m", "--method", "lora", "--lora-r", "4096"], "rank"),
-        (["--model", "gpt2", "--method", "dpo"], "--method is all, full, lora or qlora"),
+        (["--model", "gpt2", "--method", "dpo"], "--method must be all, full, lora or qlora"),
         (["--model", "gpt2", "--gpu", "t4", "--memory", "3"], "not both"),
         (["--model", "gpt2", "--optim", "adam"], "train.optim"),
         ([], "give either a RECIPE or --model"),

@@ -94,13 +94,13 @@ def chat(*texts: str) -> dict[str, Any]:
 def test_what_a_format_cannot_hold_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", [chat("a", "b"), chat("a", "b", "c", "d")])
     out = tmp_path / "out.jsonl"
-    with pytest.raises(UserError, match=r"in\.jsonl:2: alpaca has one question"):
+    with pytest.raises(UserError, match=r"in\.jsonl:2: alpaca allows one question"):
         convert_data([str(source)], "alpaca", out)
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
     converted = convert_data([str(source)], "alpaca", out, skip_bad=True)
     assert converted.written == 1
     assert converted.left_out == [
-        f"{source}:2: alpaca has one question and one answer, without tools"
+        f"{source}:2: alpaca allows one question and one answer, without tools"
     ]
 
 
@@ -117,7 +117,7 @@ def test_the_worse_answers_left_out_are_counted(tmp_path: Path) -> None:
         ("chatml", "o.jsonl", "unknown format 'chatml'"),
         ("alpaca", "o.xlsx", "data files end in"),
         ("alpaca", "in.jsonl", "exists"),
-        ("messages", "o.csv", "CSV holds the same text fields"),
+        ("messages", "o.csv", "CSV needs the same text fields"),
     ],
 )
 def test_wrong_requests(to: str, name: str, said: str, tmp_path: Path) -> None:

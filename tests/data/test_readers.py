@@ -82,8 +82,8 @@ def test_csv_rows_of_the_wrong_width_are_bad(tmp_path: Path) -> None:
     path.write_text("prompt,completion\na,b\nc\nd,e,f\n")
     told = bad(path)
     assert len(told) == 2
-    assert "a.csv:3: fewer fields" in told[0]
-    assert "a.csv:4: more fields" in told[1]
+    assert "a.csv:3: has fewer fields" in told[0]
+    assert "a.csv:4: has more fields" in told[1]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_csv_rows_of_the_wrong_width_are_bad(tmp_path: Path) -> None:
         ("a.jsonl", b"\n \n", "is empty"),
         ("a.csv", b"prompt,completion\n", "is empty"),
         ("a.json", b"[]", "is empty"),
-        ("a.json", b'{"text": "x"}', "holds a list"),
+        ("a.json", b'{"text": "x"}', "must hold a list"),
         ("a.json", b'{"text": "x"}\n{"text": "y"}', "name it .jsonl"),
         ("a.json", b"\xff\xfe", "not UTF-8"),
         ("a.csv", b'a,b\n"x', "not valid CSV"),
@@ -102,11 +102,15 @@ def test_csv_rows_of_the_wrong_width_are_bad(tmp_path: Path) -> None:
         ("a.xlsx", b"", "data files end in .jsonl, .json"),
         ("a.parquet.gz", b"", "data files end in .jsonl, .json"),
         ("a.jsonl.gz", b'{"text": "x"}', "is a damaged .gz archive"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9)[:-10], "is a damaged .gz archive"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}\n' * 9, mtime=0)[:-10],
+            "is a damaged .gz archive",
+        ),
         ("a.jsonl.zst", b'{"text": "x"}', "is a damaged .zst archive"),
         ("a.jsonl.zst", zstandard.compress(LONG)[:-10], "is a damaged .zst archive"),
         ("a.json.zst", zstandard.compress(b"[]")[:-1], "is a damaged .zst archive"),
-        ("a.csv.gz", gzip.compress(b"prompt\n" * 9)[:-10], "is a damaged .gz archive"),
+        ("a.csv.gz", gzip.compress(b"prompt\n" * 9, mtime=0)[:-10], "is a damaged .gz archive"),
         ("a.jsonl.zst", b"", "is empty"),
         ("a.jsonl.gz", b"", "is empty"),
     ],

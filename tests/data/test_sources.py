@@ -44,7 +44,7 @@ def test_a_folder_is_all_the_readable_files_in_it(folder: Path) -> None:
 
 def test_a_folder_without_data(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no rows")
-    with pytest.raises(UserError, match=r"holds no data file: they end in \.jsonl"):
+    with pytest.raises(UserError, match=r"has no data file: their names end in \.jsonl"):
         find_files(str(tmp_path))
 
 
@@ -52,7 +52,7 @@ def test_a_pattern(folder: Path) -> None:
     assert texts(f"{folder}/*.jsonl") == ["b1", "b2"]
     assert texts(f"{folder}/**/*.jsonl") == ["b1", "b2", "a"]
     assert texts(f"{folder}/*") == ["j", "b1", "b2"]
-    with pytest.raises(UserError, match="no data file fits"):
+    with pytest.raises(UserError, match="no data file matches"):
         find_files(f"{folder}/*.csv")
 
 
@@ -85,7 +85,7 @@ def test_a_hub_dataset_gives_the_split_that_is_named(hub: Path) -> None:
     assert texts("acme/tiny:test") == ["e"]
     assert texts("acme/tiny:train") == ["t0", "t1"]
     assert texts("acme/tiny:train_sft") == ["sft"]
-    with pytest.raises(UserError, match="no files of a split 'dev': it has data/test-00000"):
+    with pytest.raises(UserError, match="no split 'dev': it has data/test-00000"):
         find_files("acme/tiny:dev")
 
 
@@ -102,7 +102,9 @@ def test_a_split_in_a_folder_of_a_configuration(hub: Path) -> None:
 
 
 def test_a_dataset_that_nobody_answers_for(hub: Path) -> None:
-    with pytest.raises(UserError, match=r"is no file or folder here, .* the hub does not answer"):
+    with pytest.raises(
+        UserError, match=r"is not a file or folder here, .* the hub does not answer"
+    ):
         find_files("acme/none")
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_rows
+from helpers import Notes, write_rows
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.data.prepare import held_out
 from luthier.errors import UserError
 from luthier.evaluate.before_after import evaluate_run
+from luthier.events import Progress
 from luthier.recipe import Recipe
 from luthier.records.evaluation import MetricCompared, PerplexityCompared
 from luthier.run import Run
@@ -48,8 +49,8 @@ def test_losses_are_those_of_plain_transformers(
     method: str, make_recipe: MakeRecipe, train: Train, tiny_model: Path
 ) -> None:
     run = train(make_recipe(f"method.name={method}", "evaluate.max_new_tokens=4"))
-    stages: list[str] = []
-    evaluation = evaluate_run(run, None, lambda what, _done, _of: stages.append(what))
+    said = Notes()
+    evaluation = evaluate_run(run, None, said)
     base, tuned = evaluation.base, evaluation.tuned
     assert tuned["loss"] < base["loss"]
     for side in (base, tuned):
@@ -65,7 +66,8 @@ def test_losses_are_those_of_plain_transformers(
         assert tuned["loss"] == pytest.approx(reference_loss(plain, run), rel=1e-4)
     assert len(evaluation.samples) == evaluation.rows == len(held_out(run))
     assert json.loads(run.evaluation_path.read_text())["tuned"] == tuned
-    assert stages[0] == "loss of base"
+    stages = [event.task for event in said.events if isinstance(event, Progress)]
+    assert "loss of base" in stages
     assert stages[-1] == "answers of tuned"
 
 

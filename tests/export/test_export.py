@@ -106,7 +106,7 @@ def test_llama_cpp_answers_from_the_exported_file(run: Run, tmp_path: Path) -> N
 def test_the_commands(cli: Cli, run: Run, tmp_path: Path) -> None:
     merged = cli("merge", run.root, "--out", tmp_path / "m", "--dtype", "float16")
     assert merged.returncode == 0, merged.stderr
-    assert "14 layers merged" in merged.stdout and "likeliest token" in merged.stdout
+    assert "14 layers merged" in merged.stdout and "top token" in merged.stdout
     again = cli("merge", run.root, "--out", tmp_path / "m")
     assert again.returncode == 2 and "exists already" in again.stderr
     data = json.loads(
@@ -122,9 +122,9 @@ def test_the_commands(cli: Cli, run: Run, tmp_path: Path) -> None:
     adapter = cli("export", run.root, "--to", "adapter-gguf", "--out", tmp_path / "a", "--json")
     assert json.loads(adapter.stdout)["files"][0]["layers"] == 14
     for typed, message in [
-        (["--to", "adapter-gguf", "--type", "f16"], "takes none"),
-        (["--to", "ollama", "--type", "f16", "--type", "f32"], "names one file"),
-        (["--to", "gguf", "--public"], "name a repository"),
+        (["--to", "adapter-gguf", "--type", "f16"], "has no --type"),
+        (["--to", "ollama", "--type", "f16", "--type", "f32"], "names one GGUF file"),
+        (["--to", "gguf", "--public"], "needs a repository"),
         (["--to", "gguf", "--type", "q9_9"], "q9_9"),
     ]:
         wrong = cli("export", run.root, *typed)

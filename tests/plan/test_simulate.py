@@ -56,7 +56,7 @@ def test_experts_are_simulated_in_bfloat16_and_refused_in_float32() -> None:
     config = make_model("mixtral", 96).config
     lora = MethodGroup(lora_dropout=0)
     assert simulate(config, lora, replace(work(), dtype=torch.bfloat16)).peak > 0
-    with pytest.raises(UserError, match="cannot be simulated in float32"):
+    with pytest.raises(UserError, match="cannot be simulated with float32"):
         simulate(config, lora, work())
 
 

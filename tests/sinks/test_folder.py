@@ -175,6 +175,6 @@ def test_a_disk_that_is_full_for_a_while_loses_no_line(
     assert sorted(text.split()[0] for text in heard.warnings) == [
         "events.jsonl", "log.txt", "metrics.jsonl",
     ]  # fmt: skip
-    assert all("the run goes on" in text for text in heard.warnings)
+    assert all("the run continues" in text for text in heard.warnings)
     assert [event["event"] for event in read_events(run)].count("step") == 4
     assert run.log_path.read_text().count("in between") == 2

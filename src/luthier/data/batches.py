@@ -19,7 +19,7 @@ from luthier.data.conversation import Origin
 from luthier.data.packing import best_fit_decreasing
 from luthier.data.tokens import TokenRow
 
-IGNORED = -100  # the label of a token that does not count, as everywhere in PyTorch
+IGNORED = -100  # the label of a token without loss, as everywhere in PyTorch
 
 Item = list[TokenRow]
 
@@ -91,7 +91,7 @@ class Batch:
 
 
 class RowDataset(Dataset[Item]):
-    """Rows one by one, or with ``packing`` bins of whole rows filled up to ``max_length`` tokens.
+    """Rows one by one, or with ``packing`` bins of complete rows up to ``max_length`` tokens.
 
     Which rows share a bin is decided once; the order of bins changes with each epoch.
     """
@@ -190,6 +190,6 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 def by_length(rows: Sequence[TokenRow], batch_size: int) -> list[list[TokenRow]]:
-    """Batches of ``batch_size`` rows of like length, for evaluation, where order is no matter."""
+    """Batches of ``batch_size`` rows of like length, for evaluation, where order does not matter."""
     ordered = sorted(rows, key=len)
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]

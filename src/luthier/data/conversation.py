@@ -31,7 +31,7 @@ class Conversation:
     - ``tool_calls`` (assistant): ``{"type": "function", "function": {"name", "arguments"}}`` each,
       the arguments an object; the content may be empty then;
     - ``name`` and ``tool_call_id`` (tool): whose answer it is;
-    - ``tools`` (first message): what the model is told it may call, as JSON schemas. They stand in
+    - ``tools`` (first message): the tools that the model may call, as JSON schemas. They are in
       a message so that they go wherever the prompt goes: to training and to inference alike.
 
     ``rejected`` is the worse answer of a preference pair, in place of the last message. ``extra``

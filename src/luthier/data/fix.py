@@ -54,7 +54,7 @@ ROW_REMEDIES = {
     "drop-unreadable": "rows that cannot be read, or are in no known format",
     "drop-empty": "rows without an answer or a question",
     "drop-exact-duplicates": "rows that repeat an earlier one, spacing aside",
-    "keep-first-of-conflicts": "rows whose prompt an earlier row answers otherwise",
+    "keep-first-of-conflicts": "rows whose prompt has another answer in an earlier row",
 }
 REMEDIES = (*TEXT_REMEDIES, *ROW_REMEDIES)
 
@@ -74,18 +74,20 @@ def fix_data(
     """Write the rows of ``sources`` to ``out`` (JSONL, their own fields) with ``remedies`` applied.
 
     Beside it ``<out>.changes.jsonl`` has a line for each change: row, remedy, field, before, after
-    (for ``redact`` only what kind was there). Only conversation fields are told empty or equal;
-    texts are changed wherever they stand in a row.
+    (for ``redact`` only what kind was there). Only conversation fields count for empty or equal rows;
+    texts are changed wherever they are in a row.
 
     Raises:
-        UserError: an unknown remedy, ``out`` exists or is no .jsonl, or rows cannot be read and
+        UserError: an unknown remedy, ``out`` exists or is not a .jsonl, or rows cannot be read and
             ``drop-unreadable`` was not asked for.
     """
     for remedy in remedies:
         if remedy not in REMEDIES:
             raise UserError(f"unknown remedy '{remedy}'; known: {', '.join(REMEDIES)}")
     if out.suffix != ".jsonl":
-        raise UserError(f"{out}: the mended rows are written as .jsonl")
+        raise UserError(
+            f"{out}: the fixed rows are written as .jsonl; choose an --out that ends in it"
+        )
     log = out.with_name(f"{out.name}.changes.jsonl")
     for path in (out, log):
         if path.exists():
@@ -126,7 +128,7 @@ class _Fixer:
         self.fixed.changes.update(changed)
         fmt = detect_format(row)
         if fmt is None:
-            self._unreadable(origin, f"fields {', '.join(row)} fit no known format")
+            self._unreadable(origin, f"its fields {', '.join(row)} match no known format")
             return None
         try:
             conversation = to_conversation(row, fmt, origin)
@@ -134,21 +136,21 @@ class _Fixer:
             if "is empty" in bad.reason and "drop-empty" in self.chosen:
                 self._drop(origin, "drop-empty", bad.reason)
                 return None
-            return row  # not ours to judge: the check tells it
+            return row  # the check reports such a row
         prompt, answer = exact_hash(conversation), answer_hash(conversation.reference)
         if prompt ^ (answer << 64) in self.seen and "drop-exact-duplicates" in self.chosen:
             self._drop(origin, "drop-exact-duplicates", "an earlier row is the same")
             return None
         first = self.answers.setdefault(prompt, answer)
         if first != answer and "keep-first-of-conflicts" in self.chosen:
-            self._drop(origin, "keep-first-of-conflicts", "an earlier row answers otherwise")
+            self._drop(origin, "keep-first-of-conflicts", "an earlier row has another answer")
             return None
         self.seen.add(prompt ^ (answer << 64))
         return row
 
     def _unreadable(self, origin: Origin, reason: str) -> None:
         if "drop-unreadable" not in self.chosen:
-            raise UserError(f"{origin}: {reason}; mend it, or add the remedy drop-unreadable")
+            raise UserError(f"{origin}: {reason}; fix it, or add the remedy drop-unreadable")
         self._drop(origin, "drop-unreadable", reason)
 
     def _drop(self, origin: Origin, remedy: str, why: str) -> None:

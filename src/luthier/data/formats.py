@@ -38,16 +38,16 @@ def detect_format(row: dict[str, Any]) -> str | None:
 
 
 def unknown_format(row: dict[str, Any]) -> str:
-    """What to say of a row that ``detect_format`` does not know."""
+    """The message for a row that ``detect_format`` does not know."""
     known = ", ".join(f"{fields} ({name})" for name, fields in FORMATS.items())
-    return f"fields {', '.join(map(str, row)) or '(none)'} fit no known format: {known}"
+    return f"fields {', '.join(map(str, row)) or '(none)'} match no known format: {known}"
 
 
 def to_conversation(row: dict[str, Any], fmt: str, origin: Origin) -> Conversation:
     """Read ``row`` as format ``fmt`` (a name that ``detect_format`` gives).
 
     Raises:
-        BadRow: a field is missing, has the wrong type, or there is no answer to learn.
+        BadRow: a field is missing, has the wrong type, or there is no answer to train on.
     """
     try:
         conversation = _CONVERTERS[fmt](row, origin)
@@ -137,7 +137,7 @@ def _preference(row: dict[str, Any], origin: Origin) -> Conversation:
             better, worse = (question, *better), (question, *worse)
         if better[:-1] != worse[:-1]:
             raise WrongTurn("'chosen' and 'rejected' differ before their last turn")
-        # A prompt that the turns repeat (UltraFeedback's) is told by them already.
+        # The turns already include a prompt that they repeat (UltraFeedback).
         used += [key] if key else []
     else:
         if key is None:

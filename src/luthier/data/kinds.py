@@ -1,4 +1,4 @@
-"""Kinds of data files, told by their endings, and reading their bytes through compression."""
+"""Kinds of data files, by their endings, and reading their bytes through compression."""
 
 import gzip
 import io
@@ -19,7 +19,7 @@ ARCHIVE_ERRORS = (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError)
 _CHUNK = 1 << 16
 _COMPRESSED_CHUNK = 1 << 12  # of zstd, which may unpack four bytes to 128 KiB
 
-# A file that unpacks to more than this, and to so many times its size, is a bomb and no text.
+# A file that unpacks to more than this, and to so many times its size, is an archive bomb, not text.
 _LARGE, _RATIO = 100 * 2**20, 200
 
 

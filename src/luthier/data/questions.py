@@ -8,12 +8,12 @@ from luthier.data.formats import detect_format, to_conversation, unknown_format
 from luthier.data.readers import BadRow
 from luthier.data.turns import as_turns
 
-_NO_ANSWER = "-"  # stands where a row has none, so that it reads as one that has
+_NO_ANSWER = "-"  # takes the place of a missing answer, so that it reads as one that has
 
 
 @dataclass(frozen=True)
 class Question:
-    """What to ask: ``prompt`` (messages, or text to go on from).
+    """What to ask: ``prompt`` (messages, or text to continue).
 
     Attributes:
         reference: the answer that the row came with, if any.

@@ -32,8 +32,8 @@ def encode_all(
     """``encoder.encode`` of each row, or its error; from the cache where they were encoded before.
 
     The key is a hash of the rows' content, the tokenizer's definition, its template and what counts
-    as supervised, so that a change of any of them tokenises anew. A cache that cannot be written is
-    no error, and rows of which one is refused are not cached.
+    as supervised, so that a change of any of them tokenises again. A cache that cannot be written is
+    not an error, and rows of which one is refused are not cached.
     """
     following = tracked(rows, "tokenising rows", on_event, len(rows))
     if len(rows) < _WORTH:

@@ -1,4 +1,4 @@
-"""Base against tuned on rows neither was trained on: loss, perplexity, answers, and how sure."""
+"""Base against tuned on rows outside the training set: loss, perplexity, answers, and the confidence in each."""
 
 import time
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def evaluate_run(
 ) -> Evaluation:
     """Compare a finished run with the model it began from, and keep it in ``evaluation.json``.
 
-    Answers are kept in ``evaluation/`` as they are made: an evaluation that is killed goes on
+    Answers are kept in ``evaluation/`` as they are made: an evaluation that is killed resumes
     where it was.
 
     Args:
@@ -89,14 +89,14 @@ def evaluate_run(
     if seen:
         on_event(
             Note(
-                f"{len(seen)} of the {len(rows.all)} rows of {rows.source} were trained on "
-                f"({seen[0].origin} first): the tuned model has seen their answers, so its figures "
-                "are too good",
+                f"{len(seen)} of the {len(rows.all)} rows of {rows.source} are in the training set "
+                f"({seen[0].origin} first): the tuned model has seen their answers, so its scores "
+                "are optimistic",
                 warning=True,
             )
         )
     models = load_tuned(run, adapter_scale, on_event)
-    weights = sha256(run.measured_path)  # other after the run was trained anew
+    weights = sha256(run.measured_path)  # changes when the run is trained again
     names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
     with run.locked():
         store = Store(run.answers_path)
@@ -220,7 +220,7 @@ def _classification(sides: _Sides, rows: Rows) -> Pair[Confusion] | None:
 
 
 def _answered_rows(sides: _Sides, rows: Rows) -> list[AnsweredRow]:
-    """One record an answered row: prompt, reference, both answers and their scores."""
+    """One record per answered row: prompt, reference, both answers and their scores."""
 
     def scores(side: Side, index: int) -> dict[str, float]:
         return {name: values[index] for name, values in side.scores.items()}

@@ -1,4 +1,4 @@
-"""A run and the model it began from, put to the same questions."""
+"""A run and the model it began from, asked the same questions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -64,7 +64,7 @@ def corpus_bleu(answers: Sequence[str], references: Sequence[str]) -> float:
     """BLEU of all answers together (Papineni et al. 2002; sacreBLEU, Post 2018)."""
     from sacrebleu import corpus_bleu
 
-    # Ready-made command lines look tokenised to it; that warning is no news here.
+    # Ready-made command lines look tokenised to it; that warning is irrelevant here.
     return float(corpus_bleu(list(answers), [list(references)], force=True).score) / 100
 
 

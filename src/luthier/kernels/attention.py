@@ -135,7 +135,7 @@ _VECTOR = 32
 class _Block:
     """Queries [start, end) of a row, the first key they see, and the keys [left, right) computed.
 
-    Softmax is twice as fast over whole vectors, so keys of the neighbours are taken in, and hidden.
+    Softmax is twice as fast over full vectors, so keys of the neighbours are taken in, and hidden.
     """
 
     start: int
@@ -196,7 +196,7 @@ def _hidden(
 ) -> Tensor:
     """Added to scores: nought where a query sees a key, minus infinity elsewhere.
 
-    Query i stands at key ``offset`` + i; keys before ``first`` are another row's.
+    Query i is at key ``offset`` + i; keys before ``first`` are another row's.
     """
     position = torch.arange(keys)
     distance = offset + torch.arange(queries)[:, None] - position

@@ -71,6 +71,6 @@ def _whole(dtype: torch.dtype) -> torch.dtype:
 
 @lru_cache(maxsize=4)
 def _table(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Whole numbers with all bits set where a value is kept: dropping is a mere `and`."""
+    """Integers with all bits set where a value is kept: dropping is a mere `and`."""
     chances = torch.empty(_TABLE).uniform_(generator=torch.Generator().manual_seed(0))
     return (chances >= rate).to(dtype).neg_().to(device)

@@ -42,9 +42,9 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
     if wanted.loss:
         fast.head = find_head(model)
         if fast.head is None:
-            fast.missing.append("loss: the output layer is not a plain one, all logits are kept")
+            fast.missing.append("loss: the output layer is not a plain one, so all logits are kept")
     if wanted.attention and not attention.install(base):
-        fast.missing.append(f"attention: {kind} runs over all packed tokens, under a mask")
+        fast.missing.append(f"attention: {kind} runs over all packed tokens with a mask")
     if wanted.lora and isinstance(model, PeftModel):
         found = list(lora.groups(model))
         for group in found:
@@ -53,7 +53,7 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
         adapted = sum(isinstance(m, LoraLayer) for m in model.modules())
         known = sum(len(group.layers) for group in found)
         if known < adapted:
-            fast.missing.append(f"lora: PEFT's own path for {adapted - known} of {adapted} layers")
+            fast.missing.append(f"lora: {adapted - known} of {adapted} layers run PEFT's own path")
     if wanted.norm:
         fast.changed += norm.install(base)
     if wanted.gated:
@@ -66,7 +66,7 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
 def install_checked(
     model: PreTrainedModel | PeftModel, wanted: KernelsGroup, compiled: bool = False
 ) -> Fast:
-    """``install``, and nothing left of it if the model's outputs are not what they were.
+    """``install``, and ``remove`` if the model's outputs are not what they were.
 
     ``compiled`` compiles their element-wise parts, in this process from now on.
     """
@@ -78,12 +78,12 @@ def install_checked(
         fast.missing.append(f"compile: {trouble}")
     if fast.head is not None and not head_agrees(model, fast.head):
         fast.head = None
-        fast.missing.append("loss: this model changes its logits, all of them are kept")
+        fast.missing.append("loss: this model changes its logits, so all of them are kept")
     after = _hidden_states(model)
     tolerance = 1e-4 if after.dtype == torch.float32 else 0.05
     if not _difference(after, before) <= tolerance:
         remove(model, fast)
-        fast.missing.append("all: outputs differed from the reference path, which runs instead")
+        fast.missing.append("all: the outputs differ from the reference path, which runs instead")
     return fast
 
 
@@ -111,7 +111,7 @@ def _compile_trouble(model: PreTrainedModel | PeftModel) -> str | None:
     except Exception as error:  # the compiler's own errors come in many kinds
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     agree = all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True))
-    return None if agree else "what it made differs from the reference"
+    return None if agree else "its outputs differ from the reference"
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def find_head(model: nn.Module) -> HeadLoss | None:
 def head_agrees(model: PreTrainedModel | PeftModel, head: HeadLoss) -> bool:
     """Whether ``head`` is all that makes logits of hidden states in ``model``.
 
-    Some models scale or shift logits after the layer; what is not known of would be left out.
+    Some models scale or shift logits after the layer; an unknown step would be missed.
     """
     seen: list[Tensor] = []
     hook = head.head.register_forward_hook(lambda _head, _inputs, output: seen.append(output))

@@ -15,7 +15,7 @@ def is_4bit(layer: Any) -> TypeGuard[Any]:
 
 
 def plain_weight(layer: Any, dtype: torch.dtype) -> Tensor:
-    """The weight (out, in) of ``layer`` in ``dtype``, expanded anew where it is kept in 4 bits."""
+    """The weight (out, in) of ``layer`` in ``dtype``, expanded each time where it is kept in 4 bits."""
     if not is_4bit(layer):
         plain: Tensor = layer.weight.to(dtype)
         return plain

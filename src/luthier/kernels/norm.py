@@ -1,4 +1,4 @@
-"""Root mean square norm that keeps its input and one number a token for the backward.
+"""Root mean square norm that keeps its input and one number per token for the backward.
 
     y = x / sqrt(mean(x²) + eps) · w          (Zhang and Sennrich 2019)
 

@@ -1,4 +1,4 @@
-"""Whether a model keeps packed rows apart."""
+"""Whether a model separates packed rows."""
 
 import torch
 from peft import PeftModel

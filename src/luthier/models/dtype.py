@@ -1,4 +1,4 @@
-"""Which number format to compute in: measured on a processor, known of a GPU.
+"""Which number format to compute in: measured on a CPU, known for a GPU.
 
 Apple's GPUs (MPS) are chosen by what PyTorch documents of them; nothing was run on one.
 """
@@ -28,8 +28,8 @@ def pick_device() -> torch.device:
     count = torch.accelerator.device_count()
     if here.local_rank >= count:
         raise UserError(
-            f"process {here.local_rank} of this machine has no device of its own: there are {count}; "
-            f"start at most so many (torchrun --nproc-per-node {count})"
+            f"process {here.local_rank} of this machine has no device of its own, because there are only {count}; "
+            f"start at most that many (torchrun --nproc-per-node {count})"
         )
     return torch.device(accelerator.type, here.local_rank)
 

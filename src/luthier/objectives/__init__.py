@@ -1,1 +1,1 @@
-"""What is learned from a batch: the loss that training lowers, and what it needs around it."""
+"""Training objectives: the loss of a batch."""

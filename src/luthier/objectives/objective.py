@@ -14,7 +14,7 @@ Parts = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """A loss that is a sum over counted things, divided by their number over the whole step.
+    """A loss that is a sum over counted things, divided by their number over the full step.
 
     A preference objective counts pairs instead of tokens and asks the model a second time, without
     its adapter or in a frozen copy that it was given when it was made, for the reference.

@@ -15,7 +15,7 @@ def make_plan(
     calibration: Calibration | None = None,
     framework: int | None = None,
 ) -> Plan:
-    """Simulate ``job`` and say what it takes on ``accelerator``.
+    """Simulate ``job`` and predict what it takes on ``accelerator``.
 
     Args:
         calibration: measured rates, where ``accelerator`` is the machine they are of.

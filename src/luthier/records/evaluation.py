@@ -107,7 +107,7 @@ class Confusion(Record):
         labels: the label set, the most frequent first.
         counts: (labels, labels + 1) rows by reference and answer; the last column is of answers
             that name no label, or several.
-        recall, precision, f1: one a label; 0 where nothing would be divided.
+        recall, precision, f1: one per label; 0 where the divisor is 0.
         macro_f1: mean of ``f1``.
     """
 
@@ -178,7 +178,7 @@ class Limits(Record):
 
 
 class Remedy(Record):
-    """One thing to try: ``what`` to do, ``why`` it helps, and ``how`` it is said to Luthier."""
+    """One thing to try: ``what`` to do, ``why`` it helps, and ``how`` to tell Luthier."""
 
     what: str
     why: str
@@ -212,15 +212,15 @@ class AnsweredRow(Record):
 
 
 class Evaluation(Record):
-    """Base against tuned on rows neither was trained on: ``evaluation.json``.
+    """Base against tuned on rows outside the training set: ``evaluation.json``.
 
     Attributes:
         data: where the rows are from.
-        seen_in_training: how many rows' prompts the run learned from.
+        seen_in_training: how many rows are in the training set, by their prompts.
         base, tuned: ``loss`` (nats per supervised token), ``perplexity``, and the mean of each metric.
         metrics: the same with intervals and the paired test, by name.
         classification: None where the references form no label set.
-        forgetting: None where nobody looked for it.
+        forgetting: None where it was not measured.
         tasks: those of lm-eval, by task and metric.
         samples: the first answered rows; all of them are in ``evaluation/rows.jsonl``.
         when: ISO 8601, UTC.

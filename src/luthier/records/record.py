@@ -18,10 +18,12 @@ from luthier.tables import Tabular
 class Record(Tabular, BaseModel):
     """A frozen record that is stored as JSON.
 
-    A field whose default is None stands there only where it has a value.
+    A field whose default is None is written only where it has a value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
     @classmethod
     def from_file(cls, path: Path) -> Self:

@@ -9,7 +9,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
 from luthier.generate.answer import Sampling
 from luthier.serve.grammar import Grammar
 
-_LIKELY = 1024  # of the nucleus: sorting a whole vocabulary takes as long as the model
+_LIKELY = 1024  # of the nucleus: sorting the full vocabulary takes as long as the model
 _COLD = 1e-5  # below it, scores divided by a temperature would overflow
 
 
@@ -34,7 +34,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A token, its log-probability under the model itself, and the likeliest ones there."""
+    """A token, its log-probability under the model itself, and the most likely ones there."""
 
     token: int
     logprob: float | None = None
@@ -110,7 +110,7 @@ class Chooser:
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """``scores`` (V,) with all but the likeliest tokens of probability ``top_p`` at -inf.
+    """``scores`` (V,) with all but the most likely tokens of probability ``top_p`` at -inf.
 
     The token that passes ``top_p`` stays, and so one always does (Holtzman et al. 2020).
     """

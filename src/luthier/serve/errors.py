@@ -32,7 +32,7 @@ class ApiError(Exception):
 def json_response(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """ASCII only: a client may have sent, and is told again, what is no valid Unicode."""
+    """ASCII only: a client may have sent, and gets back, invalid Unicode."""
     content = json.dumps(value).encode("ascii")
     return Response(content, status, headers, media_type="application/json")
 
@@ -41,10 +41,13 @@ def failed(finish: str) -> ApiError | None:
     """The error of an answer that ended in ``finish``, if that is one."""
     if finish == "timeout":
         return ApiError(
-            503, "the answer took longer than this server allows", kind="timeout", code="timeout"
+            503,
+            "the answer took longer than this server's time limit",
+            kind="timeout",
+            code="timeout",
         )
     if finish == "error":
         return ApiError(
-            500, "the server failed at this answer; its log says why", kind="server_error"
+            500, "the server failed to generate this answer; see its log", kind="server_error"
         )
     return None

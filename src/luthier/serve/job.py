@@ -51,7 +51,7 @@ class Job:
         loop = asyncio.get_running_loop()
 
         def deliver(number: int, piece: Piece) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and nobody listens
+            with suppress(RuntimeError):  # the loop has ended, and there is no listener
                 loop.call_soon_threadsafe(self._pieces.put_nowait, (number, piece))
 
         try:
@@ -59,7 +59,7 @@ class Job:
         except Busy:
             raise ApiError(
                 429,
-                "too many answers wait already; try again later",
+                "the queue is full; try again later",
                 kind="rate_limit_error",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},

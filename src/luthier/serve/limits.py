@@ -15,7 +15,7 @@ class Limits:
         choices: answers that one request may ask for (`n` times its prompts).
         body: bytes of a request.
         seconds: from a request's arrival to its last token.
-        shutdown_seconds: for running answers to end in once the server was told to stop.
+        shutdown_seconds: for running answers to finish after a stop signal.
     """
 
     batch: int = 16

@@ -69,14 +69,14 @@ class Models:
     """All that is served.
 
     Attributes:
-        by_name: replaced as a whole when a model comes or goes, so that readers need no lock.
+        by_name: replaced completely when a model comes or goes, so that readers need no lock.
     """
 
     def __init__(self, runs: Sequence[str], base_of_full: bool = False) -> None:
         """Load ``runs``, each a path or ``name=path``.
 
         Adapters that were trained on the same base share it, and the base itself is served under
-        the name that the recipe gives it. Of a full run the base is a second model:
+        the name that the recipe gives it. For a full fine-tuning run the base is a second model:
         ``base_of_full`` loads that too.
 
         Raises:
@@ -103,7 +103,9 @@ class Models:
             UserError: as above, or the run needs weights that are not there.
         """
         if not _NAME.fullmatch(name):
-            raise UserError(f"'{name}' is no name for a model: letters, digits and .:/@+-_ only")
+            raise UserError(
+                f"'{name}' is not a valid model name: use letters, digits and .:/@+-_ only"
+            )
         if name in self.by_name:
             raise UserError(f"two models would be called '{name}'; write another_name={path}")
         run = open_run(path)
@@ -113,7 +115,7 @@ class Models:
             served = self._add_adapter(name, run, recipe, between_steps or (lambda f: f()))
         elif between_steps is not None:
             raise UserError(
-                f"{path} is not an adapter over a base that is served; start a server with it"
+                f"{path} is not an adapter of a base model that is being served; start another server with it"
             )
         else:
             served = self._load_weights(name, run, recipe)
@@ -124,7 +126,7 @@ class Models:
         """Serve an adapter no more; its weights are still there, for answers on their way.
 
         Raises:
-            UserError: it is no adapter.
+            UserError: it is not an adapter.
         """
         if served.adapter is None:
             raise UserError(f"'{served.name}' is not an adapter; only those can be unloaded")

@@ -30,9 +30,9 @@ class MetricsFile:
             self.file.add(json.dumps(event.line.to_dict(), ensure_ascii=False))
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines after ``step``, all of them where a run begins anew, and half a line.
+        """Drop the lines after ``step``, all of them where a run starts over, and an incomplete line.
 
-        A run that was killed had gone on past its last checkpoint; those steps are taken again.
+        A run that was killed had continued past its last checkpoint; those steps are taken again.
         """
         kept = []
         if step > 0 and self.run.metrics_path.is_file():
@@ -48,7 +48,7 @@ class MetricsFile:
 
 
 class EventsFile:
-    """Keeps all that happens, but for progress, in events.jsonl, with the time."""
+    """Writes every event except progress to events.jsonl, with the time."""
 
     name = "events.jsonl"
 

@@ -1,4 +1,4 @@
-"""log.txt: what a run and the libraries said while it trained."""
+"""log.txt: what a run and the libraries logged while it trained."""
 
 import logging
 from contextlib import suppress
@@ -42,7 +42,7 @@ class RunLog:
         self.file.add(masked(self.form.format(record)))
 
     def close(self) -> None:
-        """Listen to the libraries no more."""
+        """Stop listening to the libraries."""
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(self.handler)
 

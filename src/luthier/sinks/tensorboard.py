@@ -47,5 +47,5 @@ class TensorBoard:
 
     def _close_writer(self) -> None:
         if self.writer is not None:
-            with suppress(OSError):  # it was told when it first happened
+            with suppress(OSError):  # it was reported when it first happened
                 self.writer.close()

@@ -1,4 +1,4 @@
-"""What all trackers of experiments have in common: a run of theirs for each run of ours."""
+"""What all experiment trackers have in common: one tracker run for each run."""
 
 import json
 from typing import Any, Protocol
@@ -17,13 +17,13 @@ class Client(Protocol):
     """The client of one tracker."""
 
     def start(self, run: Run, config: dict[str, Any], known: str | None) -> str:
-        """Begin a run of the tracker, or go on with the one that was begun as ``known``.
+        """Start a run of the tracker, or resume the one that was started as ``known``.
 
         Args:
             config: the settings of the recipe, by group and key.
 
         Returns:
-            what a later process finds it by.
+            the id by which a later process finds it.
         """
         ...
 
@@ -39,7 +39,7 @@ class Client(Protocol):
 class Tracker:
     """Sends a run's figures to a tracker: the recipe as configuration, steps and evaluations.
 
-    A run that goes on goes on in the tracker's run too, and figures that a killed process had sent
+    A resumed run resumes the tracker's run too, and figures that a killed process had sent
     after its last checkpoint are not sent again.
     """
 
@@ -92,7 +92,7 @@ class Tracker:
 
 
 def _known(run: Run) -> dict[str, str]:
-    """The runs of trackers that this run was begun as, by the tracker's name."""
+    """The tracker runs that this run was started as, by the tracker's name."""
     if not run.trackers_path.is_file():
         return {}
     found: dict[str, str] = json.loads(run.trackers_path.read_text("utf-8"))

@@ -8,7 +8,7 @@ from luthier.recipe import TrainGroup
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What a step is followed by."""
+    """What follows a step."""
 
     log: bool = False
     evaluate: bool = False

@@ -1,4 +1,4 @@
-"""What steps came to, and the means of those since the last line of metrics.jsonl."""
+"""The results of steps, and the means of those since the last line of metrics.jsonl."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step came to, over all ranks.
+    """The results of a step over all ranks.
 
     Attributes:
         loss: mean over all that the objective counted.

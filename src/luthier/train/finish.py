@@ -1,4 +1,4 @@
-"""The end of a run: the best weights put where other libraries find them, and what it took."""
+"""The end of a run: the best weights put where other libraries find them, and what was measured."""
 
 import shutil
 from pathlib import Path
@@ -56,8 +56,8 @@ def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizer
     fault = damage(checkpoint)
     if fault is not None:
         raise UserError(
-            f"the checkpoint of the best weights, {checkpoint}, was damaged since: {fault}; run the "
-            "same command again, which goes on from an intact one"
+            f"the checkpoint of the best weights, {checkpoint}, has been damaged: {fault}; run the "
+            "same command again: it resumes from an intact one"
         )
     try:
         with staged_folder(target) as folder:
@@ -75,7 +75,7 @@ def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizer
 
 
 def _plan_errors(run: Run, peak_bytes: int, tokens_per_second: float) -> dict[str, float] | None:
-    """Planned over measured, less one, of what was planned; None where there is no plan."""
+    """Planned over measured, less one, for each planned figure; None where there is no plan."""
     plan = run.plan()
     if plan is None:
         return None

@@ -1,4 +1,4 @@
-"""Training in a process of its own: nothing of this one reaches into it, its memory is its own.
+"""Training in a process of its own: it shares no state or memory with this one.
 
     python -m luthier.train.launch ADDRESS
 
@@ -23,6 +23,7 @@ from luthier.events import OnEvent, ignore
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
+from luthier.runtime import prepare
 
 _KEY = "LUTHIER_LAUNCH_KEY"  # the environment variable with the key of the connection
 
@@ -35,7 +36,7 @@ def train_apart(
     Ctrl-C and SIGTERM stop the run as they stop one in this process: it saves first.
 
     Raises:
-        UserError, Interrupted: as the function does there; or the process ended without a word.
+        UserError, Interrupted: as the function does there; or the process ended without a result.
     """
     key = secrets.token_bytes(32)
     with tempfile.TemporaryDirectory(prefix="luthier-") as folder:
@@ -58,7 +59,7 @@ def train_apart(
     if outcome is None:
         raise UserError(
             f"the process that trained {run.root} ended without a result (exit code {code}); "
-            f"{run.log_path} has what it said. Run the same command again: it goes on from the last "
+            f"see {run.log_path}. Run the same command again: it resumes from the last "
             "checkpoint"
         )
     return outcome
@@ -93,7 +94,7 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
 
 @contextmanager
 def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """SIGTERM, which unlike Ctrl-C is for one process, goes on to the run: it saves and ends."""
+    """SIGTERM, which unlike Ctrl-C is for one process, is passed on to the run, which saves and ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -106,6 +107,7 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 def main() -> None:
     """The process that trains."""
+    prepare()
     key = bytes.fromhex(os.environ.pop(_KEY))
     with Client(sys.argv[1], authkey=key) as connection:
         how, recipe, run = connection.recv()

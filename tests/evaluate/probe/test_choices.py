@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 from families import CHAT_FAMILIES, make_model, make_tokenizer
+from helpers import Notes
 from torch import nn
 
 from luthier.evaluate.probe import choices as module
 from luthier.evaluate.probe.asking import tokenised
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import load_items
+from luthier.events import Progress
 
 
 def questions(family: str = "chatml", plain: bool = False, count: int = 3) -> list[Question]:
@@ -38,9 +40,11 @@ def reference(model: Any, asked: list[Question]) -> list[list[float]]:
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "gpt2", "mixtral"])
 def test_scores_are_those_of_each_choice_alone(family: str) -> None:
     model, asked = make_model(family), questions()
-    told: list[int] = []
-    found = choice_scores(model, asked, told.append)
-    assert told[-1] == len(asked)
+    said = Notes()
+    found = choice_scores(model, asked, "probe", said)
+    last = said.events[-1]
+    assert isinstance(last, Progress)
+    assert last.done == len(asked)
     for mine, theirs in zip(found, reference(model, asked), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
 

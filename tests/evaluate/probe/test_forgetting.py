@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import write_rows
+from helpers import Notes, write_rows
 
 from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.likelihood import RowLoss
@@ -14,6 +14,7 @@ from luthier.evaluate.probe.divergence import divergences
 from luthier.evaluate.probe.remedies import remedies
 from luthier.evaluate.probe.verdict import judge
 from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.events import Progress
 from luthier.generate.answer import encode_prompt
 from luthier.models.tuned import load_tuned
 from luthier.recipe import EvaluateGroup, Recipe
@@ -160,14 +161,15 @@ def test_divergence_by_hand(make_recipe: MakeRecipe, train: Train) -> None:
 def test_the_whole_probe(make_recipe: MakeRecipe, train: Train) -> None:
     """On a random model everything is chance; the parts must be there and agree."""
     run = train(make_recipe("evaluate.max_rows=0", "train.max_steps=2", "train.learning_rate=1e-6"))
-    stages: list[str] = []
-    evaluation = evaluate_run(run, None, lambda what, *_: stages.append(what), probe=True)
+    said = Notes()
+    evaluation = evaluate_run(run, None, said, probe=True)
     forgetting = evaluation.forgetting
     assert forgetting is not None
     assert forgetting.verdict == "kept"
     assert forgetting.remedies == []
-    assert "probe of base" in stages
-    assert "probe of tuned" in stages
+    stages = [event.task for event in said.events if isinstance(event, Progress)]
+    assert "probe of base, multiple choice" in stages
+    assert "probe of tuned, open questions" in stages
     assert set(forgetting.areas) >= {"facts", "arithmetic", "instructions", "code"}
     rows = sum(entry.base.rows for entry in forgetting.areas.values())
     assert rows == forgetting.accuracy.base.rows >= 300

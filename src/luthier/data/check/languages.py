@@ -4,14 +4,14 @@ from collections import Counter
 
 from luthier.data.check.scan import Example, Scan
 
-_LEAST = 60  # characters of running text; less tells no language
-_SURE = 0.95  # probability from which a language counts as told
+_LEAST = 60  # characters of running text; less shows no language
+_SURE = 0.95  # probability from which a language counts as detected
 
 
 def judge_languages(scan: Scan) -> dict[str, float]:
     """Shares of the languages of the sampled answers (ISO 639-1); odd ones become findings.
 
-    Code and short answers tell no language and are left out (the classifier is py3langid's: Lui and
+    Code and short answers show no language and are skipped (the classifier is py3langid's: Lui and
     Baldwin 2012).
     """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier

@@ -22,7 +22,7 @@ from luthier.data.split import split_key
 from luthier.data.template import TemplateRejects
 from luthier.data.tokens import Tokenizer
 
-LABEL_LENGTH = 60  # characters; a longer answer is no label
+LABEL_LENGTH = 60  # characters; a longer answer is not a label
 _SHINGLE = 3  # words
 _LEAST_WORDS = 8  # shorter texts are near duplicates of too much
 _DETAIL = 160  # characters of text shown with an example
@@ -32,7 +32,7 @@ IS_JSON, IS_SQL = 1, 2  # bits of RowFacts.form
 
 @dataclass(slots=True)
 class RowFacts:
-    """What the check keeps of a row, whatever its size.
+    """What the check keeps of a row; its size is bounded.
 
     Attributes:
         hits: what was found, kind -> detail of the first place.

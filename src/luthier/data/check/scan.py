@@ -26,7 +26,7 @@ _CHUNK = 1000  # rows handed to a worker at once
 _WORTH_WORKERS = 4000  # fewer rows take less time than starting processes
 _EXAMPLES = 10  # kept of each kind of finding
 _SAMPLE = 2000  # answers kept for telling languages
-_MOST_LABELS = 10_000  # more different short answers than that are no labels
+_MOST_LABELS = 10_000  # more different short answers than this are not labels
 
 Raw = tuple[Origin, dict[str, Any] | str]
 
@@ -77,12 +77,12 @@ class Scan:
 
     Attributes:
         files: names as the user gave them; ``columns["file"]`` points into it.
-        columns: one array a fact, one entry a row that could be placed (unreadable ones included).
+        columns: one array per fact, with an entry per row (unreadable ones included).
         signature: MinHash signatures (rows, PERMUTATIONS).
         hits: how often each kind of finding was met.
         examples: the first rows of each kind.
         formats: rows of each format by file.
-        labels: how often each short answer stands; None when they are too many to be labels.
+        labels: how often each short answer occurs; None when they are too many to be labels.
         samples: (row, start of its answer) of the first training rows.
         label_set: the labels and their numbers, where the answers turn out to be some.
     """
@@ -192,7 +192,7 @@ def _examine_chunk(rows: Iterable[Raw], model: Model | None) -> tuple[list[RowFa
     facts = [examine(origin, row, model) for origin, row in rows]
     signature = signatures([fact.shingles for fact in facts])
     for fact in facts:
-        fact.shingles = []  # the signature stands for them from here on
+        fact.shingles = []  # the signature replaces them from here on
     return facts, signature
 
 

@@ -60,7 +60,7 @@ _PRIVATE_KEY = re.compile(
     r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----.*?(?:-----END (?:[A-Z]+ )*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
-# Addresses that documents use as examples (RFC 2606) belong to nobody.
+# Addresses that documents use as examples (RFC 2606) are not personal data.
 _NOBODY = re.compile(
     r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|[\w-]+\.(?:example|test|invalid))$", re.I
 )
@@ -70,7 +70,7 @@ def find_secrets(text: str) -> list[Secret]:
     """Keys and personal data in ``text``, in order, none overlapping.
 
     Kinds: ``private_key``, ``api_key``, ``card`` (13 to 19 digits with a right Luhn checksum),
-    ``email`` (addresses reserved for examples left out), ``phone`` (grouped as phone numbers are).
+    ``email`` (addresses reserved for examples skipped), ``phone`` (grouped as phone numbers are).
     """
     found: list[Secret] = []
     finders = [
@@ -92,7 +92,7 @@ def _luhn(number: str) -> bool:
     """The checksum of payment cards (ISO/IEC 7812-1, annex B)."""
     digits = [int(c) for c in number if c.isdigit()]
     if len(set(digits)) == 1:
-        return False  # 0000 0000 … passes the sum and is no card
+        return False  # 0000 0000 … passes the checksum but is not a card
     total = sum(digits[-1::-2]) + sum(sum(divmod(2 * d, 10)) for d in digits[-2::-2])
     return total % 10 == 0
 
@@ -122,7 +122,7 @@ def is_mojibake(text: str) -> bool:
 
 
 def special_token_in(text: str, of_model: Iterable[str] = ()) -> str | None:
-    """The first special token that stands in ``text`` as ordinary characters."""
+    """The first special token that occurs in ``text`` as ordinary characters."""
     if "<" not in text and "[" not in text and not of_model:
         return None
     return next((token for token in (*SPECIAL_TOKENS, *of_model) if token in text), None)

@@ -31,7 +31,7 @@ def probe_forgetting(examination: Examination, training: Sequence[Conversation])
     """Put the probe to base and tuned; every answer is kept in ``evaluation/probe.jsonl``.
 
     Args:
-        training: rows the run learned from, for format leakage.
+        training: rows the run was trained on, for format leakage.
     """
     run, models = examination.run, examination.models
     items = load_items()
@@ -108,7 +108,7 @@ def _compare(base: Probed, tuned: Probed, chosen: list[str]) -> Compared:
 
 
 def _answers(base: Probed, tuned: Probed, leakage: Leakage) -> list[dict[str, Any]]:
-    """Every item with what both sides said, for who wants to look."""
+    """Every item with what both sides said, for readers who want details."""
     leaking = {leak.question for leak in leakage.leaks}
     return [
         {

@@ -54,7 +54,7 @@ def find_leakage(
 
     Args:
         questions: unrelated to the task.
-        training: rows the run learned from.
+        training: rows the run was trained on.
         prose: general texts.
         template_markers: of the run's own template, see ``markers_of``.
     """
@@ -71,7 +71,7 @@ def find_leakage(
         before.append(float(_why(old, marked, copies) is not None))
         found = _why(new, marked, copies)
         if found is None and style.counts and style.nearer_training(new, old):
-            found = "style", "reads like the training answers, where the base's does not"
+            found = "style", "reads like the training answers, and the base's answer does not"
         after.append(float(found is not None))
         if found is not None:
             kind, why = found

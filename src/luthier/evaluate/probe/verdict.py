@@ -3,7 +3,7 @@
 from luthier.recipe import EvaluateGroup
 from luthier.records.evaluation import Compared, Judgement, ProbeFindings
 
-_VISIBLE = 0.25  # of a limit: less is no news even where it is certain
+_VISIBLE = 0.25  # of a limit: less is not reported even where it is certain
 
 
 def judge(found: ProbeFindings, limits: EvaluateGroup) -> tuple[Judgement, tuple[str, ...]]:

@@ -21,7 +21,7 @@ _LONGEST = 1_200  # characters of a text that the page shows
 
 
 def write_report(run: Run) -> Path:
-    """Write the page of ``run`` into its folder and say where; what is not there yet is left out.
+    """Write the page of ``run`` into its folder and say where; what does not exist yet is skipped.
 
     Raises:
         UserError: a file of the run cannot be read.
@@ -60,7 +60,7 @@ def render_report(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Headline:
-    """The answer in a sentence: which measures got better or worse, and what was forgotten."""
+    """The answer in one sentence: which measures got better or worse, and what was forgotten."""
 
     verdict: Literal["better", "worse", "mixed", "no evidence"]
     better: list[str]
@@ -97,7 +97,7 @@ def _samples(evaluation: Evaluation) -> list[dict[str, str]]:
         sign = 1 if evaluation.metrics[name].higher_is_better else -1
         ordered = sorted(rows, key=lambda row: sign * _change(row, name))
         half = _SAMPLES // 2
-        # Best, worst and what lies between, so that nobody sees the best alone.
+        # Best, worst and what lies between, so that the best are not shown alone.
         middle = ordered[half:-half] if len(ordered) > _SAMPLES else []
         step = max(1, len(middle) // 4)
         rows = [*ordered[-4:][::-1], *middle[::step][:4], *ordered[:4]]
