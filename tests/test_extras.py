@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,14 +45,14 @@ def without_extras(*args: str | Path, cwd: Path) -> "subprocess.CompletedProcess
     )
 
 
-def top_imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").partition(".")[0])
-    return found
+def needs(path: Path) -> Iterator[tuple[str, set[str]]]:
+    """Extra and packages of each call of ``need`` in a module."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "need":
+            (extra,) = (word.value for word in node.keywords if word.arg == "extra")
+            assert isinstance(extra, ast.Constant)
+            names = {arg.value for arg in ast.walk(node) if isinstance(arg, ast.Constant)}
+            yield extra.value, names & OPTIONAL
 
 
 def test_every_extra_of_the_project_is_known_here() -> None:
@@ -63,10 +63,12 @@ def test_every_extra_of_the_project_is_known_here() -> None:
     assert set(named[1].split(",")) == set(IMPORTED)
 
 
-def test_each_need_names_an_extra_that_exists() -> None:
-    for path in ROOT.rglob("*.py"):
-        for extra in re.findall(r'extra="([^"]+)"', path.read_text("utf-8")):
-            assert extra in IMPORTED, path
+def test_each_need_names_the_extra_that_installs_its_packages() -> None:
+    found = [need for path in ROOT.rglob("*.py") for need in needs(path)]
+    assert {extra for extra, _ in found} == set(IMPORTED)
+    for extra, packages in found:
+        assert packages
+        assert packages <= IMPORTED[extra]
 
 
 def test_the_core_starts_without_the_extras(tmp_path: Path) -> None:
@@ -85,7 +87,6 @@ def test_training_and_all_that_follows_need_no_extra(
         ("train", recipe),
         ("generate", run, "--prompt", "Repeat 3", "--max-new-tokens", "4"),
         ("evaluate", run, "--no-probe"),
-        ("merge", run, "--out", tmp_path / "merged"),
         ("export", run, "--to", "safetensors", "--out", tmp_path / "folder"),
     ):
         done = without_extras(*args, cwd=tmp_path)

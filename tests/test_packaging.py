@@ -101,6 +101,7 @@ def test_the_installed_command_trains_in_another_folder(
         f"model: {{source: {tiny_model}, dtype: float32}}\n"
         "data: {train: rows.jsonl, max_length: 128}\n"
         "train: {max_steps: 2}\n"
+        "evaluate: {probe: false}\n"
         "run: {name: first}\n",
         encoding="utf-8",
     )
