@@ -92,5 +92,5 @@ def test_a_home_that_is_not_there_is_said() -> None:
     from luthier.files import user_path
 
     assert user_path("~/x") == Path.home() / "x"
-    with pytest.raises(UserError, match="there is no user of that name"):
+    with pytest.raises(UserError, match="there is no user with that name"):
         user_path("~nobody-of-this-name/x")

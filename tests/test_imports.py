@@ -31,7 +31,7 @@ ALLOWED = {
     "runtime": set(),
     "sinks": {"recipe", "run", "plugins"},
     "objectives": {"models", "data", "kernels"},
-    "train": {"recipe", "run", "models", "data", "kernels", "objectives", "sinks"},
+    "train": {"recipe", "run", "models", "data", "kernels", "objectives", "sinks", "plugins"},
     "plan": {"recipe", "run", "models", "data", "kernels", "objectives", "train"},
     "runs": {"recipe", "run", "plan", "train", "evaluate"},
     "generate": {"recipe", "run", "models", "data"},

@@ -146,7 +146,7 @@ def package(folder: Path, name: str, group: str, entry: str, code: str) -> None:
             "class Mine:\n    def collate(self): ...\n    def loss(self): ...",
             "has no function count",
         ),
-        ("luthier.sinks", "broken_one:sink", "sink = 3", "is nothing that can be called"),
+        ("luthier.sinks", "broken_one:sink", "sink = 3", "cannot be called"),
     ],
 )  # fmt: skip
 def test_a_broken_plugin_is_told_with_its_package(

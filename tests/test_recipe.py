@@ -74,7 +74,7 @@ def test_all_faults_are_told_at_once() -> None:
     [
         ("model: {source: m", "line"),
         ("- a\n- b", "mapping"),
-        ("model: {source: a}\nmodel: {source: b}", "stands twice"),
+        ("model: {source: a}\nmodel: {source: b}", "appears twice"),
         ("model: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("[" * 5000, "nested too deeply"),
     ],

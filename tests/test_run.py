@@ -52,7 +52,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "r")
     with (
         run.locked(),
-        pytest.raises(UserError, match="another process is working"),
+        pytest.raises(UserError, match="another process is using"),
         run.locked(),
     ):
         pass

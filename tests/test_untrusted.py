@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -84,7 +85,7 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     mark = tmp_path / "ran"
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Attack(mark)))
-    with pytest.raises(UserError, match="pickles are not read"):
+    with pytest.raises(UserError, match="pickle files are not read"):
         load_adapter(load_model(tiny_model, torch.float32), tmp_path)
     assert not mark.exists()
 
@@ -110,12 +111,12 @@ def test_code_that_ships_with_a_model_does_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [{'*a, ' * 9}]\n".replace("*a", f"*b{n - 1}" if n else "*a") for n in range(9)), "aliases unfold to over"),
-        ("a: &a [*a]", "a value holds itself"),
+        ("a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [{'*a, ' * 9}]\n".replace("*a", f"*b{n - 1}" if n else "*a") for n in range(9)), "aliases expand to over"),
+        ("a: &a [*a]", "a value contains itself"),
         ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
         ("a: 2026-99-99", "a value cannot be read"),
         ("a: " + "9" * 5000, "a value cannot be read"),
-        ('a: "\\ud800"', "holds what is no text"),
+        ('a: "\\ud800"', "contains something that is not text"),
         ("a: " + "[" * 3000, "nested too deeply"),
     ],
 )  # fmt: skip
@@ -154,23 +155,28 @@ def test_no_secret_of_the_environment_gets_into_a_run(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from helpers import Notes
-    from luthier.train.runlog import run_log
 
+    from luthier.events import Note
     from luthier.run import claim_run
-    from luthier.train import fit as fit_module
+    from luthier.train import session
+    from luthier.train.fit import fit
 
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    real = fit_module.choose_setup
+    real = session.open_session
 
-    def leaks(recipe: Recipe) -> Any:
-        run_log.warning("GET https://me:hunter2@hub.example/x with %s", SECRET)
-        return real(recipe)
+    def leaks(asked: session.Asked) -> session.Session:
+        leak = f"GET https://me:hunter2@hub.example/x with {SECRET}"
+        logging.getLogger("transformers").warning(leak)
+        asked.on_event(Note(f"a note: {leak}"))
+        return real(asked)
 
-    monkeypatch.setattr(fit_module, "choose_setup", leaks)
+    monkeypatch.setattr("luthier.train.fit.open_session", leaks)
     recipe = make_recipe()
     run = claim_run(recipe, "x")
-    fit_module.fit(recipe, run, Notes())
-    assert "https://[secret]@hub.example/x with [secret]" in run.log_path.read_text()
+    fit(recipe, run, Notes())
+    masked = "https://[secret]@hub.example/x with [secret]"
+    assert run.log_path.read_text().count(masked) == 2
+    assert masked in run.events_path.read_text()
     for path in run.root.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -189,7 +195,7 @@ def test_links_out_of_a_data_folder_are_refused(tmp_path: Path) -> None:
     (folder / "inner.jsonl").symlink_to(folder / "good.jsonl")
     assert len(find_files(str(folder))) == 2  # a link within it is fine
     (folder / "evil.jsonl").symlink_to(private)
-    with pytest.raises(UserError, match="is a link out of its folder"):
+    with pytest.raises(UserError, match="is a link to a file outside its folder"):
         list(read_rows(str(folder)))
     # The hub's cache is made of links into its own blobs.
     snapshot = tmp_path / "datasets--a--b" / "snapshots" / "123"
@@ -207,7 +213,7 @@ def test_a_description_cannot_name_files_outside_its_folder(tmp_path: Path) -> N
     folder.mkdir()
     for name in ("../private.jsonl", str(tmp_path / "private.jsonl")):
         (folder / "dataset_info.json").write_text(json.dumps({"x": {"file_name": name}}))
-        with pytest.raises(UserError, match="leads out of the folder"):
+        with pytest.raises(UserError, match="points outside the folder"):
             list(read_any(f"{folder / 'dataset_info.json'}:x"))
 
 

@@ -12,6 +12,7 @@ import platform
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,7 @@ UNIX_NAMES = {
 
 
 def _open(path: Any, flags: int, *rest: Any) -> int:
-    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir may be what is tested
+    if Path(path).is_dir():
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return os.open(path, flags, *rest)
 

@@ -1,4 +1,4 @@
-"""What stands behind the door (``import luthier``); the command line calls this and nothing deeper.
+"""The functions of ``import luthier``; the command line calls this and nothing deeper.
 
 The functions here put parts together; what needs no putting together is only named (``_PARTS``) and
 comes from its own module when it is first used, so that importing this loads no library.
@@ -429,7 +429,7 @@ def compare(
         methods: ``full``, ``lora``, ``qlora``.
         vary: values by key, ``{"method.lora_r": [4, 16]}``; all combinations run.
         seeds: runs of each variant.
-        out: folder of the runs, comparison.json, .md and .html; a second call goes on there.
+        out: folder of the runs, comparison.json, .md and .html; a second call resumes there.
 
     Raises:
         UserError: a variant is wrong, or a run cannot begin.
@@ -561,7 +561,7 @@ def generate(
 ) -> list[str]:
     """The answers to ``prompts``, by the template that the run was trained with.
 
-    A run that learned plain text goes on from each prompt instead.
+    A run that was trained on plain text continues each prompt instead.
 
     Args:
         model: a run, or what ``load`` returned (which need not be loaded for each call).
@@ -570,7 +570,7 @@ def generate(
             ``seed``; greedy by default.
 
     Raises:
-        UserError: a prompt leaves no room for an answer, or a sampling option does not exist.
+        UserError: a prompt is so long that no answer fits, or a sampling option does not exist.
     """
     from contextlib import nullcontext
     from dataclasses import fields
@@ -581,7 +581,9 @@ def generate(
     known = [field.name for field in fields(Sampling)]
     unknown = sorted(set(sampling) - set(known))
     if unknown:
-        raise UserError(f"no sampling option '{unknown[0]}'; options are {', '.join(known)}")
+        raise UserError(
+            f"there is no sampling option '{unknown[0]}'; the options are {', '.join(known)}"
+        )
     tuned = model if isinstance(model, TunedModel) else load(model, on_event=on_event)
     opening = ({"role": "system", "content": system},) if system else ()
     asked = [
@@ -639,6 +641,6 @@ def export(
 
     runtime.prepare()
     found = find_run(run)
-    folder = found.root / to if out is None else Path(out)
+    folder = found.export_path(to) if out is None else Path(out)
     done = export_run(found, to, folder, types, check_rows, on_event)
     return Exported.model_validate(done)

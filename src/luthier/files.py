@@ -49,7 +49,7 @@ def user_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise UserError(f"{text}: there is no user of that name here") from None
+        raise UserError(f"{text}: there is no user with that name on this machine") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,7 +105,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that a reader never takes what is left of it for the whole."""
+    """Delete a folder so that a reader never takes a partly deleted folder for a complete one."""
     doomed = _staging_name(path)
     os.replace(path, doomed)
     shutil.rmtree(doomed)

@@ -30,7 +30,9 @@ def load(group: Group, name: str) -> Any:
     found = {entry.value: entry for entry in entry_points(group=group, name=name)}
     if not found:
         known = ", ".join(names(group)) or "none"
-        raise UserError(f"no plugin '{name}' of {group} is installed; installed are: {known}")
+        raise UserError(
+            f"no plugin '{name}' of {group} is installed; the installed ones are: {known}"
+        )
     if len(found) > 1:
         packages = " and ".join(sorted(map(_package, found.values())))
         raise UserError(f"{packages} both bring a plugin '{name}' of {group}; uninstall one")
@@ -43,9 +45,7 @@ def load(group: Group, name: str) -> Any:
     for attribute in _NEEDED[group]:
         if not callable(getattr(plugin, attribute, None)):
             lacks = (
-                "is nothing that can be called"
-                if attribute == "__call__"
-                else f"has no function {attribute}"
+                "cannot be called" if attribute == "__call__" else f"has no function {attribute}"
             )
             raise UserError(f"{where} {lacks}, which {group} needs")
     return plugin

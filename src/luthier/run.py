@@ -176,10 +176,12 @@ class Run:
         try:
             return Provenance.model_validate(found)
         except ValidationError:
-            raise UserError(f"the provenance in {self.recipe_path} is damaged") from None
+            raise UserError(
+                f"the provenance in {self.recipe_path} is damaged, so the run cannot be used"
+            ) from None
 
     def plan(self) -> Plan | None:
-        """What was foretold; None where the run could not be planned.
+        """What was predicted; None where the run could not be planned.
 
         Raises:
             UserError: the file is damaged.
@@ -253,7 +255,7 @@ class Run:
         """Raise UserError unless the run is finished."""
         if not self.finished:
             raise UserError(
-                f"{self.root} has not finished training; run `luthier train` on it again"
+                f"{self.root} has not finished training; run `luthier train` with the same recipe again"
             )
 
     @contextmanager
@@ -261,7 +263,7 @@ class Run:
         """Hold the run for this process alone.
 
         Raises:
-            UserError: another process is working on it, or the folder cannot be written.
+            UserError: another process is using it, or the folder cannot be written.
         """
         folder = self.root.parent
         path = folder / f".{self.root.name}.lock"
@@ -271,7 +273,7 @@ class Run:
             lock.acquire()
         except Timeout:
             raise UserError(
-                f"another process is working on {self.root}; wait for it or choose another run.name"
+                f"another process is using {self.root}; wait for it to finish or choose another run.name"
             ) from None
         except OSError as error:
             raise UserError(f"cannot write in {folder}: {error}") from error
@@ -342,7 +344,7 @@ def _check_same(run: Run, recipe: Recipe) -> None:
     changes = run.recipe().differences(recipe.with_absolute_paths())
     if changes:
         raise UserError(
-            f"{run.root} was begun with other settings:\n  "
+            f"{run.root} was started with other settings:\n  "
             + "\n  ".join(changes)
             + "\nchoose another run.name, or delete that folder to start over"
         )

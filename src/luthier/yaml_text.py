@@ -1,4 +1,4 @@
-"""YAML from anywhere: plain data only, no key twice, nothing that unfolds without end."""
+"""YAML from anywhere: plain data only, no key twice, no endless aliases."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ def parse_yaml(text: str, origin: str) -> Any:
     """The value of a YAML document, None for an empty one; ``origin`` names it in messages.
 
     Raises:
-        UserError: it is no YAML, holds a key twice, asks for objects, refers to itself, unfolds to
-            over 100,000 values, or holds what is no text (a null character, half a surrogate pair).
+        UserError: it is not YAML, holds a key twice, asks for objects, refers to itself, unfolds to
+            over 100,000 values, or contains something that is not text (a null character, half a surrogate pair).
     """
     try:
         loader = _Loader(text)
@@ -26,7 +26,7 @@ def parse_yaml(text: str, origin: str) -> Any:
         if node is None:
             return None
         if _unfolded(node, {}) > _MOST_VALUES:
-            raise UserError(f"{origin}: its aliases unfold to over {_MOST_VALUES:,} values")
+            raise UserError(f"{origin}: its aliases expand to over {_MOST_VALUES:,} values")
         value = loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -52,17 +52,19 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key_node.value, str):
                 if key_node.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key '{key_node.value}' stands twice", key_node.start_mark
+                        None, None, f"the key '{key_node.value}' appears twice", key_node.start_mark
                     )
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
 def _unfolded(node: Any, sizes: dict[int, int | None]) -> int:
-    """How many values a node stands for when its aliases are written out."""
+    """How many values a node represents when its aliases are written out."""
     known = sizes.get(id(node), 0)
     if known is None:
-        raise yaml.constructor.ConstructorError(None, None, "a value holds itself", node.start_mark)
+        raise yaml.constructor.ConstructorError(
+            None, None, "a value contains itself", node.start_mark
+        )
     if known:
         return known
     sizes[id(node)] = None  # in the making
@@ -85,7 +87,7 @@ def _check_text(value: Any, origin: str) -> None:
         elif isinstance(each, list | tuple | set):
             stack += each
         elif isinstance(each, str) and ("\0" in each or not _encodes(each)):
-            raise UserError(f"{origin}: {each[:40]!r} holds what is no text")
+            raise UserError(f"{origin}: {each[:40]!r} contains something that is not text")
 
 
 def _encodes(text: str) -> bool:

@@ -93,5 +93,5 @@ def test_data_answers_what_it_can(tmp_path: Path) -> None:
 
 def test_data_without_a_usable_row(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"nothing": "here"}])
-    with pytest.raises(UserError, match="can be learned from"):
+    with pytest.raises(UserError, match="has no row to train on"):
         answers_from_data([str(path)])

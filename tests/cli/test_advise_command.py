@@ -21,7 +21,7 @@ def test_a_recipe_comes_out_and_is_read_back(cli: Cli, tmp_path: Path) -> None:
     given = [*TUNES, *METHOD, "--priority", "balanced", "--data", str(data)]
     done = cli("advise", *given, "--recipe", "out.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("fine-tune — by lora")
+    assert done.stdout.startswith("fine-tune — with lora")
     assert "luthier train out.yaml" in done.stdout
     recipe = load_recipe(tmp_path / "out.yaml")
     assert recipe.method.name == "lora"
@@ -45,10 +45,10 @@ def test_json_and_precedence(cli: Cli, tmp_path: Path) -> None:
 def test_what_is_missing_is_named(cli: Cli, tmp_path: Path) -> None:
     done = cli("advise", "--metric")
     assert done.returncode == 2
-    assert "no answer to 'budget'" in done.stderr
+    assert "'budget' has no answer" in done.stderr
     assert "--budget or --no-budget" in done.stderr
     done = cli("advise", *TUNES, "--examples", "2000", *METHOD)
-    assert "'priority': accuracy, balanced, memory" in done.stderr
+    assert "'priority' has no answer: accuracy, balanced, memory" in done.stderr
     (tmp_path / "a.json").write_text("{")
     done = cli("advise", "--answers", tmp_path / "a.json")
     assert done.returncode == 2
@@ -81,7 +81,7 @@ def test_in_a_terminal_it_asks(tmp_path: Path) -> None:
         shown += piece
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0, shown.decode()
-    assert b"that will not do" in shown
+    assert b"not a valid answer" in shown
     assert b"question 1" in shown
-    assert stdout.decode().startswith("fine-tune — by lora")
+    assert stdout.decode().startswith("fine-tune — with lora")
     assert load_recipe(tmp_path / "out.yaml").model.source == "smollm2-135m"

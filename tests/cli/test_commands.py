@@ -46,7 +46,7 @@ def test_train_prints_json(cli: Cli, finished: Path) -> None:
 def test_a_finished_run_says_so(cli: Cli, finished: Path) -> None:
     done = cli("train", "recipe.yaml", "--set", "run.name=first", cwd=finished)
     assert done.returncode == 0
-    assert "has finished before" in done.stdout
+    assert "had already finished" in done.stdout
 
 
 def test_other_settings_need_another_name(cli: Cli, finished: Path) -> None:
@@ -87,7 +87,7 @@ def test_chat(cli: Cli, finished: Path) -> None:
                cwd=finished)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tuned:" in done.stdout
-    assert "no command /nonsense" in done.stderr
+    assert "there is no command /nonsense" in done.stderr
     ended = cli("chat", "runs/first", stdin="", cwd=finished)
     assert ended.returncode == 0
 
@@ -125,7 +125,7 @@ BAD: list[tuple[str, str, list[str], list[str]]] = [
         "wrong keys",
         '{"question": "q", "answer": "a"}\n',
         ["data.train=bad.jsonl"],
-        ["question, answer fit no known format"],
+        ["question, answer match no known format"],
     ),
     (
         "too long",
@@ -137,7 +137,7 @@ BAD: list[tuple[str, str, list[str], list[str]]] = [
     ("unknown model", "", ["model.source=smollm-135m"], ["did you mean 'smollm2-135m'"]),
     ("unknown method", "", ["method.name=lorra"], ["'method.name' is 'lorra'", "'qlora'"]),
     ("wrong target", "", ["method.target_modules=[x]"], ["q_proj"]),
-    ("float16 here", "", ["model.dtype=float16"], ["float16 trains on a CUDA GPU only"]),
+    ("float16 here", "", ["model.dtype=float16"], ["float16 needs a CUDA GPU"]),
     ("a file for a folder", "", ["run.dir=rows.jsonl"], ["rows.jsonl"]),
 ]
 

@@ -32,7 +32,7 @@ def test_shape_gpu_and_money(cli: Cli) -> None:
     options = ["--method", "lora", "--gpu", "rtx 3060", "--api-price", "2", "--sweep", "3"]
     done = cli("plan", *SHAPE, *options)
     assert done.returncode == 0, done.stderr
-    for text in ("RTX 3060", "3 runs", "peak", "pays from", "optimiser state"):
+    for text in ("RTX 3060", "3 runs", "peak", "breaks even after", "optimiser state"):
         assert text in done.stdout, text
 
 

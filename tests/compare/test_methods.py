@@ -125,7 +125,7 @@ def test_variants_on_different_rows_are_not_compared(cli: Cli, compared: Path) -
         rows.write_text("".join(f"{line}\n" for line in kept.splitlines()[1:]))
         done = cli("compare", "recipe.yaml", "--methods", "full,lora", "--out", "out", cwd=compared)
         assert done.returncode == 2
-        assert "lora answered other rows than full" in " ".join(done.stderr.split())
+        assert "lora answered different rows from full" in " ".join(done.stderr.split())
     finally:
         rows.write_text(kept)
 
@@ -134,9 +134,9 @@ def test_variants_on_different_rows_are_not_compared(cli: Cli, compared: Path) -
     ("typed", "message"),
     [
         ([], "give a recipe to vary, or --approaches"),
-        (["recipe.yaml", "--methods", "lora"], "there is one variant only"),
+        (["recipe.yaml", "--methods", "lora"], "there is only one variant"),
         (["--approaches", "zero-shot"], "give --data"),
-        (["--approaches", "zeroshot", "--data", "rows.jsonl"], "no approach 'zeroshot'"),
+        (["--approaches", "zeroshot", "--data", "rows.jsonl"], "there is no approach 'zeroshot'"),
         (["--approaches", "rag,rag", "--data", "rows.jsonl"], "names each once"),
         (["--approaches", "rag", "--data", "rows.jsonl"], "rag needs documents: give --docs"),
         (["--approaches", "rag", "--data", "rows.jsonl", "--seeds", "2"], "go with a recipe"),

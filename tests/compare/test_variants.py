@@ -77,13 +77,13 @@ def test_seeds_are_repetitions(recipe: Path) -> None:
 
 
 def test_wrong_grids_say_what_is_wrong(recipe: Path) -> None:
-    with pytest.raises(UserError, match="there is one variant only"):
+    with pytest.raises(UserError, match="there is only one variant"):
         make(recipe, methods="lora")
-    with pytest.raises(UserError, match="no method 'dora'"):
+    with pytest.raises(UserError, match="there is no method 'dora'"):
         make(recipe, methods="lora,dora")
     with pytest.raises(UserError, match=r"did you mean 'method\.lora_r'"):
         make(recipe, method__lora_rr="4,8")
-    with pytest.raises(UserError, match="name each value once"):
+    with pytest.raises(UserError, match="give each value"):
         make(recipe, method__lora_r="4,4")
     text = recipe.read_text().replace(", validation: v.jsonl", "")
     recipe.write_text(text)

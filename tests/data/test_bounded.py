@@ -54,7 +54,7 @@ def test_no_way_out_of_the_sandbox(tokenizer: Any, template: str) -> None:
     [
         ("{{ 'x' * 99999999999 }}", "repeats something"),
         ("{{ 99999999 * [1] }}", "repeats something"),
-        ("{{ 10 ** 10 ** 10 }}", "no use for powers"),
+        ("{{ 10 ** 10 ** 10 }}", "computes a power"),
         ("{% set n = 99999 * 99999 * 99999 * 99999 * 99999 * 99999 %}{{ n }}", "large numbers"),
         ("{{ '%1000000000d' % 1 }}", "too much memory"),
         ("{{ 'x'.center(9999999999) }}", "too much memory"),

@@ -117,7 +117,7 @@ def test_the_worse_answers_left_out_are_counted(tmp_path: Path) -> None:
         ("chatml", "o.jsonl", "unknown format 'chatml'"),
         ("alpaca", "o.xlsx", "data files end in"),
         ("alpaca", "in.jsonl", "exists"),
-        ("messages", "o.csv", "CSV holds the same text fields"),
+        ("messages", "o.csv", "CSV needs the same text fields"),
     ],
 )
 def test_wrong_requests(to: str, name: str, said: str, tmp_path: Path) -> None:

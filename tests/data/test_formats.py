@@ -172,7 +172,7 @@ def test_an_unknown_format_is_not_guessed() -> None:
         ("messages", {"messages": [USER, ANSWER, USER]}, "last turn is the user's"),
         ("messages", {"messages": [ANSWER]}, "first turn is the assistant's"),
         ("messages", {"messages": [USER, USER, ANSWER]}, "turns 1 and 2 are both"),
-        ("messages", {"messages": [USER, SYSTEM, ANSWER]}, "system message stands after"),
+        ("messages", {"messages": [USER, SYSTEM, ANSWER]}, "system message comes after"),
         (
             "messages",
             {"messages": [USER, {**ANSWER, "tool_calls": [{}]}]},
@@ -181,8 +181,16 @@ def test_an_unknown_format_is_not_guessed() -> None:
         ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, "'from' 'alien'"),
         ("messages", {"messages": [USER, CALL, USER, ANSWER]}, "turn 3 is not its answer"),
         ("messages", {"messages": [USER, CALL, RESULT]}, "last turn is a tool's"),
-        ("messages", {"messages": [USER, CALL, RESULT, USER, ANSWER]}, "no answer follows it"),
-        ("messages", {"messages": [USER, RESULT, ANSWER]}, "turn 2 is a tool's, but turn 1 calls"),
+        (
+            "messages",
+            {"messages": [USER, CALL, RESULT, USER, ANSWER]},
+            "no assistant turn follows it",
+        ),
+        (
+            "messages",
+            {"messages": [USER, RESULT, ANSWER]},
+            "turn 2 is a tool's answer, but turn 1 calls",
+        ),
         ("messages", {"messages": [USER, ANSWER], "tools": ["x"]}, "'tools' is not a list"),
         (
             "messages",
@@ -202,7 +210,7 @@ def test_an_unknown_format_is_not_guessed() -> None:
         (
             "sharegpt",
             {"conversations": [USER, {"from": "function_call", "value": "f(x)"}]},
-            "turn 2 calls tools, but not as JSON",
+            "turn 2 calls tools, but the calls are not JSON",
         ),
         ("preference", {"chosen": "a", "rejected": "b"}, "no 'prompt'"),
         ("preference", {"prompt": "q", "chosen": "a", "rejected": " "}, "with the rejected answer"),

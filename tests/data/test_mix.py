@@ -51,8 +51,8 @@ def test_wrong_mixtures(tmp_path: Path) -> None:
     out = tmp_path / "m.jsonl"
     with pytest.raises(UserError, match="has 5 rows, 10 are wanted"):
         mix_data([(a, 1)], 10, out, 0)
-    with pytest.raises(UserError, match="several formats"):
+    with pytest.raises(UserError, match="different formats"):
         mix_data([(a, 1), (chat, 1)], None, out, 0)
-    with pytest.raises(UserError, match="weights are positive"):
+    with pytest.raises(UserError, match="weights must be positive"):
         mix_data([(a, 0)], None, out, 0)
     assert not out.exists()

@@ -154,7 +154,7 @@ def test_the_stored_split_gives_the_same_tokens(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "q", "answer": "a"}, "fields question, answer fit no known format"),
+        ({"question": "q", "answer": "a"}, "fields question, answer match no known format"),
         ({}, "none"),
     ],
 )

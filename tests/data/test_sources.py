@@ -52,7 +52,7 @@ def test_a_pattern(folder: Path) -> None:
     assert texts(f"{folder}/*.jsonl") == ["b1", "b2"]
     assert texts(f"{folder}/**/*.jsonl") == ["b1", "b2", "a"]
     assert texts(f"{folder}/*") == ["j", "b1", "b2"]
-    with pytest.raises(UserError, match="no data file fits"):
+    with pytest.raises(UserError, match="no data file matches"):
         find_files(f"{folder}/*.csv")
 
 
@@ -102,7 +102,9 @@ def test_a_split_in_a_folder_of_a_configuration(hub: Path) -> None:
 
 
 def test_a_dataset_that_nobody_answers_for(hub: Path) -> None:
-    with pytest.raises(UserError, match=r"is no file or folder here, .* the hub does not answer"):
+    with pytest.raises(
+        UserError, match=r"is not a file or folder here, .* the hub does not answer"
+    ):
         find_files("acme/none")
 
 

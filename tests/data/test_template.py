@@ -32,7 +32,7 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     file.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")
     assert choose_template(tokenizer, str(file)) == str(file)
     assert render(tokenizer, ASK, add_generation_prompt=True) == "[user] hi"
-    with pytest.raises(UserError, match="nor a file that exists"):
+    with pytest.raises(UserError, match="or an existing file"):
         choose_template(tokenizer, "mine.jinja")
 
 

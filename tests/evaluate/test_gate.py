@@ -40,7 +40,7 @@ def test_conditions(conditions: dict[str, Any], passed: list[bool]) -> None:
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
-        ({}, "needs a condition"),
+        ({}, "needs at least one condition"),
         ({"least": ["exact_match"]}, "a condition is metric=value"),
         ({"least": ["exact_match=high"]}, "a condition is metric=value"),
         ({"least": ["exact_match=nan"]}, "a condition is metric=value"),
@@ -61,7 +61,7 @@ def test_the_command(cli: Cli, tmp_path: Path) -> None:
     (run / "recipe.yaml").write_text("model: {source: m}\ndata: {train: d.jsonl}\n")
     missing = cli("gate", run, "--better", "loss")
     assert missing.returncode == 2
-    assert "is not evaluated" in missing.stderr
+    assert "has not been evaluated" in missing.stderr
     (run / "evaluation.json").write_text(json.dumps(EVALUATION.to_dict()))
     good = cli("gate", run, "--better", "loss", "--min", "exact_match=0.3")
     assert (good.returncode, good.stderr) == (0, "")

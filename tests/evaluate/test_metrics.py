@@ -160,7 +160,7 @@ def test_json_schema(tmp_path: Path) -> None:
     score = schema_metric(path)
     assert [score(a, row("x")) for a in ('{"n": 1}', '{"n": "1"}', "{}", "no")] == [1, 0, 0, 0]
     path.write_text('{"type": "objekt"}')
-    with pytest.raises(UserError, match="no JSON schema"):
+    with pytest.raises(UserError, match="not a JSON schema"):
         schema_metric(path)
     path.write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
@@ -261,7 +261,7 @@ def test_the_judge(stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert again("it is 42", rows[0]) == 1.0
     assert len(StandIn.asked) == 2  # kept grades are not asked for again
     StandIn.says = "Very good! [[11]]"
-    with pytest.raises(UserError, match="wrote no grade"):
+    with pytest.raises(UserError, match="gave no grade"):
         again("something else", rows[0])
     dead = EvaluateGroup(judge_model="big", judge_url="http://127.0.0.1:9/v1")
     with pytest.raises(UserError, match="did not answer"):

@@ -59,7 +59,7 @@ def test_open_missing(tmp_path, suffix):
             "cannot read the database",
         ),
         ("empty.db", b"", "holds no table"),
-        ("books.csv", b"id,title", "ends in .sql, .sqlite or .db"),
+        ("books.csv", b"id,title", "end in .sql, .sqlite or .db"),
     ],
 )
 def test_open_broken(tmp_path, name, content, message):

@@ -68,7 +68,7 @@ def test_a_template_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(UserError, match="cannot be written for Ollama"):
         read_turns(tokenizer)
     tokenizer.chat_template = "{{ messages[-1].content }}"
-    with pytest.raises(UserError, match="leaves out turns"):
+    with pytest.raises(UserError, match="skips turns"):
         read_turns(tokenizer)
 
 

@@ -114,7 +114,7 @@ def test_no_right_to_write(hub: Hub, folder: Path, status: int, message: str) ->
 
 
 def test_a_wrong_name_and_no_hub(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="no name for a repository"):
+    with pytest.raises(UserError, match="not a valid repository name"):
         push(folder, "not/a/name")
     monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="does not answer"):

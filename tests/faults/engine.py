@@ -374,7 +374,7 @@ def two_processes(bench: Bench, draw: random.Random) -> Try:
     code, said = bench.apart(run, lambda _run: None)
     first = os.waitstatus_to_exitcode(os.waitpid(holder, 0)[1])
     why = bench.unlike_whole(run) if first == 0 else f"the first ended with {first}"
-    if code != 2 or "another process is working on" not in said:
+    if code != 2 or "another process is using" not in said:
         why = f"the second ended with {code}: {said[-300:]}"
     return Try("two processes", not why, 0, said, why)
 
@@ -430,7 +430,7 @@ def out_of_memory(bench: Bench, draw: random.Random) -> Try:
     why = ""
     lines = [line for line in read_metrics(run) if "loss" in line]
     whole = [line for line in read_metrics(bench.whole) if "loss" in line]
-    if code != 0 or "out of memory with 2 rows at a time (the plan said" not in said:
+    if code != 0 or "out of memory with 2 rows at a time (the plan predicted" not in said:
         why = f"ended with {code}: {said[-300:]}"
     elif [line["step"] for line in lines] != list(range(1, STEPS + 1)):
         why = "steps are missing"
@@ -445,7 +445,7 @@ def out_of_memory_unasked(bench: Bench, draw: random.Random) -> Try:
     step = draw.randrange(1, STEPS)
     run = bench.new_run()
     code, said = bench.apart(run, lambda _run: little_memory(step, rows=1))
-    if code != 2 or "train.auto_batch=true" not in said or "the plan said" not in said:
+    if code != 2 or "train.auto_batch=true" not in said or "the plan predicted" not in said:
         return Try("out of memory, no auto_batch", False, 0, said, f"exit {code}: {said[-300:]}")
     return bench.judge("out of memory, no auto_batch", run, said, before=steps_taken(run))
 

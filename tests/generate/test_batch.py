@@ -131,7 +131,7 @@ def test_rows_that_cannot_be_asked_say_why(tmp_path: Path) -> None:
     found = read(tmp_path / "out.jsonl")
     assert done.errors == 3 and len(found) == 5
     assert ["answer" in line for line in found] == [True, False, False, False, True]
-    assert "not valid JSON" in found[1]["error"] and "fit no known format" in found[2]["error"]
+    assert "not valid JSON" in found[1]["error"] and "match no known format" in found[2]["error"]
     assert "positions" in found[3]["error"]
 
 

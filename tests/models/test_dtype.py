@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from luthier.errors import UserError
 from luthier.models import dtype as dtype_module
-from luthier.models.dtype import bfloat16_speedup, pick_dtype
+from luthier.models.dtype import bfloat16_speedup, pick_device, pick_dtype
 
 
 @pytest.mark.parametrize(
@@ -34,4 +35,35 @@ def test_a_gpu_is_known_by_its_capability(
 
 def test_the_measurement_measures() -> None:
     bfloat16_speedup.cache_clear()
-    assert bfloat16_speedup() > 0.01
+    assert bfloat16_speedup() > 0
+
+
+@pytest.mark.parametrize(("macos", "chosen"), [(13, torch.float32), (14, torch.bfloat16)])
+def test_apples_gpu_computes_in_bfloat16_where_macos_knows_it(
+    macos: int, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.backends.mps, "is_macos_or_newer", lambda major, _minor: macos >= major
+    )
+    _pretend(monkeypatch, "mps", 1)
+    assert pick_device() == torch.device("mps")
+    assert pick_dtype(pick_device()) == chosen
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, kind: str, count: int) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+
+
+def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, "cuda", 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in ("1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        if rank == "1":
+            assert pick_device() == torch.device("cuda", 1)
+        else:
+            with pytest.raises(UserError, match="there are 2; start at most so many"):
+                pick_device()

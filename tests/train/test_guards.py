@@ -80,7 +80,7 @@ def test_answers_that_are_mostly_cut_off_are_said(
     path = write_rows(tmp_path / "long.jsonl", rows)
     notes = Notes()
     train(make_recipe(f"data.train={path}", "data.on_too_long=truncate"), notes)
-    assert any("never teach the model to end an answer" in note for note in notes.notes)
+    assert any("have no token that ends the answer" in note for note in notes.notes)
 
 
 def test_a_loss_that_is_not_the_base_models_stops_the_run(
@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_the_base_models_stops_the_run(
         return real(*args, **kwargs) * 1.01
 
     monkeypatch.setattr(sft, "loss_sum", shifted)
-    with pytest.raises(UserError, match="what trains is not the model that was loaded"):
+    with pytest.raises(UserError, match="the model in training is not the one that was loaded"):
         train(make_recipe())
 
 
@@ -108,7 +108,7 @@ def test_weights_that_are_not_those_loaded_stop_the_run(
         return real(model, *wanted)
 
     monkeypatch.setattr(session, "install_checked", broken)
-    with pytest.raises(UserError, match="what trains is not the model that was loaded"):
+    with pytest.raises(UserError, match="the model in training is not the one that was loaded"):
         train(make_recipe(f"method.name={method}"))
 
 
@@ -146,14 +146,14 @@ def test_one_adapter_without_gradient_is_said(
 def test_a_rate_of_zero_stops_the_run_and_a_low_one_is_said(
     make_recipe: MakeRecipe, train: Train
 ) -> None:
-    with pytest.raises(UserError, match=r"nothing would be learned; set train.warmup_ratio=0"):
+    with pytest.raises(UserError, match=r"the model would not learn; set train.warmup_ratio=0"):
         train(make_recipe("train.max_steps=1"))
     notes = Notes()
     train(make_recipe("train.max_steps=2", "train.warmup_ratio=0.99", "run.name=low"), notes)
-    assert any("climbs to 0.005 and never reaches" in note for note in notes.notes)
+    assert any("rises only to 0.005 and never reaches" in note for note in notes.notes)
     notes = Notes()
     train(make_recipe("train.max_steps=2", "run.name=reached"), notes)
-    assert not any("climbs to" in note for note in notes.notes)
+    assert not any("rises only to" in note for note in notes.notes)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -295,7 +295,9 @@ def test_weights_that_train_and_are_not_saved_stop_the_run(
         return model
 
     monkeypatch.setattr(session, "build_model", also_norms)
-    with pytest.raises(UserError, match=r"would lack weights that the tuned model needs.*norm"):
+    with pytest.raises(
+        UserError, match=r"would not contain weights that the tuned model needs.*norm"
+    ):
         train(make_recipe())
 
 

@@ -1,1 +1,1 @@
-"""Should this be fine-tuned, and which way: questions in, an answer with its reasons out."""
+"""Whether to fine-tune, and by which method: answers in, advice with its reasons out."""

@@ -1,4 +1,4 @@
-"""What is asked, what it may be answered with, and the answers as one checked object."""
+"""The questions, the answers each accepts, and all answers as one validated object."""
 
 import difflib
 import re
@@ -18,7 +18,7 @@ LEARNED = frozenset({"style", "behaviour", "format", "reasoning", "cost", "priva
 
 
 class Answers(BaseModel):
-    """Answers to ``QUESTIONS``; None where there is none yet."""
+    """Answers to ``QUESTIONS``; None where a question is not answered yet."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -43,12 +43,12 @@ class Answers(BaseModel):
 
     @property
     def wants_documents(self) -> bool:
-        """A goal is one that documents at hand serve."""
+        """Whether retrieved documents serve one of the goals."""
         return bool((self.goals or frozenset()) & DOCUMENTS)
 
     @property
     def wants_learning(self) -> bool:
-        """A goal is one that weights can learn."""
+        """Whether training can serve one of the goals."""
         return bool((self.goals or frozenset()) & LEARNED)
 
     @property
@@ -83,27 +83,27 @@ QUESTIONS = {
     for question in (
         Question(
             "metric",
-            "Is there a number that tells a good answer from a bad one, and held-out examples to "
+            "Do you have a metric that tells good answers from bad ones, and held-out examples to "
             "compute it on?",
-            "without one nobody can say whether tuning helped",
+            "without one nobody can say whether fine-tuning helped",
             _YES_NO,
         ),
         Question(
             "budget",
-            "Are there some days of work, and a GPU or tens of dollars, for this?",
+            "Can you spend a few days of work, and a GPU or tens of dollars?",
             "data, training and evaluation take days, and again each time the task changes",
             _YES_NO,
         ),
         Question(
             "tasks",
             "One task, or several that have little to do with each other?",
-            "unrelated tasks in one small model cost each other quality",
+            "unrelated tasks in one small model lower each other's quality",
             {"one": "one task, or closely related ones", "several": "several unrelated ones"},
         ),
         Question(
             "few_shot",
-            "Do 2 to 10 examples in the prompt of a good model do the job?",
-            "an afternoon's work, against days",
+            "Are 2 to 10 few-shot examples in the prompt of a good model good enough?",
+            "trying it takes an afternoon, fine-tuning takes days",
             {
                 "enough": "yes",
                 "too_dear": "yes, but too slow or costly at our volume, or our data must stay here",
@@ -114,7 +114,7 @@ QUESTIONS = {
         Question(
             "goals",
             "What should get better?",
-            "weights learn how to answer; documents give what to answer",
+            "training teaches how to answer, documents supply what to answer",
             {
                 "knowledge": "it should know our documents",
                 "facts": "it should answer questions of fact",
@@ -130,56 +130,66 @@ QUESTIONS = {
         ),
         Question(
             "knowledge",
-            "Does what it should know change?",
-            "weights are as old as their training data",
-            {"stable": "rarely: years", "changing": "often: months or faster"},
+            "How often does the knowledge that it needs change?",
+            "a model is only as recent as its training data",
+            {"stable": "rarely: every few years", "changing": "often: every few months, or faster"},
         ),
         Question(
             "examples",
-            "How many good examples (prompt and ideal answer) are there, or can be had?",
-            "under 500 prompts do better; 1,000 is the least, 10,000 is good",
+            "How many good examples (prompt and ideal answer) do you have, or can you get?",
+            "below 500, prompting works better; 1,000 is the minimum, 10,000 is good",
         ),
         Question(
             "reviewed",
             "Has a person read and corrected every one of them?",
-            "between 500 and 1,000 only clean examples carry a fine-tune",
+            "with 500 to 1,000 examples, fine-tuning works only if all of them are clean",
             _YES_NO,
         ),
         Question(
             "prompts_exhausted",
-            "Have prompts been worked on, and measured, until they got no better?",
-            "a better prompt may do, and is the baseline to beat in any case",
+            "Have you improved the prompt, and measured it, until it got no better?",
+            "a better prompt may be enough, and it is the baseline to beat in any case",
             _YES_NO,
         ),
         Question(
             "model",
             "Which model? A known name (luthier models list), a folder, or an id on the hub.",
-            "the smallest one that comes near in the prompt is the one to tune",
+            "fine-tune the smallest model that comes close with a prompt alone",
         ),
         Question(
             "billions",
             "How many billions of parameters does it have?",
-            "its name does not say; memory follows from it",
+            "its name does not say, and the memory needed depends on it",
         ),
         Question(
             "gpu_memory",
-            "Memory of the GPU or GPUs together, in GB? 0: none.",
-            "decides which methods there is room for",
+            "How much GPU memory do you have in total, in GB? 0: no GPU.",
+            "it decides which methods fit",
         ),
         Question(
             "priority",
             "What matters most?",
-            "chooses between the methods there is room for",
+            "it chooses between the methods that fit",
             {
-                "accuracy": "the last bit of accuracy, whatever it costs",
+                "accuracy": "the best accuracy, whatever it costs",
                 "balanced": "a balance of quality, time and memory",
                 "memory": "least memory",
             },
         ),
-        Question("prompt_tokens", "Tokens of a usual prompt?", "for cost and latency"),
-        Question("completion_tokens", "Tokens of a usual answer?", "for cost and latency"),
-        Question("context_tokens", "Tokens of documents put beside a prompt (RAG)?", "for cost"),
-        Question("queries", "Queries a month?", "for cost"),
+        Question(
+            "prompt_tokens", "How many tokens does a typical prompt have?", "for cost and latency"
+        ),
+        Question(
+            "completion_tokens",
+            "How many tokens does a typical answer have?",
+            "for cost and latency",
+        ),
+        Question(
+            "context_tokens",
+            "How many tokens of documents are added to a prompt (RAG)?",
+            "for cost",
+        ),
+        Question("queries", "How many queries per month?", "for cost"),
     )
 }
 
@@ -201,7 +211,7 @@ def _explain(issue: dict[str, Any]) -> str:
     key = str(issue["loc"][0])
     if issue["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, QUESTIONS, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"they are {', '.join(QUESTIONS)}"
+        hint = f"did you mean '{near[0]}'?" if near else f"questions are {', '.join(QUESTIONS)}"
         return f"there is no question '{key}'; {hint}"
     choices = ", ".join(QUESTIONS[key].choices)
     message = str(issue["msg"])

@@ -1,4 +1,4 @@
-"""The ways side by side, in the user's own numbers: set-up, data, cost a query, latency."""
+"""The approaches side by side, in the user's numbers: set-up, data, cost per query, latency."""
 
 import difflib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from luthier.advise.decide import LEAST
 from luthier.errors import UserError
 from luthier.yaml_text import parse_yaml
 
-# A query where nothing else is said.
+# A query, where the user gives no numbers.
 USUAL = {"prompt_tokens": 300, "completion_tokens": 150, "context_tokens": 2000, "queries": 10_000}
 _WORKDAY = 8 * 60  # minutes
 
@@ -48,14 +48,14 @@ class Prices(BaseModel):
 
 @dataclass(frozen=True)
 class Way:
-    """One way to do it.
+    """One approach.
 
     Attributes:
         data: what it needs, in words.
         tokens_in, tokens_out: of a query.
         cost_per_query, cost_per_month, setup_cost: US dollars; the work counts in ``setup_cost``.
-        latency: seconds until the whole answer is there.
-        pays_after: queries after which it is cheaper than few-shot prompting, set-up and all; None
+        latency: seconds until the answer is complete.
+        pays_after: queries after which it is cheaper than few-shot prompting, set-up included; None
             where it never is, 0 for few-shot itself.
     """
 
@@ -72,10 +72,10 @@ class Way:
 
 
 def load_prices(path: Path | None = None) -> Prices:
-    """The prices that ship, with the lines of the YAML file ``path`` laid over them.
+    """The built-in prices, with those that the YAML file ``path`` replaces.
 
     Raises:
-        UserError: the file is missing or no mapping, or a line is unknown or no number.
+        UserError: the file is missing or is not a mapping, or a price is unknown or not a number.
     """
     values: dict[str, Any] = yaml.safe_load(
         files("luthier.advise").joinpath("prices.yaml").read_text("utf-8")
@@ -88,7 +88,7 @@ def load_prices(path: Path | None = None) -> Prices:
         raise UserError(f"cannot read the prices {path}: {error}") from None
     if not isinstance(mine, dict):
         raise UserError(
-            f"{path}: prices are lines of 'name: number'; names are {', '.join(values)}"
+            f"{path}: a price file has lines of 'name: number'; names are {', '.join(values)}"
         )
     try:
         return Prices.model_validate({**values, **mine})

@@ -1,4 +1,4 @@
-"""The decision: rules in order, each with its reason and source, until one settles the matter."""
+"""The decision: rules in order, each with its reason and source, until one decides."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Step:
     """A rule on the path.
 
     Attributes:
-        answers: what it was judged by.
+        answers: the answers that it depends on.
         settled: the path ends here.
         finding: what follows, and why.
     """
@@ -89,66 +89,69 @@ def decide(answers: Answers) -> Decision | Question:
 
 def _metric(answers: Answers) -> _Judgement:
     if answers.metric:
-        return None, "better can be told from worse"
-    return "prepare", "first write 50 to 100 test cases and a number that scores them"
+        return None, "a metric can tell better answers from worse ones"
+    return "prepare", "first write 50 to 100 test cases and choose a metric that scores them"
 
 
 def _budget(answers: Answers) -> _Judgement:
     if answers.budget:
         return None, "there is time for data, training and evaluation"
-    return "few-shot", "prompting is what an afternoon affords"
+    return "few-shot", "without that budget, prompting is the only option"
 
 
 def _tasks(answers: Answers) -> _Judgement:
     if answers.tasks == "one":
-        return None, "one task to be good at"
+        return None, "one task can be fine-tuned for"
     return "few-shot", (
-        "a large general model with a prompt for each task; tune for the one task that is worth "
-        "most, or an adapter for each"
+        "use a large general model with a prompt per task; fine-tune for the most valuable task "
+        "only, or train one adapter per task"
     )
 
 
 def _few_shot(answers: Answers) -> _Judgement:
     match answers.few_shot:
         case "enough":
-            return "few-shot", "a few examples in the prompt do it: nothing to train or to host"
+            return (
+                "few-shot",
+                "few-shot examples are good enough: there is nothing to train or to host",
+            )
         case "untried":
             return (
                 "few-shot",
-                "try it first: measured, it is also the baseline that tuning must beat",
+                "try few-shot prompting first, and measure it: it is the baseline to beat",
             )
         case "too_dear":
             return (
                 None,
-                "the prompt shows that it can be done; a tuned small model does it for less",
+                "the prompt shows that it is possible; a fine-tuned small model does it for less",
             )
         case _:
-            return None, "examples in the prompt are not enough"
+            return None, "few-shot examples are not good enough"
 
 
 def _documents(answers: Answers) -> _Judgement:
     if answers.wants_learning:
         if answers.wants_documents:
-            return None, "manner and knowledge both: weights for the one, documents for the other"
-        return None, "how it answers can be learned by weights"
+            return None, "both style and knowledge: training for the one, documents for the other"
+        return None, "training can teach a model how to answer"
     if not answers.wants_documents:
         return "rag", (
-            "nothing here that training is for: prompts, and documents beside them where they help"
+            "none of the goals needs training: use prompts, with documents where they help"
         )
     if "facts" in (answers.goals or ()):
         return "rag", (
-            "questions of fact: retrieval beats training on them, and training on new facts makes a "
-            "model invent others"
+            "for questions of fact, retrieval beats training, and training on new facts makes a "
+            "model hallucinate others"
         )
-    return "rag", "access to outside knowledge: put the documents beside the prompt"
+    return "rag", "it needs access to documents: add them to the prompt"
 
 
 def _changing(answers: Answers) -> _Judgement:
     if answers.knowledge == "stable":
-        return None, "what it should know stays as it is"
+        return None, "the knowledge that it needs does not change"
     if answers.wants_learning:
-        return None, "knowledge that changes stays in documents; only the manner is trained"
-    return "rag", "an index is updated in minutes, weights with each training run"
+        return None, "keep changing knowledge in documents; train only how to answer"
+    return "rag", "an index is updated in minutes, weights only by another training run"
 
 
 def _examples(answers: Answers) -> _Judgement:
@@ -157,22 +160,28 @@ def _examples(answers: Answers) -> _Judgement:
     if count < FLOOR:
         return (
             back,
-            f"{count:,} are fewer than {FLOOR}: as prompts they do more than as training data",
+            f"{count:,} are fewer than {FLOOR}: they help more in the prompt than as training data",
         )
     if count < LEAST:
         if answers.reviewed:
-            return None, f"{count:,} are few, but each was read: it can work, and must be measured"
-        return back, f"{count:,} unread ones are too few: gather {LEAST:,}, or read every one"
+            return (
+                None,
+                f"{count:,} are few, but all were reviewed: it can work, and must be measured",
+            )
+        return (
+            back,
+            f"{count:,} unreviewed ones are too few: collect {LEAST:,}, or review every one",
+        )
     if count < GOOD:
         return None, f"{count:,} are enough for an adapter"
-    return None, f"{count:,} are enough for a large adapter or all weights"
+    return None, f"{count:,} are enough for a large adapter or full fine-tuning"
 
 
 def _prompts(answers: Answers) -> _Judgement:
     if answers.prompts_exhausted:
-        return None, "prompts have given what they can"
+        return None, "the prompt cannot be improved further"
     return "rag" if answers.wants_documents else "few-shot", (
-        "work on the prompt first: it costs hours, and may do"
+        "improve the prompt first: it takes hours, and may be enough"
     )
 
 
@@ -190,7 +199,7 @@ _RULES = (
         lambda answers: answers.goals is None or answers.wants_documents,
     ),
     _Rule(
-        "why: knowledge or manner",
+        "goals: knowledge or style",
         ("goals",),
         _documents,
         "Ovadia et al. 2024, fine-tuning or retrieval; Gekhman et al. 2024; Balaguer et al. 2024",

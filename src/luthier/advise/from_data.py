@@ -8,23 +8,23 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 
 _CHARACTERS_A_TOKEN = 4  # of English text, roughly
-# Rows of these kinds are no good examples until they are mended.
+# Rows with these findings are not good examples until they are fixed.
 _NO_GOOD = ("exact_duplicates", "conflicting_answers", "refusals", "secrets")
 
 
 def answers_from_data(paths: Sequence[str], on_event: OnEvent = ignore) -> dict[str, Any]:
     """Answers to ``examples``, ``prompt_tokens`` and ``completion_tokens``.
 
-    Rows that cannot be read or repeat another are no examples. Tokens are reckoned at four
+    Rows that cannot be read, or that repeat another, do not count. Tokens are estimated at four
     characters each.
 
     Raises:
-        UserError: a file cannot be read, or has no row to learn from.
+        UserError: a file cannot be read, or has no usable row.
     """
     report = check_data(paths, on_event=on_event)
     usable = report["rows"]["usable"]
     if not usable:
-        raise UserError(f"no row of {', '.join(paths)} can be learned from: luthier data check")
+        raise UserError(f"{', '.join(paths)} has no row to train on; luthier data check shows why")
     spoilt = sum(f["count"] for f in report["findings"] if f["id"] in _NO_GOOD)
     lengths = report["lengths"]
     return {

@@ -1,4 +1,4 @@
-"""What would change the answer: the decision computed again with one answer changed."""
+"""What would change the advice: the decision computed again with one answer changed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Alternative:
 
 
 def alternatives(answers: Answers, decision: Decision) -> list[Alternative]:
-    """All single answers on the path that would lead elsewhere, in the path's order.
+    """All changes of a single answer that would change the outcome, in the path's order.
 
-    Of several numbers that lead to the same place the nearest is named.
+    Where several numbers lead to the same outcome, the nearest is given.
     """
     found: list[Alternative] = []
     for key in dict.fromkeys(key for step in decision.path for key in step.answers):
@@ -44,7 +44,7 @@ def alternatives(answers: Answers, decision: Decision) -> list[Alternative]:
 
 
 def _others(key: str, answers: Answers) -> Iterator[tuple[str, Any]]:
-    """Answers to ``key`` unlike the one given, in words and as values."""
+    """Other answers to ``key``, in words and as values."""
     given = getattr(answers, key)
     if key == "examples":
         yield from _examples(given)
@@ -76,11 +76,11 @@ def _goals(given: frozenset[str]) -> Iterator[tuple[str, Any]]:
         yield f"without {', '.join(sorted(documents))}", learned
         yield f"only {', '.join(sorted(documents))}", documents
     elif learned:
-        yield "knowledge besides", given | {"knowledge"}
+        yield "also knowledge", given | {"knowledge"}
         yield "knowledge instead", frozenset({"knowledge"})
     else:
-        besides = "style, behaviour, format or another that weights learn"
-        yield f"{besides}, besides" if documents else besides, documents | {"style"}
+        besides = "style, behaviour, format or another goal of training"
+        yield f"also {besides}" if documents else besides, documents | {"style"}
         if not documents:
             yield "knowledge", frozenset({"knowledge"})
 

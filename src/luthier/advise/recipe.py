@@ -8,11 +8,11 @@ from luthier.recipe import METHOD_DEFAULTS, parse_recipe
 from luthier.recipe.json_schema import schema_comment
 
 _WHY_METHOD = {
-    "full": "all weights",
-    "lora": "an adapter beside frozen 16-bit weights",
-    "qlora": "an adapter beside 4-bit weights",
+    "full": "train all weights",
+    "lora": "train an adapter on frozen 16-bit weights",
+    "qlora": "train an adapter on frozen 4-bit weights",
 }
-_TIGHT = 1.5  # times the memory reckoned to be needed; below it activations are recomputed
+_TIGHT = 1.5  # times the estimated memory; below it activations are recomputed
 
 
 def make_recipe(answers: Answers, decision: Decision, data: Sequence[str]) -> str:
@@ -23,7 +23,7 @@ def make_recipe(answers: Answers, decision: Decision, data: Sequence[str]) -> st
     many = (answers.examples or 0) >= GOOD
     few = (answers.examples or 0) < LEAST
     lora_r = 64 if many else 16
-    # On a rented GPU there is what is needed and little more.
+    # A rented GPU has little more than what is needed.
     memory = choice.rent or answers.gpu_memory or 0.0
     tight = 0 < memory < _TIGHT * choice.needs
     batch = 1 if tight else 4
@@ -33,7 +33,7 @@ def make_recipe(answers: Answers, decision: Decision, data: Sequence[str]) -> st
         schema_comment(),
         f"# {decision.headline}: {choice.reason}.",
         "#",
-        "#   luthier data check, luthier plan and luthier train take it from here.",
+        "# Next: luthier data check, luthier plan, luthier train.",
         "model:",
         f"  source: {_quoted(answers.model or '')}",
         "method:",
@@ -49,7 +49,7 @@ def make_recipe(answers: Answers, decision: Decision, data: Sequence[str]) -> st
     lines += [
         "data:",
         f"  train: {sources}",
-        "  validation_fraction: 0.1 # held out: the proof is made on rows never trained on",
+        "  validation_fraction: 0.1 # held-out rows, to evaluate on",
         "train:",
         f"  num_train_epochs: {5 if few else 3} # {'few examples' if few else 'usual'}; "
         "early stopping ends it sooner",

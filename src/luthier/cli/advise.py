@@ -18,19 +18,23 @@ from luthier.errors import UserError
 if TYPE_CHECKING:
     from luthier.api import Alternative, Answers, Decision, Question, Way
 
-_COSTS_HELP = "For the table; has a usual value."
+_COSTS_HELP = "Average per query, for the cost table; has a default."
 
 
 @app.command()
 def advise(
     metric: Annotated[
-        bool | None, typer.Option(help="Is there a number that scores an answer?")
+        bool | None, typer.Option(help="Is there a metric that scores an answer?")
     ] = None,
-    budget: Annotated[bool | None, typer.Option(help="Are there days and tens of dollars?")] = None,
+    budget: Annotated[
+        bool | None, typer.Option(help="Can you spend a few days and tens of dollars?")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="one or several (unrelated).")] = None,
     few_shot: Annotated[
         str | None,
-        typer.Option(help="Do examples in the prompt do? enough, too_dear, not_enough, untried."),
+        typer.Option(
+            help="Are few-shot examples good enough? enough, too_dear, not_enough, untried."
+        ),
     ] = None,
     goals: Annotated[
         str | None,
@@ -40,39 +44,47 @@ def advise(
         ),
     ] = None,
     knowledge: Annotated[str | None, typer.Option(help="stable or changing.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Good examples there are.")] = None,
-    reviewed: Annotated[bool | None, typer.Option(help="Every example read by a person?")] = None,
+    examples: Annotated[int | None, typer.Option(help="How many good examples you have.")] = None,
+    reviewed: Annotated[bool | None, typer.Option(help="Has a person read every example?")] = None,
     prompts_exhausted: Annotated[
-        bool | None, typer.Option(help="Prompts worked on until they got no better?")
+        bool | None, typer.Option(help="Have you improved the prompt until it got no better?")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The model to tune.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model to fine-tune.")
+    ] = None,
     billions: Annotated[
-        float | None, typer.Option(help="Its parameters, if its name does not say.")
+        float | None, typer.Option(help="Its parameters in billions, if its name does not say.")
     ] = None,
     gpu_memory: Annotated[float | None, typer.Option(help="GB of GPU memory; 0: none.")] = None,
     priority: Annotated[str | None, typer.Option(help="accuracy, balanced or memory.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(help=_COSTS_HELP)] = None,
     completion_tokens: Annotated[int | None, typer.Option(help=_COSTS_HELP)] = None,
     context_tokens: Annotated[int | None, typer.Option(help=_COSTS_HELP)] = None,
-    queries: Annotated[int | None, typer.Option(help="Queries a month; for the table.")] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Queries per month, for the cost table.")
+    ] = None,
     answers_path: Annotated[
-        Path | None, typer.Option("--answers", help="JSON file of answers; options win over it.")
+        Path | None,
+        typer.Option("--answers", help="JSON file of answers; options take precedence."),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Training data: answers what it can.")
+        list[str] | None, typer.Option(help="Training data, to answer the questions that it can.")
     ] = None,
     prices_path: Annotated[
-        Path | None, typer.Option("--prices", help="YAML of your prices, laid over ours.")
+        Path | None,
+        typer.Option("--prices", help="YAML file of prices that replace the built-in ones."),
     ] = None,
     recipe_path: Annotated[
-        Path | None, typer.Option("--recipe", help="Write the recipe here if it is to fine-tune.")
+        Path | None,
+        typer.Option("--recipe", help="If the advice is to fine-tune, write a recipe here."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether to fine-tune at all, and by which method; what else would do, and at what cost.
+    """Say whether to fine-tune at all, with which method, and what the alternatives cost.
 
-    Asks one question at a time and only those that matter; options answer them in advance, in a
-    script all of them. The answer comes with the rules that led to it and what would change it.
+    Asks one question at a time, and only those that matter. Options answer questions in advance; in
+    a script they must answer all of them. The advice comes with the rules that led to it and with
+    what would change it.
 
     Examples: `luthier advise`, or `luthier advise --data my.jsonl --recipe my.yaml`
     """
@@ -135,12 +147,12 @@ def _read_answers(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(given, dict):
-        raise UserError(f'{path}: answers are one object, {{"metric": true, …}}')
+        raise UserError(f'{path}: answers must be one JSON object: {{"metric": true, …}}')
     return given
 
 
 def _settle(answers: "Answers", talks: bool) -> "tuple[Answers, Decision]":
-    """Ask until there is a decision; without a person to ask, say what is missing."""
+    """Ask until there is a decision; where nobody can be asked, say what is missing."""
     from luthier.api import QUESTIONS, Decision, decide
 
     asked = 0
@@ -152,7 +164,7 @@ def _settle(answers: "Answers", talks: bool) -> "tuple[Answers, Decision]":
                 f"--{flag} or --no-{flag}" if set(found.choices) == {"yes", "no"} else f"--{flag}"
             )
             raise UserError(
-                f"no answer to '{found.key}'{choices}. {found.text} Give {form}, put it in "
+                f"'{found.key}' has no answer{choices}. {found.text} Give {form}, put it in "
                 "--answers FILE, or run luthier advise in a terminal"
             )
         asked += 1
@@ -161,7 +173,7 @@ def _settle(answers: "Answers", talks: bool) -> "tuple[Answers, Decision]":
 
 
 def _ask(question: "Question", answers: "Answers", title: str) -> "Answers":
-    """One screen; asked again until the answer is one that the question takes."""
+    """Show one question, and repeat it until the answer is valid."""
     from luthier.api import parse_answers
 
     err.clear()
@@ -171,7 +183,7 @@ def _ask(question: "Question", answers: "Answers", title: str) -> "Answers":
         lines.append("")
         lines += [f"  {n}  {question.choices[name] or name}" for n, name in enumerate(names, 1)]
     if question.many:
-        lines += ["", "[dim]several: numbers with commas between[/]"]
+        lines += ["", "[dim]choose one or more: numbers separated by commas[/]"]
     err.print(Panel("\n".join(lines), title=title, title_align="left", highlight=False))
     while True:
         typed = Prompt.ask("answer", console=err).strip()
@@ -179,7 +191,7 @@ def _ask(question: "Question", answers: "Answers", title: str) -> "Answers":
         value: Any = picked if question.many else picked[0] if names else typed.replace(",", "")
         try:
             return parse_answers(
-                answers.model_dump(exclude_none=True) | {question.key: value}, "that will not do"
+                answers.model_dump(exclude_none=True) | {question.key: value}, "not a valid answer"
             )
         except UserError as error:
             err.print(str(error), style="yellow", markup=False)
@@ -194,7 +206,7 @@ def _name(typed: str, names: list[str]) -> str:
 
 
 def _ask_costs(answers: "Answers") -> "Answers":
-    """What a query looks like; Enter takes the usual."""
+    """Ask what a query looks like; Enter takes the default."""
     from luthier.api import QUESTIONS, USUAL, parse_answers
 
     for key, usual in USUAL.items():
@@ -203,7 +215,7 @@ def _ask_costs(answers: "Answers") -> "Answers":
             try:
                 answers = parse_answers(
                     answers.model_dump(exclude_none=True) | {key: typed.replace(",", "")},
-                    "that will not do",
+                    "not a valid answer",
                 )
             except UserError as error:
                 err.print(str(error), style="yellow", markup=False)
@@ -219,18 +231,18 @@ def _recipe(answers: "Answers", decision: "Decision", data: list[str] | None) ->
 
 
 _HEADLINES = {
-    "few-shot": "do not fine-tune: prompt, with examples",
-    "rag": "do not fine-tune: put documents beside the prompt (RAG)",
-    "hybrid": "fine-tune for the manner, and put documents beside the prompt for the facts",
+    "few-shot": "do not fine-tune: use few-shot prompting",
+    "rag": "do not fine-tune: add retrieved documents to the prompt (RAG)",
+    "hybrid": "fine-tune for style and behaviour, and add retrieved documents for the facts (RAG)",
     "fine-tune": "fine-tune",
-    "prepare": "not yet: first make a test set and a number that scores it",
+    "prepare": "not yet: first make a test set and choose a metric",
 }
 
 
 def _show_path(decision: "Decision") -> None:
-    by = f" — by {decision.method}" if decision.method else ""
+    by = f" — with {decision.method}" if decision.method else ""
     out.print(f"[bold green]{_HEADLINES[decision.outcome]}{by}[/]", highlight=False)
-    table = Table("rule", "your answer", "so", "after", show_lines=True)
+    table = Table("rule", "your answer", "conclusion", "source", show_lines=True)
     for step in decision.path:
         given = "; ".join(_said(value) for value in step.answers.values())
         finding = f"[bold]{step.finding}[/]" if step.settled else step.finding
@@ -251,7 +263,7 @@ def _said(value: object) -> str:
 def _show_others(others: "list[Alternative]") -> None:
     if not others:
         return
-    table = Table("what would change it", "if it were", "then")
+    table = Table("what would change it", "if it were", "outcome")
     for other in others:
         table.add_row(
             other.key.replace("_", " "), other.instead.replace("_", " "), f"→ {other.outcome}"
@@ -267,14 +279,14 @@ def _show_ways(ways: "list[Way]", answers: "Answers", decision: "Decision") -> N
         column.justify = "right"
         column.style = "bold" if way.name == decision.outcome else ""
     table.add_row("set-up, days of work", *(f"{way.setup_days:,.1f}" for way in ways))
-    table.add_row("set-up, work and computing", *(f"${way.setup_cost:,.0f}" for way in ways))
+    table.add_row("set-up, labour and compute", *(f"${way.setup_cost:,.0f}" for way in ways))
     table.add_row("data", *(way.data for way in ways))
     table.add_row(
-        "tokens a query, in + out", *(f"{w.tokens_in:,} + {w.tokens_out:,}" for w in ways)
+        "tokens per query, in + out", *(f"{w.tokens_in:,} + {w.tokens_out:,}" for w in ways)
     )
     table.add_row("cost of 1,000 queries", *(f"${1000 * way.cost_per_query:,.3f}" for way in ways))
-    table.add_row("cost a month", *(f"${way.cost_per_month:,.2f}" for way in ways))
-    table.add_row("latency of an answer", *(f"{way.latency:,.2f} s" for way in ways))
+    table.add_row("cost per month", *(f"${way.cost_per_month:,.2f}" for way in ways))
+    table.add_row("latency per answer", *(f"{way.latency:,.2f} s" for way in ways))
     queries = answers.queries or USUAL["queries"]
     table.add_row(
         "cheaper than few-shot after",
@@ -283,8 +295,8 @@ def _show_ways(ways: "list[Way]", answers: "Answers", decision: "Decision") -> N
     out.print(table)
     guessed = [key.replace("_", "-") for key in USUAL if getattr(answers, key) is None]
     if guessed:
-        out.print(f"usual values stand in for --{', --'.join(guessed)}", style="dim")
-    out.print("prices are examples: put yours in a file, --prices FILE", style="dim")
+        out.print(f"default values were used for --{', --'.join(guessed)}", style="dim")
+    out.print("these prices are examples: give yours with --prices FILE", style="dim")
 
 
 def _after(queries: float | None, a_month: int) -> str:
@@ -299,7 +311,7 @@ def _show_next(recipe: str | None, recipe_path: Path | None, data: list[str] | N
     if recipe is None:
         return
     if recipe_path is None:
-        out.print("a recipe to start from (--recipe FILE writes it):", highlight=False)
+        out.print("a recipe to start from (--recipe FILE saves it):", highlight=False)
         out.print(recipe, highlight=False, markup=False, soft_wrap=True)
         return
     files = " ".join(data or ["my.jsonl"])

@@ -8,7 +8,7 @@ from rich.console import Console
 
 app = typer.Typer(
     name="luthier",
-    help="Fine-tune language models: prepare data, train, prove that the result is better, use it.",
+    help="Fine-tune language models: prepare data, train, measure what improved, use the result.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="markdown",
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# Results go to stdout, all that is said on the way to stderr: `--json` output can be piped.
+# Results go to stdout, messages and progress to stderr: `--json` output can be piped.
 out = Console()
 err = Console(stderr=True)
 
@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 AdapterScale = Annotated[
     float,
-    typer.Option(min=0, max=2, help="Times what the adapter adds: 0 the base, 1 as trained."),
+    typer.Option(min=0, max=2, help="Scale of the adapter's update: 0 is the base, 1 as trained."),
 ]
 
 

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from luthier.api import Sampling, TunedModel
 
 _HELP = """\
-/base         the last question to the model as it was before tuning, side by side
-/compare      both models answer from now on; /tuned: only the tuned one again
-/system TEXT  set the system prompt, and begin anew; without TEXT: none
-/reset        begin anew
+/base         show the base model's answer to the last question, side by side
+/compare      both models answer from now on; /tuned goes back to the tuned one
+/system TEXT  set the system prompt and start over; without TEXT, remove it
+/reset        start a new conversation
 /save FILE    write the conversation as a row that `luthier train` reads (.jsonl)
-/help         this
-/quit         end, as Ctrl-D does
-Several lines: put \"\"\" before and after, or press Alt-Enter for a new one. Ctrl-C stops an answer."""
+/help         show this list
+/quit         end the chat, as Ctrl-D does
+For several lines put \"\"\" before and after, or press Alt-Enter. Ctrl-C stops an answer."""
 
 
 @app.command()
@@ -59,10 +59,9 @@ def chat(
     compare: Compare = False,
     adapter_scale: AdapterScale = 1.0,
 ) -> None:
-    """Talk with a tuned model; answers appear as they are made.
+    """Chat with a tuned model; answers are streamed.
 
-    `/base` shows what the untuned model would have said, side by side; `/compare` does so from now
-    on. `/system TEXT`, `/reset`, `/save FILE`, `/help`; `/quit` or Ctrl-D ends. In a pipe, each
+    `/base` shows the base model's answer side by side; `/compare` does so from now on. `/system TEXT`, `/reset`, `/save FILE`, `/help`; `/quit` or Ctrl-D ends. In a pipe, each
     line of stdin is a turn.
 
     Example: `luthier chat runs/first --system "Answer in one line."`
@@ -71,18 +70,20 @@ def chat(
     from luthier.api import Sampling, load_tuned
 
     if not run.provenance().learned_turns:
-        raise UserError(f"{run.root} learned plain text, not turns; use `luthier generate`")
+        raise UserError(
+            f"{run.root} was trained on plain text, not on chats; use `luthier generate`"
+        )
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     with terminal() as on_event:
         models = load_tuned(run, adapter_scale, on_event)
-    err.print("/help says what else can be typed", style="dim")
+    err.print("/help lists the commands", style="dim")
     sides = ["base", "tuned"] if compare else ["base"] if base else ["tuned"]
     Conversation(models, sampling, system, sides).follow(_turns())
 
 
 @dataclass
 class Conversation:
-    """What was said so far, and who answers next.
+    """The conversation so far, and which model answers next.
 
     Attributes:
         sides: of `base` and `tuned`; the conversation goes on from the last one's answer.
@@ -119,7 +120,9 @@ class Conversation:
             elif command == "/help":
                 err.print(_HELP, markup=False, highlight=False)
             else:
-                err.print(f"no command {command}; /help lists them", style="yellow", markup=False)
+                err.print(
+                    f"there is no command {command}; /help lists them", style="yellow", markup=False
+                )
 
     def _converse(self, line: str) -> None:
         try:
@@ -144,7 +147,7 @@ class Conversation:
     def _ask(
         self, turns: list[dict[str, str]], sides: list[str], known: dict[str, str] | None = None
     ) -> dict[str, str]:
-        """The answers by side, shown as they come; ``known`` ones stand beside them."""
+        """The answers by side, shown as they are generated; ``known`` ones are shown beside them."""
         answers = {**dict.fromkeys(sides, ""), **(known or {})}
         if len(answers) == 1:
             answers[sides[0]] = self._stream(
@@ -187,11 +190,11 @@ class Conversation:
             err.print(str(error), style="yellow", markup=False)
             return
         if not name or not self.turns:
-            what = "ask something first" if name else "/save FILE: which file?"
+            what = "ask something first" if name else "/save needs a file name: /save FILE"
             err.print(what, style="yellow")
             return
         if path.exists() and path.resolve() not in self.saved:
-            err.print(f"{path} is there already; choose another", style="yellow", markup=False)
+            err.print(f"{path} already exists; choose another name", style="yellow", markup=False)
             return
         opening = [{"role": "system", "content": self.system}] if self.system else []
         try:
@@ -232,7 +235,7 @@ def _turns() -> Iterator[str]:
 
 
 def _typed() -> Callable[[], str]:
-    """Lines from a terminal: arrow keys edit and recall, also what earlier chats were asked."""
+    """Lines from a terminal: arrow keys edit and recall, with the history of earlier chats."""
     import platformdirs
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
@@ -253,7 +256,7 @@ def _typed() -> Callable[[], str]:
     history: History = InMemoryHistory()
     try:
         path = platformdirs.user_state_path("luthier", ensure_exists=True) / "chat-history"
-        path.touch(mode=0o600)  # nobody else's business
+        path.touch(mode=0o600)  # private to the user
         history = FileHistory(path)
     except OSError:
         pass

@@ -30,7 +30,9 @@ def compare(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="full,lora,qlora or some of them.", rich_help_panel=_VARIANTS),
+        typer.Option(
+            help="Some of full, lora and qlora, separated by commas.", rich_help_panel=_VARIANTS
+        ),
     ] = None,
     vary: Annotated[
         list[str] | None,
@@ -42,17 +44,22 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Runs of each variant.", rich_help_panel=_VARIANTS)
+        int,
+        typer.Option(
+            min=1, help="Runs per variant, each with its own seed.", rich_help_panel=_VARIANTS
+        ),
     ] = 1,
     price_per_hour: Annotated[
         float | None,
-        typer.Option(min=0, help="Dollars an hour of this machine.", rich_help_panel=_VARIANTS),
+        typer.Option(
+            min=0, help="US dollars per hour for this machine.", rich_help_panel=_VARIANTS
+        ),
     ] = None,
     approaches: Annotated[
         str | None,
         typer.Option(
-            help="zero-shot,few-shot,rag,fine-tuned,hybrid or some of them; the first is what the "
-            "others are tested against.",
+            help="Some of zero-shot, few-shot, rag, fine-tuned and hybrid, separated by commas; the "
+            "others are tested against the first.",
             rich_help_panel=_APPROACHES,
         ),
     ] = None,
@@ -62,25 +69,25 @@ def compare(
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="Finished run: fine-tuned and hybrid.", rich_help_panel=_APPROACHES),
+        typer.Option(help="Finished run, for fine-tuned and hybrid.", rich_help_panel=_APPROACHES),
     ] = None,
     model: Annotated[
         str,
-        typer.Option(help="Model, where there is no run.", rich_help_panel=_APPROACHES),
+        typer.Option(help="Model to ask if there is no run.", rich_help_panel=_APPROACHES),
     ] = "smollm2-135m",
     examples: Annotated[
         str | None,
-        typer.Option(help="Rows for the few shots; else the run's.", rich_help_panel=_APPROACHES),
+        typer.Option(help="Rows for few-shot; default: the run's.", rich_help_panel=_APPROACHES),
     ] = None,
     shots: Annotated[
         int, typer.Option(min=1, help="Examples in the prompt.", rich_help_panel=_APPROACHES)
     ] = 3,
     passages: Annotated[
-        int, typer.Option("--k", min=1, help="Passages a query.", rich_help_panel=_APPROACHES)
+        int, typer.Option("--k", min=1, help="Passages per query.", rich_help_panel=_APPROACHES)
     ] = 3,
     by: Annotated[
         str | None,
-        typer.Option(help="Field of the rows to tell groups by.", rich_help_panel=_APPROACHES),
+        typer.Option(help="Field of the rows to group scores by.", rich_help_panel=_APPROACHES),
     ] = None,
     goal: Annotated[
         list[str] | None,
@@ -92,13 +99,14 @@ def compare(
     ] = None,
     prices: Annotated[
         Path | None,
-        typer.Option(help="YAML file of your prices.", rich_help_panel=_APPROACHES),
+        typer.Option(help="YAML file of prices to use.", rich_help_panel=_APPROACHES),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Rows to compare on; a recipe has its validation rows.")
+        str | None,
+        typer.Option(help="Rows to compare on; with a recipe, by default its validation rows."),
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="As of `luthier evaluate`; else the recipe's.")
+        str | None, typer.Option(help="As in `luthier evaluate`; by default the recipe's.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -109,21 +117,21 @@ def compare(
     ),
     as_json: Json = False,
 ) -> None:
-    """Which method, or which approach? Several side by side on the same held-out rows.
+    """Compare methods or approaches side by side on the same held-out rows.
 
-    With a recipe: trains each variant (methods, ranks, layers, rates, seeds), evaluates it, and
-    shows quality with intervals, forgetting, memory planned and measured, time, size.
+    With a recipe: trains and evaluates each variant (methods, ranks, layers, learning rates, seeds),
+    and shows quality with intervals, forgetting, planned and measured memory, time and size.
 
     Example: `luthier compare recipes/lora.yaml --methods full,lora,qlora --set data.train=my.jsonl`
 
-    With `--approaches`: asks the same questions by prompt, with examples, with documents, tuned,
-    and tuned with documents; shows quality, latency, tokens, cost, set-up, and whether these
-    numbers bear out what `luthier advise` says.
+    With `--approaches`: asks the same questions zero-shot, few-shot, with retrieved documents, with
+    the tuned model, and with both; shows quality, latency, tokens, cost and set-up, and whether the
+    results confirm what `luthier advise` says.
 
     Example: `luthier compare --approaches zero-shot,rag,fine-tuned --data test.jsonl --docs docs/
     --run runs/first`
 
-    Writes `comparison.json`, `.md` and `.html`. Run again, it goes on where it was cut off.
+    Writes `comparison.json`, `.md` and `.html`. Run it again after an interruption and it goes on.
     """
     names = split_list(metrics)
     if recipe is not None and approaches is None:
@@ -140,7 +148,9 @@ def compare(
         comparison = _variants(variants, folder, data, names, price_per_hour)
     elif recipe is None and approaches is not None:
         if methods or vary or seeds > 1:
-            raise UserError("--methods, --vary and --seeds go with a recipe, not with --approaches")
+            raise UserError(
+                "--methods, --vary and --seeds need a recipe; they do not go with --approaches"
+            )
         if data is None:
             raise UserError("--approaches needs questions: give --data")
         chosen = _approach_names(approaches)
@@ -158,7 +168,7 @@ def compare(
         print_json(comparison)
     else:
         _show(comparison)
-        out.print(f"all of it: {folder / 'comparison.html'}", highlight=False, soft_wrap=True)
+        out.print(f"full comparison: {folder / 'comparison.html'}", highlight=False, soft_wrap=True)
 
 
 def _variants(
@@ -193,9 +203,9 @@ def _approach_names(text: str) -> "tuple[Approach, ...]":
     chosen = split_list(text)
     for name in chosen:
         if name not in APPROACHES:
-            raise UserError(f"no approach '{name}'; they are {', '.join(APPROACHES)}")
+            raise UserError(f"there is no approach '{name}'; known: {', '.join(APPROACHES)}")
     if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"--approaches names each once: {','.join(APPROACHES)}")
+        raise UserError(f"--approaches must name each approach once: {','.join(APPROACHES)}")
     return tuple(name for text in chosen for name in APPROACHES if name == text)
 
 
@@ -216,7 +226,7 @@ def _goals(texts: list[str]) -> dict[str, Goal]:
         found: list[Goal] = [goal for goal in get_args(Goal) if goal == named]
         if not metric or not found:
             raise UserError(
-                f"--goal takes METRIC=GOAL, a goal being one of {', '.join(get_args(Goal))}, "
+                f"--goal takes METRIC=GOAL, where GOAL is one of {', '.join(get_args(Goal))}, "
                 f"not '{text}'"
             )
         aims[metric] = found[0]
@@ -254,14 +264,14 @@ def _show(comparison: dict[str, Any]) -> None:
     out.print(f"{comparison['rows']} rows of {comparison['data']}", highlight=False, markup=False)
     if comparison["seen_in_training"]:
         out.print(
-            f"{comparison['seen_in_training']} rows were trained on: they say nothing about new ones",
+            f"{comparison['seen_in_training']} rows are in the training set: scores are optimistic",
             style="bold red",
         )
     if comparison["kind"] == "methods":
         tables = [f(comparison) for f in (quality_table, resources_table, tests_table)]
     else:
         head, rows = approaches_table(comparison)
-        reached = 1 + len(comparison["metrics"])  # all of it side by side is wider than a terminal
+        reached = 1 + len(comparison["metrics"])  # one table would be wider than a terminal
         tables = [
             (head[:reached], [row[:reached] for row in rows]),
             (head[:1] + head[reached:], [row[:1] + row[reached:] for row in rows]),
@@ -273,4 +283,4 @@ def _show(comparison: dict[str, Any]) -> None:
         for row in rows:
             table.add_row(*map(Text, row))
         out.print(table)
-    out.print("[95% interval]", style="dim", markup=False)
+    out.print("[95% confidence interval]", style="dim", markup=False)

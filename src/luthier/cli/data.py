@@ -4,7 +4,5 @@ import typer
 
 from luthier.cli.app import app
 
-data = typer.Typer(
-    no_args_is_help=True, help="Data: check it, look at it, split, convert, mend and mix it."
-)
+data = typer.Typer(no_args_is_help=True, help="Check, show, fix, convert, split and mix data.")
 app.add_typer(data, name="data")

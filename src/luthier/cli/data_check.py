@@ -27,20 +27,22 @@ def check(
     max_length: Annotated[int, typer.Option(min=8, help="Longest row, in tokens.")] = 1024,
     template: Template = "auto",
     validation: Annotated[
-        list[str] | None, typer.Option(help="Validation file: leaks from training are found.")
+        list[str] | None,
+        typer.Option(help="Validation file, to look for leaks from the training set."),
     ] = None,
     evaluation: Annotated[
-        list[str] | None, typer.Option(help="Evaluation file that training must not hold.")
+        list[str] | None,
+        typer.Option(help="Evaluation file, to look for its rows in the training set."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a web page.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is wrong with training data before it costs a run.
+    """Find problems in training data before they cost a run.
 
-    Finds rows that cannot be read or learned, duplicates and near duplicates, one prompt with
+    Finds rows that cannot be read or trained on, duplicates and near duplicates, prompts with
     several answers, leaks into validation, keys and personal data, template text, broken
-    characters, refusals, odd ones out, and more; each with its rows by file and line, and the
-    remedy. With --model lengths are in tokens, and rows are held against its chat template.
+    characters, refusals, outliers and more, each with its rows by file and line and what to do.
+    With --model, lengths are in tokens and rows are checked against its chat template.
 
     Exits with 1 if there are errors. Example:
     `luthier data check my.jsonl --model smollm2-135m --html report.html`
@@ -66,7 +68,7 @@ def check(
     else:
         _show_report(report)
         if html is not None:
-            out.print(f"as a page: {html}", highlight=False, soft_wrap=True)
+            out.print(f"the report as a web page: {html}", highlight=False, soft_wrap=True)
     if report["verdict"] == "error":
         raise typer.Exit(1)
 
@@ -98,10 +100,10 @@ def _show_report(report: dict[str, Any]) -> None:
             highlight=False,
         )
     if not report["findings"]:
-        out.print("nothing found", style="green")
+        out.print("no problems found", style="green")
         return
     files = [file["file"] for file in report["files"]]
-    table = Table("", "rows", "that", "where", "what to do", show_lines=True)
+    table = Table("", "rows", "finding", "where", "what to do", show_lines=True)
     table.columns[1].justify = "right"
     for finding in report["findings"]:
         severity = Text(finding["severity"], style=_COLOURS[finding["severity"]])
@@ -116,7 +118,7 @@ def _show_report(report: dict[str, Any]) -> None:
 
 
 def _places(finding: dict[str, Any], files: list[str]) -> str:
-    """The first two examples; a file's folder is left out, and its name where it is the only one."""
+    """The first two examples, without the file's folder; a single file goes without its name too."""
     shown = []
     for example in finding["examples"][:2]:
         text = ": ".join(filter(None, [example["row"], example["detail"]]))
@@ -137,7 +139,7 @@ def show(
     train_on: Annotated[str, typer.Option(help="completions or all")] = "completions",
     as_json: Json = False,
 ) -> None:
-    """Show a row exactly as the model sees it: which tokens are learned, special tokens and all.
+    """Show a row exactly as the model sees it, with special tokens, and which tokens are trained on.
 
     Example: `luthier data show my.jsonl --model smollm2-135m --row 3`
     """
@@ -151,7 +153,7 @@ def show(
         return
     text = Text()
     for piece in shown["tokens"]:
-        # White on green is learned; the rest is only read. Brackets mark special tokens.
+        # White on green is supervised; the rest is context. Brackets mark special tokens.
         style = "bold white on dark_green" if piece["supervised"] else "dim"
         visible = piece["text"].replace("\n", "⏎\n").replace("\t", "→")
         text.append(f"⟦{visible}⟧" if piece["special"] else visible, style=style)
@@ -160,7 +162,7 @@ def show(
     learned = sum(piece["supervised"] for piece in shown["tokens"])
     out.print(
         f"{shown['row']}, format {shown['format']}, template {shown['template']}: "
-        f"{len(shown['tokens'])} tokens, {learned} of them learned (marked), ⟦special⟧",
+        f"{len(shown['tokens'])} tokens, {learned} of them supervised (marked), ⟦special⟧",
         highlight=False,
         markup=False,
         soft_wrap=True,

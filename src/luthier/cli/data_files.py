@@ -10,8 +10,8 @@ from luthier.cli.data import data
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 
-Out = Annotated[Path, typer.Option("--out", help="Where to write; the ending tells the kind.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice.")]
+Out = Annotated[Path, typer.Option("--out", help="File to write; its extension sets the kind.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random choice.")]
 
 
 def _say(text: str) -> None:
@@ -33,20 +33,20 @@ def convert(
     ],
     out_path: Out,
     on_bad_row: Annotated[
-        str, typer.Option(help="error, or skip: rows that cannot be read or held.")
+        str, typer.Option(help="error, or skip: for rows that cannot be read or converted.")
     ] = "error",
     as_json: Json = False,
 ) -> None:
-    """Turn data of any format into another, and of any kind of file into another.
+    """Convert data from one format, or kind of file, to another.
 
-    What a format has no place for (several turns in alpaca, say) is an error that names the rows,
-    never left out in silence. Example:
+    What a format has no place for (several turns in alpaca, say) is never dropped silently: it is an
+    error that names the rows. Example:
     `luthier data convert chat.parquet --to messages --out chat.jsonl`
     """
     from luthier.api import convert_data
 
     if on_bad_row not in ("error", "skip"):
-        raise UserError(f"--on-bad-row is error or skip, not '{on_bad_row}'")
+        raise UserError(f"--on-bad-row must be error or skip, not '{on_bad_row}'")
     with terminal() as on_event:
         done = convert_data(paths, to, out_path, on_bad_row == "skip", on_event)
     if as_json:
@@ -55,9 +55,11 @@ def convert(
     formats = ", ".join(f"{n:,} {name}" for name, n in done.formats.items())
     _say(f"{done.written:,} rows ({formats}) written to {out_path} as {to}")
     if done.rejected_dropped:
-        _say(f"{done.rejected_dropped:,} rejected answers left out: {to} keeps the chosen ones")
+        _say(
+            f"{done.rejected_dropped:,} rejected answers were dropped: {to} holds only the chosen ones"
+        )
     if done.left_out:
-        _say(f"{len(done.left_out):,} rows left out, the first:")
+        _say(f"{len(done.left_out):,} rows were skipped, the first:")
         for text in done.left_out[:5]:
             _say(f"  {text}")
 
@@ -72,7 +74,7 @@ def split(
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Split data into train.jsonl and validation.jsonl; no prompt stands in both.
+    """Split data into train.jsonl and validation.jsonl; no prompt is in both.
 
     Example: `luthier data split my.jsonl --out parts --fraction 0.05`
     """
@@ -95,7 +97,7 @@ def mix(
     ],
     out_path: Out,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows in all; else as many as the shares allow.")
+        int | None, typer.Option(min=1, help="Total rows; by default as many as the shares allow.")
     ] = None,
     seed: Seed = 42,
     as_json: Json = False,

@@ -12,20 +12,22 @@ from luthier.cli.terminal import terminal
 
 @data.command()
 def fix(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files to mend a copy of.")],
-    out_path: Annotated[Path, typer.Option("--out", help="Where the mended rows go (.jsonl).")],
-    apply: Annotated[str, typer.Option(help="Remedies, by comma; see above.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Files to fix; they are not changed.")
+    ],
+    out_path: Annotated[Path, typer.Option("--out", help="File for the fixed rows (.jsonl).")],
+    apply: Annotated[str, typer.Option(help="Fixes to apply, separated by commas; see above.")],
     as_json: Json = False,
 ) -> None:
-    """Apply remedies to a copy of data, and log every change beside it.
+    """Apply fixes to a copy of the data, and log every change beside it.
 
     Texts: `fix-mojibake` (cafÃ© → café), `normalise-unicode` (NFC), `strip-control-characters`,
     `strip-whitespace`, `redact` (keys, cards, e-mail, phone → `[EMAIL]` …).
 
     Rows: `drop-unreadable`, `drop-empty`, `drop-exact-duplicates`, `keep-first-of-conflicts`.
 
-    The source is never changed; `OUT.changes.jsonl` says what was done to which row. Example:
-    `luthier data fix my.jsonl --out mended.jsonl --apply drop-exact-duplicates,redact`
+    The source is never changed; `OUT.changes.jsonl` lists what was changed in which row. Example:
+    `luthier data fix my.jsonl --out fixed.jsonl --apply drop-exact-duplicates,redact`
     """
     from luthier.api import fix_data
 
@@ -40,7 +42,7 @@ def fix(
         out.print(f"{remedy}: {fixed.changes[remedy]:,} rows", highlight=False)
     out.print(
         f"{fixed.written:,} of {fixed.read:,} rows written to {out_path}\n"
-        f"every change: {out_path}.changes.jsonl",
+        f"every change is logged in {out_path}.changes.jsonl",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -21,14 +21,16 @@ Question: How many boats have the harbour Kiel?"""
 def demo(
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of its recipe."),
+        typer.Option(
+            "--set", metavar="GROUP.KEY=VALUE", help="Override a key of the demo's recipe."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the small real model on text-to-SQL and show before and after.
+    """Fine-tune a small real model on text-to-SQL and show it before and after.
 
-    Some 400 questions over generated SQLite databases; the answers to 84 questions over databases
-    that training never saw are executed, and count if they return what the reference returns.
+    It trains on some 400 questions over generated SQLite databases. Then its answers to 84 questions
+    over databases it never saw are executed; an answer is right if it returns what the reference does.
     """
     from luthier.demo.play import demo_recipe, play
 

@@ -29,41 +29,43 @@ def evaluate(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Rows to evaluate on; else the run's own validation rows."),
+        typer.Option(help="Rows to evaluate on; by default the run's validation rows."),
     ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Instead of the recipe's, separated by commas; a .py file with "
-            "score(answer, row) is one of your own."
+            help="Metrics instead of the recipe's, separated by commas; a .py file with "
+            "score(answer, row) is a metric of your own."
         ),
     ] = None,
     adapter_scale: AdapterScale = 1.0,
     probe: Annotated[
         bool | None,
         typer.Option(
-            "--probe/--no-probe", help="Look for forgetting; else as the recipe's evaluate.probe."
+            "--probe/--no-probe",
+            help="Measure forgetting; by default as the recipe's evaluate.probe says.",
         ),
     ] = None,
     lm_eval: Annotated[
         str | None,
         typer.Option(
-            help="Tasks of lm-evaluation-harness too, separated by commas: names, or .yaml files; "
-            "their data is fetched from the hub where it is not on this machine."
+            help="Also run these tasks of lm-evaluation-harness, separated by commas: names or .yaml "
+            "files; their data is fetched from the hub if it is not on this machine."
         ),
     ] = None,
     lm_eval_limit: Annotated[
-        int | None, typer.Option(min=1, help="Rows of each of those tasks.")
+        int | None, typer.Option(min=1, help="Most rows per task of --lm-eval.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 4,
     as_json: Json = False,
 ) -> None:
-    """Is the tuned model better than its base on held-out rows, and how sure is that?
+    """Compare the tuned model with its base on held-out rows, and say how certain the result is.
 
-    Loss and perplexity are over supervised tokens; answers are greedy, and scored by the recipe's
-    `evaluate.metrics`. Every figure has its 95% interval, and base and tuned are compared row by
-    row: better, worse, or no evidence of either. Writes `evaluation.json`, `report.html` and
-    `evaluation/` into the run; a command that was cut off goes on where it was.
+    Loss and perplexity are over supervised tokens; answers are decoded greedily and scored by the
+    recipe's `evaluate.metrics`. Every figure has a 95% confidence interval, and a paired test says
+    whether the tuned model is better, worse, or whether there is not enough evidence. Writes
+    `evaluation.json`, `report.html` and `evaluation/` into the run folder. Run it again after an
+    interruption and it goes on where it stopped.
 
     Example: `luthier evaluate runs/first --data test.jsonl --metrics exact_match,chrf`
     """
@@ -91,11 +93,11 @@ def evaluate(
     if evaluation.forgetting is not None:
         show_forgetting(evaluation.forgetting)
     show_samples(evaluation, samples)
-    out.print(f"to read and pass on: {page}", highlight=False, soft_wrap=True)
+    out.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def show_comparison(evaluation: Evaluation) -> None:
-    """Base and tuned, one row a figure, each with its interval, and the verdict of the pair."""
+    """Base and tuned, one row per figure, each with its interval, and the verdict."""
     title = f"{evaluation.rows} held-out rows, {evaluation.supervised_tokens:,} tokens scored"
     if evaluation.answered_rows:
         title += f", {evaluation.answered_rows} answered"
@@ -113,15 +115,22 @@ def show_comparison(evaluation: Evaluation) -> None:
     out.print(title, highlight=False)
     out.print(table)
     if evaluation.seen_in_training:
-        warning = f"{evaluation.seen_in_training} of these rows were trained on: figures flatter"
+        warning = (
+            f"{evaluation.seen_in_training} of these rows are in the training set: scores are "
+            "optimistic"
+        )
         out.print(warning, style="bold yellow", highlight=False)
-    out.print("[95% interval]; change is in points for shares", style="dim", markup=False)
+    out.print(
+        "[95% confidence interval]; changes of shares are in percentage points",
+        style="dim",
+        markup=False,
+    )
     if evaluation.classification is not None:
         show_confusion(evaluation.classification.tuned)
 
 
 def _change(entry: AnyCompared) -> str:
-    """The change with its interval: a ratio for perplexities, points for shares."""
+    """The change with its interval: a ratio for perplexities, percentage points for shares."""
     if isinstance(entry, PerplexityCompared):
         ratio = entry.ratio
         return f"×{ratio.ratio:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]"
@@ -194,7 +203,7 @@ def show_forgetting(found: Forgetting) -> None:
     )
     out.print(table)
     if found.kl is not None:
-        out.print(f"distance KL(base ‖ tuned) {found.kl.mean:.3f} nats a token", highlight=False)
+        out.print(f"KL(base ‖ tuned) {found.kl.mean:.3f} nats per token", highlight=False)
     style = VERDICT_STYLES[found.verdict]
     out.print(Text(found.verdict, style=style), *found.reasons, sep="\n  ", highlight=False)
     for leak in leakage.leaks[:2]:
@@ -214,8 +223,10 @@ def _p(value: float) -> str:
 
 
 def show_confusion(confusion: Confusion) -> None:
-    """The tuned model's labels, a row a true one."""
-    table = Table("tuned: true \\ said", *map(escape, confusion.labels), "none", "recall", "F1")
+    """The tuned model's labels, one row per true label."""
+    table = Table(
+        "tuned: true \\ predicted", *map(escape, confusion.labels), "none", "recall", "F1"
+    )
     for label, counts, recall, f1 in zip(
         confusion.labels,
         confusion.counts,

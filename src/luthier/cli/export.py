@@ -18,50 +18,54 @@ from luthier.run import open_run
 @app.command()
 def export(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
-    shape: Annotated[Shape, typer.Option("--to", help="What to make of it.")],
+    shape: Annotated[Shape, typer.Option("--to", help="Format to export to.")],
     types: Annotated[
         list[str] | None,
         typer.Option(
             "--type",
-            help=f"Of GGUF weights: {', '.join(get_args(GgufType))}; repeat for several files. "
+            help=f"Type of GGUF weights: {', '.join(get_args(GgufType))}; repeat for several files. "
             "Default: q8_0.",
         ),
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder to write; else RUN/gguf, RUN/ollama …"),
+        typer.Option("--out", "-o", help="Folder to write; default: RUN/gguf, RUN/ollama …"),
     ] = None,
     check_rows: Annotated[
-        int, typer.Option(min=0, help="Held-out rows to compare with the run on; 0: none.")
+        int, typer.Option(min=0, help="Held-out rows to compare outputs on; 0: no comparison.")
     ] = 64,
     push: Annotated[
-        str | None, typer.Option(help="Upload to this hub repository too: owner/name.")
+        str | None, typer.Option(help="Also upload to this hub repository: owner/name.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Push for all to see.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the uploaded repository public.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a run ready for where it will answer, with a model card.
+    """Export a run for deployment, with a model card.
 
-    - `gguf`: llama.cpp's file, adapter merged, tokenizer and chat template inside
-    - `ollama`: the same and a Modelfile with the template in Ollama's language
+    - `gguf`: a file for llama.cpp, with the merged adapter, the tokenizer and the chat template
+    - `ollama`: the same, with a Modelfile that holds the template in Ollama's language
     - `safetensors`: a Transformers folder, as `luthier merge`
     - `adapter-gguf`: the adapter alone, for llama.cpp's --lora
 
-    Each file is read back: all tensors against the weights, then its answers, tokens and perplexity
-    against the run's own on held-out rows.
+    Each file is read back: its tensors are compared with the weights, then its answers, tokens and
+    perplexity with the run's own on held-out rows.
 
     Example: `luthier export runs/first --to gguf --type f16 --type q4_0`
     """
     run = open_run(run_path)
     if types and shape not in ("gguf", "ollama"):
-        raise UserError(f"--type is of GGUF weights; --to {shape} takes none")
+        raise UserError(f"--type is for GGUF weights; --to {shape} has no --type")
     if shape == "ollama" and types and len(types) > 1:
-        raise UserError("a Modelfile names one file: give one --type with --to ollama")
+        raise UserError("a Modelfile names one GGUF file: give one --type with --to ollama")
     unknown = [kind for kind in types or [] if kind not in get_args(GgufType)]
     if unknown:
-        raise UserError(f"no type '{unknown[0]}'; types are {', '.join(get_args(GgufType))}")
+        raise UserError(
+            f"there is no type '{unknown[0]}'; types are {', '.join(get_args(GgufType))}"
+        )
     if public and push is None:
-        raise UserError("--public says how to --push; name a repository: --push owner/name")
+        raise UserError("--public needs a repository to upload to: add --push owner/name")
     from luthier.api import export_run
 
     folder = to or run.export_path(shape)
@@ -89,7 +93,7 @@ def _show(result: dict[str, Any]) -> None:
         )
         for check in result["checks"].values():
             out.print(
-                f"loss {check['loss_before']:.5f} → {check['loss_after']:.5f}, the same likeliest "
+                f"loss {check['loss_before']:.5f} → {check['loss_after']:.5f}, the same top "
                 f"token at {check['same_top']:.2%} of {check['positions']} positions",
                 highlight=False,
             )
@@ -135,7 +139,7 @@ def _notes(file: dict[str, Any]) -> list[str]:
     notes = [*file["notes"], *check.get("notes", [])]
     if check.get("same_tokens", 0) < check.get("texts", 0):
         notes.append(
-            f"Transformers cuts {check['same_tokens']} of {check['texts']} texts into the same tokens "
-            "when it reads the tokenizer back"
+            f"Transformers tokenises {check['same_tokens']} of {check['texts']} texts to the same "
+            "tokens when it reads the tokenizer back"
         )
     return notes

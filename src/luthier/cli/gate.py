@@ -18,30 +18,34 @@ def gate(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     least: Annotated[
         Conditions,
-        typer.Option("--min", metavar="METRIC=VALUE", help="At least so much; may be repeated."),
+        typer.Option(
+            "--min", metavar="METRIC=VALUE", help="Least value of a metric; may be repeated."
+        ),
     ] = None,
     most: Annotated[
         Conditions,
-        typer.Option("--max", metavar="METRIC=VALUE", help="At most so much: loss, perplexity."),
+        typer.Option(
+            "--max", metavar="METRIC=VALUE", help="Greatest value, as of loss or perplexity."
+        ),
     ] = None,
     better: Annotated[
         Conditions,
-        typer.Option(metavar="METRIC", help="Better than the base beyond chance; may be repeated."),
+        typer.Option(metavar="METRIC", help="Must be significantly better; may be repeated."),
     ] = None,
     max_forgetting: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Most that accuracy on general questions may fall: 0.05."),
+        typer.Option(min=0, max=1, help="Most that accuracy on general questions may fall (0.05)."),
     ] = None,
     max_leakage: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Most of unrelated answers in the training format."),
+        typer.Option(min=0, max=1, help="Largest share of unrelated answers in training format."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Is an evaluated run good enough? Exits with 1 if it falls short, for CI.
+    """Check an evaluated run against thresholds, for CI; exits with 1 if it falls short.
 
-    Figures are those of the run's `evaluation.json`, so run `luthier evaluate` first. Shares are
-    between 0 and 1.
+    It reads the run's `evaluation.json`, so run `luthier evaluate` first. Shares are between 0 and
+    1.
 
     Example: `luthier gate runs/first --better loss --min chrf=0.3 --max-forgetting 0.05`
     """
@@ -50,7 +54,9 @@ def gate(
 
     evaluation = run.evaluation()
     if evaluation is None:
-        raise UserError(f"{run.root} is not evaluated; run `luthier evaluate {run.root}` first")
+        raise UserError(
+            f"{run.root} has not been evaluated; run `luthier evaluate {run.root}` first"
+        )
     checks = check_gate(
         evaluation,
         least=least or (),
@@ -63,7 +69,7 @@ def gate(
     if as_json:
         print_json({"passed": passed, "checks": [check.to_json() for check in checks]})
     else:
-        table = Table("", "found", "wanted", "")
+        table = Table("", "measured", "required", "")
         for check in checks:
             word = "[green]passes[/]" if check.passed else "[bold red]falls short[/]"
             table.add_row(check.what, check.found, check.wanted, word)

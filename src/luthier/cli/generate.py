@@ -20,15 +20,16 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a fi
 System = Annotated[str | None, typer.Option(help="System prompt.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[
-    float, typer.Option(min=0, help="0 takes the likeliest token; more varies more.")
+    float, typer.Option(min=0, help="0: greedy decoding; higher is more random.")
 ]
 TopP = Annotated[
-    float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this probability.")
+    float,
+    typer.Option(min=0, max=1, help="Nucleus sampling: total probability of the tokens kept."),
 ]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from so many likeliest tokens; 0: all.")]
-RepetitionPenalty = Annotated[float, typer.Option(min=0.1, help="Above 1: repeat less.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0: all.")]
+RepetitionPenalty = Annotated[float, typer.Option(min=0.1, help="Above 1: less repetition.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")]
-Base = Annotated[bool, typer.Option("--base", help="Ask the model as it was before tuning.")]
+Base = Annotated[bool, typer.Option("--base", help="Ask the base model instead.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Show base and tuned, one after another.")]
 
 
@@ -43,9 +44,9 @@ def generate(
         str | None, typer.Option("--input", help="Rows to answer, in any format of training data.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the answers to --input go, one JSON object a line.")
+        Path | None, typer.Option(help="File for the answers to --input, one JSON object per line.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers made at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 8,
     system: System = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -58,13 +59,13 @@ def generate(
     adapter_scale: AdapterScale = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Answer prompts with a tuned model, by the template it was trained with.
+    """Answer prompts with a tuned model, in the chat template it was trained with.
 
-    A run that learned plain text goes on from the prompt instead.
+    A model that was trained on plain text continues the prompt instead.
 
     Example: `luthier generate runs/demo -p "List files over 1 MB" --compare`
 
-    A whole file, which the same command goes on with after Ctrl-C or a kill:
+    To answer a file (after Ctrl-C or a kill the same command goes on where it stopped):
     `luthier generate runs/demo --input questions.jsonl --output answers.jsonl`
     """
     run = open_run(run_path)
@@ -136,15 +137,15 @@ def _answer_file(
                 )
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped; what was answered is in {output}.part, and the same command goes on from it"
+            f"stopped: the answers so far are in {output}.part; the same command goes on from there"
         ) from None
     if as_json:
         print_json({"output": str(output), **vars(done)})
         return
-    before = f", {done.resumed} of them before" if done.resumed else ""
+    before = f", {done.resumed} of them earlier" if done.resumed else ""
     out.print(f"{done.rows} rows answered{before}: {output}", highlight=False, soft_wrap=True)
     if done.errors:
-        err.print(f"{done.errors} rows could not be asked: see their 'error'", style="yellow")
+        err.print(f"{done.errors} rows could not be answered: see their 'error'", style="yellow")
 
 
 def _messages(

@@ -1,4 +1,4 @@
-"""Entry point: run a command, and turn what goes wrong into a message and an exit code."""
+"""Entry point: run a command, and turn errors into a message and an exit code."""
 
 import logging
 import os
@@ -53,7 +53,7 @@ def options(
         is_eager=True,  # before a command is asked for
         help="Print the version and exit.",
     ),
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more on stderr."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="More detail on stderr."),
 ) -> None:
     handler = RichHandler(console=err, show_path=False, show_time=False, show_level=verbose)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
@@ -61,10 +61,10 @@ def options(
 
 
 def main() -> None:
-    """Exit 0 done, 1 fell short, 2 wrong input, 130 interrupted."""
+    """Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 interrupted."""
     runtime.prepare()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of any library would break ours
-    # One library's advice to another is not for the person at the prompt.
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of other libraries would break ours
+    # Warnings between libraries are not for the user.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -82,7 +82,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except BrokenPipeError:
-        # The reader (head, say) went away; nothing is wrong.
+        # The reader (head, say) closed the pipe; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)

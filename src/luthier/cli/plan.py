@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 def plan(
     recipe_path: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; else give --model.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; without one give --model.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -31,12 +31,12 @@ def plan(
         str | None, typer.Option("--model", "-m", help="Catalogue name, folder or hub id.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="all, full, lora or qlora.")] = None,
-    seq_len: Annotated[int, typer.Option(min=8, help="Tokens a row, without a recipe.")] = 1024,
+    seq_len: Annotated[int, typer.Option(min=8, help="Tokens per row, without a recipe.")] = 1024,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Rows a micro-batch, without a recipe.")
+        int, typer.Option(min=1, help="Rows per micro-batch, without a recipe.")
     ] = 4,
     rows: Annotated[int, typer.Option(min=1, help="Training rows, without a recipe.")] = 1000,
-    lora_r: Annotated[int, typer.Option(min=1, help="Rank, without a recipe.")] = 16,
+    lora_r: Annotated[int, typer.Option(min=1, help="LoRA rank, without a recipe.")] = 16,
     optim: Annotated[str | None, typer.Option(help="Optimiser; default: the method's.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     gradient_checkpointing: Annotated[
@@ -45,27 +45,30 @@ def plan(
     gpu: Annotated[
         str | None, typer.Option(help="A device of the catalogue; default: this machine.")
     ] = None,
-    memory: Annotated[float | None, typer.Option(min=0.1, help="Or a GPU of so many GB.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="Or GPU memory in GB.")] = None,
     hardware: Annotated[
-        Path | None, typer.Option(help="YAML laid over the hardware catalogue: prices, devices.")
+        Path | None,
+        typer.Option(help="YAML file that adds to the hardware catalogue: prices, devices."),
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="US dollars an hour.")] = None,
-    sweep: Annotated[int, typer.Option(min=1, help="Cost of so many runs, too.")] = 1,
+    price: Annotated[float | None, typer.Option(min=0, help="US dollars per hour.")] = None,
+    sweep: Annotated[int, typer.Option(min=1, help="Also the cost of this many runs.")] = 1,
     api_price: Annotated[
-        float | None, typer.Option(min=0, help="API price per million tokens: when does it pay?")
+        float | None,
+        typer.Option(min=0, help="API price per million tokens, for the break-even point."),
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Time this machine first (half a minute), kept.")
+        bool,
+        typer.Option("--calibrate", help="First measure this machine's speed (half a minute)."),
     ] = False,
     tables: Annotated[
-        bool, typer.Option("--tables", help="The classic memory tables, computed.")
+        bool, typer.Option("--tables", help="Show the classic memory tables, computed.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a run will take before it: memory, hours, money, and what fits where.
+    """Predict a run's memory, time and cost before it starts, and which devices it fits on.
 
-    One step of the real trainer is simulated on tensors that have sizes and no memory; no weights
-    are downloaded. With a RECIPE the rows of its own data are used.
+    One step of the real training loop is simulated on fake tensors, which have shapes but no storage;
+    no weights are downloaded. With a RECIPE, the rows of its own data are used.
 
     Examples: `luthier plan recipes/lora.yaml`, or
     `luthier plan --model llama-3.1-8b --method all --gpu rtx-4090`
@@ -115,7 +118,7 @@ def plan(
         _say_break_even(paying, even, target.device)
     if target.here and not planned.calibrated:
         out.print(
-            "hours need the speed of this machine: luthier plan --calibrate (half a minute)",
+            "to predict the time, measure this machine first: luthier plan --calibrate (half a minute)",
             highlight=False,
         )
 
@@ -126,7 +129,7 @@ def _chosen(method: str) -> "tuple[MethodName, ...]":
         return methods
     found = tuple(name for name in methods if name == method)
     if not found:
-        raise UserError(f"--method is all, full, lora or qlora, not '{method}'")
+        raise UserError(f"--method must be all, full, lora or qlora, not '{method}'")
     return found
 
 
@@ -139,7 +142,7 @@ def _calibrate(as_json: bool) -> None:
         print_json(asdict(found))
         return
     err.print(
-        f"calibrated in {found.dtype}: the timed steps are explained to {found.error:.0%} (median)",
+        f"calibrated in {found.dtype}: median error on the timed steps {found.error:.0%}",
         highlight=False,
     )
 
@@ -157,7 +160,7 @@ def _show_memory(plans: "list[Plan]") -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     names = {
-        "weights": "weights, frozen or not",
+        "weights": "weights, frozen and trainable",
         "adapter": "adapter",
         "gradients": "gradients",
         "optimizer": "optimiser state",
@@ -174,7 +177,9 @@ def _show_memory(plans: "list[Plan]") -> None:
     table.add_row("peak", *(_size(p.memory.peak) for p in plans), style="bold")
     table.add_row("fits", *("[green]yes" if p.fits else "[red]no" for p in plans))
     out.print(table)
-    out.print("parts are not all there at once: the peak is less than their sum", style="dim")
+    out.print(
+        "the parts are not all in memory at once, so the peak is less than their sum", style="dim"
+    )
 
 
 def _show_time(plans: "list[Plan]", sweep: int) -> None:
@@ -186,7 +191,7 @@ def _show_time(plans: "list[Plan]", sweep: int) -> None:
         table.add_row(title, *cells)
 
     row(
-        "parameters that train",
+        "trainable parameters",
         *(
             f"{p.trainable_parameters:,} ({p.trainable_parameters / p.total_parameters:.2%})"
             for p in plans
@@ -194,13 +199,13 @@ def _show_time(plans: "list[Plan]", sweep: int) -> None:
     )
     row("optimiser", *(p.optim for p in plans))
     row("steps, tokens", *(f"{p.work.steps:,}, {p.work.tokens:,}" for p in plans))
-    row("operations a token", *(f"{p.work.flops_per_token / 1e9:,.2f} GFLOP" for p in plans))
+    row("operations per token", *(f"{p.work.flops_per_token / 1e9:,.2f} GFLOP" for p in plans))
     row(
         "  by the rule (6N, 4N)",
         *(f"{p.work.by_rule / p.work.tokens / 1e9:,.2f} GFLOP" for p in plans),
     )
-    row("  of them attention", *(f"{p.work.attention_share:.0%}" for p in plans))
-    row("operations in all", *(f"{p.work.flops / 1e15:,.3f} PFLOP" for p in plans))
+    row("  share of attention", *(f"{p.work.attention_share:.0%}" for p in plans))
+    row("operations in total", *(f"{p.work.flops / 1e15:,.3f} PFLOP" for p in plans))
     row("tokens/s", *(_range(p.tokens_per_second, "{:,.0f}") for p in plans))
     row("time", *(_hours(p.seconds) for p in plans))
     row("cost", *(_range(p.cost, "${:,.2f}") for p in plans))
@@ -211,11 +216,11 @@ def _show_time(plans: "list[Plan]", sweep: int) -> None:
             *(_range(p.cost and (p.cost[0] * sweep, p.cost[1] * sweep), "${:,.2f}") for p in plans),
         )
     out.print(table)
-    out.print(f"times: {plans[0].basis}", style="dim", highlight=False)
+    out.print(f"times are {plans[0].basis}", style="dim", highlight=False)
 
 
 def _show_changes(method: str, tried: "list[Change]", device: "Accelerator") -> None:
-    table = Table(f"{method} does not fit; changed, one after the other", "peak", "", "how")
+    table = Table(f"{method} does not fit; changes, tried one after another", "peak", "", "how")
     table.columns[1].justify = "right"
     table.columns[3].overflow = "fold"
     for change in tried:
@@ -225,11 +230,11 @@ def _show_changes(method: str, tried: "list[Change]", device: "Accelerator") -> 
     out.print(table)
     if any("FSDP" in change.what for change in tried):
         out.print(
-            "sharding over GPUs is by formula (ZeRO stage 3); luthier does not run it yet",
+            "sharding over GPUs is computed by formula (ZeRO stage 3); luthier does not run it yet",
             style="dim",
         )
     if not tried[-1].fits:
-        out.print(f"nothing makes it fit on {device.name}: take a larger device", style="yellow")
+        out.print(f"no change makes it fit on {device.name}: use a larger device", style="yellow")
 
 
 def _show_room(room: "dict[str, list[Capacity]]", job: "Job") -> None:
@@ -245,16 +250,16 @@ def _show_room(room: "dict[str, list[Capacity]]", job: "Job") -> None:
 
 def _say_break_even(method: str, even: Any, device: "Accelerator") -> None:
     if even is None:
-        text = f"{method}: break-even needs the price and bandwidth of {device.name}"
+        text = f"{method}: the break-even point needs the price and bandwidth of {device.name}"
     elif even.tokens is None:
         text = (
-            f"{method}: never pays: serving on {device.name} costs ${even.own_price:,.2f} a million "
-            f"tokens, the API ${even.api_price:,.2f}"
+            f"{method}: never breaks even: serving on {device.name} costs ${even.own_price:,.2f} per "
+            f"million tokens, the API ${even.api_price:,.2f}"
         )
     else:
         text = (
-            f"{method}: pays from {_range(even.tokens, '{:,.0f}')} tokens on (own "
-            f"${even.own_price:,.2f} a million on a busy {device.name}, API ${even.api_price:,.2f})"
+            f"{method}: breaks even after {_range(even.tokens, '{:,.0f}')} tokens (per million tokens: "
+            f"${even.own_price:,.2f} on a busy {device.name}, ${even.api_price:,.2f} from the API)"
         )
     out.print(text, highlight=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""How far work is, how fast it goes and how long it may still take, in words."""
+"""Progress in words: how far, how fast, and the time left."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ class Pace:
     """How fast work goes, measured from its first piece on.
 
     The first piece does not count: it often takes far longer than the others (loading, compiling,
-    starting processes), and work that goes on from an earlier session begins with what was done.
+    starting processes), and work that resumes an earlier session starts with the pieces that one did.
     """
 
     start: int = 0
@@ -22,14 +22,14 @@ class Pace:
     last: tuple[float, int] = (0.0, 0)
 
     def take(self, seconds: float, done: int) -> None:
-        """So much was ``done`` at ``seconds``, by any clock."""
+        """Record that ``done`` pieces were done at ``seconds``, by any clock."""
         self.last = (seconds, done)
         if self.first is None and done > self.start:
             self.first = self.last
 
     @property
     def rate(self) -> float | None:
-        """Pieces a second; None while nobody knows."""
+        """Pieces per second; None until it is known."""
         if self.first is None:
             return None
         seconds, done = (last - first for last, first in zip(self.last, self.first, strict=True))

@@ -15,7 +15,9 @@ from luthier.cli.terminal import terminal
 if TYPE_CHECKING:
     from luthier.api import Answer
 
-rag = typer.Typer(no_args_is_help=True, help="Answer from documents: index them, ask them.")
+rag = typer.Typer(
+    no_args_is_help=True, help="Answer questions from documents: index them, ask them."
+)
 app.add_typer(rag, name="rag")
 
 
@@ -24,16 +26,16 @@ def index_documents(
     documents: Annotated[
         Path, typer.Argument(metavar="DOCS", help="Folder of .md, .txt and .jsonl files.")
     ],
-    index: Annotated[Path, typer.Option("--out", help="Folder for the index.")],
+    index: Annotated[Path, typer.Option("--out", help="Folder to write the index to.")],
     size: Annotated[int, typer.Option(min=16, max=250, help="Longest passage, in tokens.")] = 160,
     overlap: Annotated[
-        int, typer.Option(min=0, help="Tokens that a passage repeats of the one before.")
+        int, typer.Option(min=0, help="Tokens that a passage shares with the one before.")
     ] = 32,
     as_json: Json = False,
 ) -> None:
     """Cut documents into passages and index their words and their meaning.
 
-    The index is a folder of three files; nothing has to be started to use it. The embedding model
+    The index is a folder of three files; it needs no server. The embedding model
     (87 MB) is fetched once, as `luthier models pull` does.
 
     Example: `luthier rag index handbook/ --out handbook.index`
@@ -60,7 +62,7 @@ def index_documents(
     )
     if manifest.left_out:
         shown = ", ".join(manifest.left_out[:5]) + (" …" if len(manifest.left_out) > 5 else "")
-        out.print(f"left out, of other kinds: {shown}", highlight=False, markup=False)
+        out.print(f"skipped files of other types: {shown}", highlight=False, markup=False)
     out.print(f'next: luthier rag ask {index} "…"', highlight=False, markup=False)
 
 
@@ -72,15 +74,17 @@ def ask_documents(
         str,
         typer.Option(help="A finished run, or a model: known name, folder, .gguf file, hub id."),
     ] = "smollm2-135m",
-    count: Annotated[int, typer.Option("--k", min=1, max=50, help="Passages to show it.")] = 3,
+    count: Annotated[
+        int, typer.Option("--k", min=1, max=50, help="Passages to give the model.")
+    ] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
     as_json: Json = False,
 ) -> None:
-    """Answer a question from the indexed documents, with the passages it was answered from.
+    """Answer a question from the indexed documents, and list the passages it was answered from.
 
-    Passages are found by their words (BM25) and by their meaning (embeddings) at once. Each is
-    listed with its file and lines, whether the answer cites it, and how many of the words that the
-    answer adds to the question stand in it.
+    Passages are found by words (BM25) and by meaning (embeddings). Each is listed with its file and
+    lines, whether the answer cites it, and the share of the words which the answer adds to the
+    question that occur in the passage.
     """
     from luthier.api import Embedder, Index, ask, load_answering, read_manifest
     from luthier.api import index_changes as changes
@@ -94,7 +98,7 @@ def ask_documents(
     if stale:
         err.print(
             f"the documents have changed since they were indexed ({', '.join(stale[:3])}"
-            f"{' …' if len(stale) > 3 else ''}): luthier rag index "
+            f"{' …' if len(stale) > 3 else ''}); index them again: luthier rag index "
             f"{opened.manifest.documents} --out {index}",
             style="yellow",
             highlight=False,
@@ -109,7 +113,7 @@ def ask_documents(
 
 def _show(answer: "Answer") -> None:
     print(answer.text)
-    table = Table("", "passage", "cited", "words in it", "begins")
+    table = Table("", "passage", "cited", "words found", "begins")
     for source in answer.sources:
         passage = source.hit.passage
         begins = f"{passage.title}: {passage.text}" if passage.title else passage.text
@@ -122,4 +126,4 @@ def _show(answer: "Answer") -> None:
         )
     out.print(table)
     if not answer.grounded:
-        out.print("most of what it says stands in none of them: it may be made up", style="yellow")
+        out.print("no passage holds most of the answer's words: it may be made up", style="yellow")

@@ -28,13 +28,16 @@ app.add_typer(recipe, name="recipe")
 # By key: what is asked, and the answer that Enter gives.
 _QUESTIONS = {
     "model.source": (
-        "Which model? A name of `luthier models list`, a folder, a .gguf file or a hub id",
+        "Which model? A name from `luthier models list`, a folder, a .gguf file or a hub id",
         "smollm2-135m",
     ),
-    "data.train": ("Where is the training data? Files or folders, commas between", "my.jsonl"),
-    "data.validation": ("Where is the validation data? Enter: hold out a tenth of the above", ""),
+    "data.train": ("Where is the training data? Files or folders, separated by commas", "my.jsonl"),
+    "data.validation": (
+        "Where is the validation data? Enter: hold out a tenth of the training data",
+        "",
+    ),
     "method.name": (f"Which method? {', '.join(get_args(MethodName))}", "lora"),
-    "data.max_length": ("How many tokens may a row have?", "1024"),
+    "data.max_length": ("How many tokens may a row have at most?", "1024"),
     "run.name": ("What is the run called? Enter: a name is made from the recipe", ""),
 }
 
@@ -48,7 +51,7 @@ def new(
         list[str] | None, typer.Option(help="Training data: file, folder or pattern. Repeatable.")
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(help="Validation data; else a tenth of --data is held out.")
+        str | None, typer.Option(help="Validation data; default: a tenth of --data.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="full, lora or qlora.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
@@ -59,13 +62,13 @@ def new(
     ] = None,
     path: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("recipe.yaml"),
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask nothing: take the usual answers.")
+        bool, typer.Option("--yes", "-y", help="Ask nothing: use the default answers.")
     ] = False,
 ) -> None:
     """Write a recipe in which each line says what it does.
 
-    In a terminal it asks what the options do not answer. Without one, or with `--yes`, it takes the
-    usual answers. A file that exists is overwritten only if you say so.
+    In a terminal it asks what the options do not answer. Without one, or with `--yes`, it uses the
+    default answers. A file that exists is overwritten only if you say so.
 
     Examples: `luthier recipe new`, or `luthier recipe new --data my.jsonl --method qlora --out q.yaml`
     """
@@ -92,7 +95,7 @@ def new(
         )
     described = _complete(changes, talks)
     write_text(path, starter_recipe(described, path))
-    for line in (f"{path} is written; next:", *(f"  {c}" for c in next_commands(described, path))):
+    for line in (f"{path} written; next:", *(f"  {c}" for c in next_commands(described, path))):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -100,7 +103,9 @@ def new(
 def explain(
     path: Annotated[
         str | None,
-        typer.Argument(metavar="[KEY]", help="As train.learning_rate, or a group; else all keys."),
+        typer.Argument(
+            metavar="[KEY]", help="A key (train.learning_rate) or a group; default: all."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -135,8 +140,8 @@ def schema(
 ) -> None:
     """Print the JSON Schema of recipes, by which editors complete and check them.
 
-    A recipe names it in its first line: `# yaml-language-server: $schema=FILE`. Those that luthier
-    writes do already.
+    A recipe names it in its first line: `# yaml-language-server: $schema=FILE`. Recipes
+    that luthier writes already do.
     """
     if path is None:
         print(json_schema_text(), end="")
@@ -150,7 +155,7 @@ def _put(changes: dict[str, dict[str, Any]], key: str, value: Any) -> None:
 
 
 def _complete(changes: dict[str, dict[str, Any]], talks: bool) -> Recipe:
-    """The recipe of what was answered and, for the rest, of what is typed now or usual."""
+    """The recipe of the given answers and, for the rest, of those typed now or the defaults."""
     least = {"model": {"source": "m"}, "data": {"train": "t"}}  # where it is not answered yet
     described = as_recipe(least, **changes)  # a wrong option is told before anything is asked
     for key, (question, usual) in _QUESTIONS.items():

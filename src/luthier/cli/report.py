@@ -14,11 +14,11 @@ def report(
     run_path: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     as_json: Json = False,
 ) -> None:
-    """Write a run's page, `report.html`, from what its folder holds.
+    """Write a run's report, `report.html`, from the files in its folder.
 
-    One file that needs nothing else: is it better and by how much, what it forgot, answers side by
-    side, curves, plan against measured, how to make it again. `luthier evaluate` writes it too;
-    this makes it anew, also for a run that is not evaluated yet.
+    One self-contained page: what improved and by how much, what was forgotten, answers side by side,
+    curves, plan against measurement, and how to reproduce it. `luthier evaluate` writes it too; this
+    writes it again, also for a run that has not been evaluated.
 
     Example: `luthier report runs/first`
     """
@@ -28,4 +28,4 @@ def report(
     if as_json:
         print_json({"report": str(path)})
     else:
-        out.print(f"written: {path}", highlight=False, soft_wrap=True)
+        out.print(f"report written to {path}", highlight=False, soft_wrap=True)

@@ -16,20 +16,20 @@ from luthier.events import during
 def serve(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN…", help="Folders of finished runs; NAME=RUN to name one."),
+        typer.Argument(metavar="RUN…", help="Folders of finished runs; NAME=RUN sets a name."),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; other than this machine needs a key.")
+        str, typer.Option(help="Address to listen on; any but this machine's needs an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     api_key_env: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Environment variable with the key that clients send."),
     ] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="Load the base of a full run too (adapters have it).")
+        bool, typer.Option("--base", help="Also load the base of a full run (adapters have it).")
     ] = False,
-    max_batch: Annotated[int, typer.Option(min=1, help="Answers made at once.")] = 16,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 16,
     max_queue: Annotated[
         int, typer.Option(min=0, help="Answers that may wait; more are refused (429).")
     ] = 64,
@@ -42,20 +42,20 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds that a request may take.")
     ] = 300.0,
     shutdown_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds for running answers to end in.")
+        float, typer.Option(min=1, help="Seconds that running answers get to finish.")
     ] = 30.0,
     engine: Annotated[
         Literal["own", "vllm"],
-        typer.Option(help="`vllm`: hand over to vLLM's server, on a GPU (written, not run)."),
+        typer.Option(help="`vllm`: use vLLM's server, on a GPU (not tested yet)."),
     ] = "own",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With `--engine vllm`: print its command only.")
+        bool, typer.Option("--dry-run", help="With `--engine vllm`: only print its command.")
     ] = False,
 ) -> None:
-    """Serve tuned models by OpenAI's protocol; any client of theirs works.
+    """Serve tuned models over an OpenAI-compatible API.
 
-    Each run answers to its folder's name, and the model it was tuned from to its own; adapters
-    over one base share it in memory. All clients' answers are made in one batch, token by token.
+    The model name is the run's folder name; the base model is served under its own name. Adapters of
+    the same base share it in memory. The answers of all clients are generated in one batch.
 
     Example: `luthier serve runs/first --port 8000`, then with the `openai` package
     `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")`
@@ -73,7 +73,7 @@ def serve(
             return
         hand_over_to_vllm(line, key)
     if dry_run:
-        raise UserError("--dry-run goes with --engine vllm")
+        raise UserError("--dry-run needs --engine vllm")
     limits = Limits(
         batch=max_batch,
         queue=max_queue,
@@ -93,7 +93,7 @@ def serve(
 
     def ready() -> None:
         out.print(f"serving {', '.join(models.by_name)} at {address}/v1", highlight=False)
-        out.file.flush()  # a pipe would keep it
+        out.file.flush()  # a pipe would buffer it
 
     run_server(models, limits, bound, key, ready)
 
@@ -103,5 +103,5 @@ def _key(variable: str | None) -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(f"--api-key-env {variable}: that environment variable is not set")
+        raise UserError(f"--api-key-env {variable}: this environment variable is not set")
     return key

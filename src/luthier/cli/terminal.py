@@ -1,4 +1,4 @@
-"""Events shown to a person: bars that change in place in a terminal, whole lines in a pipe."""
+"""Events shown to a person: bars that change in place in a terminal, lines in a pipe."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ from luthier.events import (
 _BAR_AFTER = 0.3  # seconds; work that is over sooner has no bar
 _LINE_AFTER = 2.0  # seconds; work that is over sooner has no line in a pipe
 _LINE_EVERY = 5.0  # seconds between lines about the same work
-_TRAINING_LINES = 20  # in a pipe, about so many lines a run
+_TRAINING_LINES = 20  # in a pipe, about this many lines per run
 _BAR_WIDTH = 24
 
 _open: dict[Console, OnEvent] = {}
@@ -55,18 +55,18 @@ def terminal(console: Console = err) -> Iterator[OnEvent]:
 
 
 class _Sink(ABC):
-    """What both ways have in common: what is going on, and notes."""
+    """What both displays share: the work in progress, and notes."""
 
     name = "the terminal"
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.works: dict[str, Work] = {}  # that are not over, in the order they began
+        self.works: dict[str, Work] = {}  # unfinished work, in the order it began
         self.training: Training | None = None
         self.closed = False
 
     def __call__(self, event: Event) -> None:
-        if self.closed:  # a generator that is thrown away late says that its work is over
+        if self.closed:  # a generator that is closed late reports the end of its work
             return
         match event:
             case Note():
@@ -115,7 +115,7 @@ class _Sink(ABC):
 
 
 class _Live(_Sink):
-    """Bars under what is printed; they are gone when the work is over, and nothing is left of them.
+    """Bars under the printed lines; they disappear when the work is over.
 
     The display is drawn by a thread of Rich's, from what this one keeps.
     """
@@ -163,7 +163,7 @@ class _Live(_Sink):
             super().close()
 
     def _show(self) -> None:
-        if not self.live.is_started:  # not before: a short command leaves the screen alone
+        if not self.live.is_started:  # not before: a short command shows no display
             self.live.start()
 
     def _drawn(self) -> RenderableType:
@@ -197,7 +197,7 @@ class _Live(_Sink):
 
 
 class _Plain(_Sink):
-    """Whole lines, few of them, for logs and pipes.
+    """A few complete lines, for logs and pipes.
 
     A thread looks after work that says nothing for long, such as loading a model.
     """

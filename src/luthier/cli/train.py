@@ -35,18 +35,17 @@ def train(
         bool,
         typer.Option(
             "--verify-determinism",
-            help="Train the first 10 steps twice, aside, and compare the bytes; 1 if they differ.",
+            help="Only train the first 10 steps twice and compare the bytes; exit 1 if they differ.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe: full, LoRA or QLoRA.
+    """Train a model as a recipe says: full fine-tuning, LoRA or QLoRA.
 
-    Makes a run folder (`runs/<name>`) with the data split, checkpoints, `metrics.jsonl` and in
-    the end the best weights in `adapter/` or `model/`. The same command, run again, goes on from
-    the last checkpoint of a run that was cut off, exactly; Ctrl-C saves one first. At every
-    evaluation a few general questions show whether it begins to forget; `train.stop_on_forgetting`
-    makes it stop then.
+    Makes a run folder (`runs/<name>`) with the data split, checkpoints, `metrics.jsonl` and, at the
+    end, the best weights in `adapter/` or `model/`. Ctrl-C saves a checkpoint and stops. After any
+    interruption the same command resumes exactly from the last checkpoint. Every evaluation asks a
+    few general questions to detect forgetting; `train.stop_on_forgetting` stops the run then.
 
     Example: `luthier train recipes/lora.yaml --set data.train=my.jsonl --set run.name=first`
     """
@@ -66,7 +65,7 @@ def train(
         print_json({"run": str(run.root), **measured.to_dict()})
         return
     if was_finished:
-        out.print(f"{run.root} has finished before; choose another run.name to train anew")
+        out.print(f"{run.root} had already finished; choose another run.name to train again")
     show_measured(run.root, measured)
     out.print(f"next: luthier evaluate {run.root}", highlight=False)
 
@@ -79,12 +78,12 @@ def _verify_determinism(recipe: Recipe, as_json: bool) -> None:
     if as_json:
         print_json({"same": not found, "differences": found})
     elif found:
-        out.print("two runs of this recipe differ here:", style="bold red")
+        out.print("two runs of this recipe differ in:", style="bold red")
         for difference in found:
             out.print(f"  {difference}", markup=False, highlight=False)
     else:
         out.print(
-            f"the same bytes twice, over {STEPS} steps at most: weights, optimiser, random state and "
+            f"both runs of up to {STEPS} steps are byte-identical: weights, optimiser, random state and "
             "every logged number",
             highlight=False,
         )
@@ -96,7 +95,9 @@ def _find(path: Path, overrides: list[str]) -> tuple[Recipe, Run]:
     """The recipe and run that ``path`` means."""
     if path.is_dir():
         if overrides:
-            raise UserError("a run keeps its settings: --set goes with a recipe, not a run folder")
+            raise UserError(
+                "a run's settings cannot change: use --set with a recipe, not with a run folder"
+            )
         run = open_run(path)
         return run.recipe(), run
     recipe = load_recipe(path, overrides)
@@ -113,9 +114,12 @@ def show_measured(root: Path, measured: "Measured") -> None:
             f" (perplexity {measured.best_eval_perplexity:.2f})",
         )
     if measured.forgot:
-        table.add_row("stopped early", "general skill fell past train.stop_on_forgetting")
+        table.add_row(
+            "stopped early",
+            "accuracy on general questions fell by more than train.stop_on_forgetting",
+        )
     elif measured.stopped_early:
-        table.add_row("stopped early", "validation loss got no better")
+        table.add_row("stopped early", "the validation loss stopped improving")
     table.add_row(
         "time", f"{measured.seconds:.0f} s, {measured.tokens_per_second:,.0f} tokens/s in training"
     )
@@ -123,6 +127,6 @@ def show_measured(root: Path, measured: "Measured") -> None:
     names = {"peak_memory": "peak memory", "tokens_per_second": "tokens/s"}
     if measured.plan_errors:
         off = ", ".join(f"{names[k]} {v:+.0%}" for k, v in measured.plan_errors.items())
-        table.add_row("the plan was off by", off)
+        table.add_row("error of the plan", off)
     table.add_row("weights", str(root / measured.weights))
     out.print(table)

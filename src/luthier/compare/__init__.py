@@ -1,1 +1,1 @@
-"""Several ways or several runs side by side, on the same rows."""
+"""Approaches or runs compared on the same rows."""

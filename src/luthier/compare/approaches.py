@@ -41,7 +41,7 @@ class Question:
         documents: a folder of documents, or an index of them; None where nothing retrieves.
         run: None where nothing is tuned.
         examples: rows to take the few shots from; None: the run's training rows.
-        passages: shown to the model a query.
+        passages: how many the model is shown per query.
     """
 
     approaches: tuple[Approach, ...]
@@ -66,7 +66,7 @@ class Asked:
 def ask_all(question: Question, out: Path, on_event: OnEvent = ignore) -> Asked:
     """Answer every row by every approach; what was answered before is kept in ``out``.
 
-    A query is timed alone, from the question to the whole answer, search included; the first of
+    A query is timed alone, from the question to the complete answer, search included; the first of
     each approach is asked twice, and timed the second time.
 
     Raises:
@@ -79,7 +79,7 @@ def ask_all(question: Question, out: Path, on_event: OnEvent = ignore) -> Asked:
     rows = [row for row in read if row.messages]
     rows = sample(rows, evaluate.max_rows, question.recipe.train.seed)
     if not rows:
-        raise UserError(f"{question.data} has no row with a question and an answer")
+        raise UserError(f"{question.data} has no row with a question and an answer to compare on")
     examples = _examples(question, rows, on_event) if any(kind.shots for kind in kinds) else []
     store = Store(out / "answers.jsonl")
     records: dict[Approach, list[Record]] = {}
@@ -115,8 +115,8 @@ def _examples(
     pool = [row for row in pool if row.messages and split_key(row) not in asked]
     if len(pool) < question.shots:
         raise UserError(
-            f"{len(pool)} examples are not enough for --shots {question.shots}; questions that are "
-            "asked do not count"
+            f"{len(pool)} examples are not enough for --shots {question.shots} (questions that are "
+            "asked do not count); give more with --examples"
         )
     return sample(pool, question.shots, question.recipe.train.seed)
 
@@ -125,7 +125,7 @@ def _examples(
 def _index(
     question: Question, kinds: Sequence[Kind], out: Path, on_event: OnEvent
 ) -> Iterator[Index | None]:
-    """The index: the one given, or one of the documents, made where there is none that is up to date."""
+    """The index: the one given, or one of the documents, built where there is none up to date."""
     if not any(kind.retrieves for kind in kinds):
         yield None
         return

@@ -25,7 +25,7 @@ from luthier.run import Run
 COMPARISON = "comparison.json"
 _SAMPLES = 30
 
-Scores = dict[str, dict[Approach, list[float]]]  # one a row, by metric and approach
+Scores = dict[str, dict[Approach, list[float]]]  # one per row, by metric and approach
 
 
 def compare_approaches(
@@ -37,7 +37,7 @@ def compare_approaches(
     goals: Mapping[str, Goal] | None = None,
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
-    """Ask, score and sum up; kept in ``out`` as ``comparison.json``.
+    """Ask, score and summarise; kept in ``out`` as ``comparison.json``.
 
     Args:
         by: field of the rows to score groups apart by.
@@ -45,7 +45,7 @@ def compare_approaches(
 
     Returns:
         ``approaches`` with what each reached and took, ``rules`` with what the advisor would say
-        and whether these numbers bear it out, ``samples`` with the answers side by side.
+        and whether these results confirm it, ``samples`` with the answers side by side.
 
     Raises:
         UserError: as ``ask_all`` and ``make_metrics``.
@@ -98,7 +98,7 @@ def compare_approaches(
 
 
 def _seen(asked: Asked, run: Run | None) -> int:
-    """How many questions the run was trained on: those say nothing about new ones."""
+    """How many questions are in the run's training set: scores on those are optimistic."""
     return 0 if run is None else len(without_overlap(asked.rows, trained_on(run))[1])
 
 
@@ -178,7 +178,7 @@ def cost_per_1000(records: Sequence[Record], prices: Prices) -> float:
 def _setup(
     name: Approach, run: Run | None, manifest: Manifest | None, prices: Prices
 ) -> dict[str, Any]:
-    """Machine time measured when the index was made and the model trained, and its cost by tokens."""
+    """Measured machine time of indexing and training, and its cost by tokens."""
     seconds = dollars = 0.0
     parts = []
     if KINDS[name].retrieves and manifest is not None:

@@ -1,4 +1,4 @@
-"""Train the variants of a recipe, prove each on the same rows, and put them side by side."""
+"""Train the variants of a recipe, evaluate each on the same rows, and compare them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ def compare_methods(
         price_per_hour: of this machine, US dollars.
 
     Raises:
-        UserError: a run cannot begin, or fell.
+        UserError: a run cannot start, or failed.
         Interrupted: the user stopped a run; it saved, and the same command goes on.
     """
     runs = [claim_run(variant.recipe, "compare") for variant in variants]  # before any work
@@ -75,7 +75,7 @@ def compare_methods(
 
 
 def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_event: OnEvent) -> None:
-    """What `luthier evaluate` does: the proof and its page, in the run's folder."""
+    """What `luthier evaluate` does: the evaluation and its report, in the run's folder."""
 
     def named(event: Event) -> None:
         if isinstance(event, Progress):
@@ -154,14 +154,14 @@ def _check_rows(trained: Sequence[Trained]) -> None:
     asked = [[(row.messages, row.reference) for row in one.rows] for one in trained]
     if not asked[0]:
         raise UserError(
-            "no row was answered, so there is nothing to compare: the rows hold plain text, or "
-            "evaluate.max_rows is 0"
+            "no row was answered, so there is nothing to compare: the rows are plain text, or "
+            "evaluate.max_rows is 0; give rows with questions by --data"
         )
     for one, rows in zip(trained, asked, strict=True):
         if rows != asked[0]:
             raise UserError(
-                f"{one.run.root.name} answered other rows than {trained[0].run.root.name}: what is "
-                "varied changes the validation split; give the rows to compare on with --data"
+                f"{one.run.root.name} answered different rows from {trained[0].run.root.name}: a varied "
+                "key changes the validation split; give the rows to compare on with --data"
             )
 
 
@@ -218,7 +218,7 @@ def _entry(
 
 
 def _scores(ones: Sequence[Trained], metric: str) -> list[float]:
-    """One score a row: the mean over the seeds, which answered the same rows."""
+    """One score per row: the mean over the seeds, which answered the same rows."""
     columns = [[row.scores.tuned[metric] for row in one.rows] for one in ones]
     return [sum(values) / len(values) for values in zip(*columns, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Comparisons as Markdown and as one HTML file that needs nothing else."""
+"""Comparisons as Markdown and as one self-contained HTML file."""
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ def write_approaches(comparison: dict[str, Any], out: Path) -> None:
     if comparison["by"]:
         parts += [f"## By {comparison['by']}", markdown(groups_table(comparison))]
     if comparison["rules"]:
-        parts += ["## What the advisor would say", markdown(rules_table(comparison))]
+        parts += ["## What the advisor says", markdown(rules_table(comparison))]
     write_text(out / DOCUMENT, "\n\n".join(parts) + "\n")
 
     def quality(metric: dict[str, Any]) -> list[dict[str, Any]]:

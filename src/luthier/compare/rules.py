@@ -1,4 +1,4 @@
-"""What the advisor would have said, and whether the measured numbers bear it out."""
+"""What the advisor would have said, and whether the measurements confirm it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,10 +32,10 @@ def check_rules(
 ) -> list[dict[str, Any]]:
     """For each metric, and for all together: the advised approach against each other that was tried.
 
-    The advisor is asked as one asks it with the metric's goal and nothing else in the way: a number
-    to judge by, time, one task, prompts tried and not enough, plenty of examples. By the paired test
+    The advisor gets the metric's goal, and answers that let nothing else decide: a metric, a budget,
+    one task, prompts that are not good enough, plenty of examples. By the paired test
     on the same rows: ``contradicted``, another approach is better; ``confirmed``, none is and the
-    advised one beats at least one; ``undecided``, there is no evidence either way.
+    advised one beats at least one; ``undecided``, there is not enough evidence.
 
     Args:
         goals: what a metric measures, by its name; ``facts`` where nothing else is known.
@@ -50,7 +50,7 @@ def check_rules(
 
 
 def advised(goals: set[Goal]) -> Decision:
-    """The advisor's decision where the goals are all that decides."""
+    """The advisor's decision where only the goals matter."""
     decision = decide(
         Answers(
             metric=True,
@@ -110,7 +110,7 @@ def _check(
 def _totals(
     metrics: Sequence[Metric], scores: Mapping[str, Mapping[Approach, Sequence[float]]]
 ) -> dict[Approach, list[float]]:
-    """One number a row and approach, more being better: the mean over the metrics."""
+    """One number per row and approach, higher is better: the mean over the metrics."""
     signs = [1.0 if metric.higher_is_better else -1.0 for metric in metrics]
     columns = [scores[metric.name] for metric in metrics]
     return {

@@ -7,7 +7,7 @@ Table = tuple[list[str], list[list[str]]]  # heads, and cells row by row
 
 
 def approaches_table(comparison: dict[str, Any]) -> Table:
-    """One row an approach: every metric, latency, tokens, cost, set-up."""
+    """One row per approach: every metric, latency, tokens, cost, set-up."""
     metrics = comparison["metrics"]
     head = ["approach", *(metric["label"] for metric in metrics)]
     head += ["median s", "p95 s", "tokens in", "out", "$ per 1,000", "set-up", "$ set-up"]
@@ -29,7 +29,7 @@ def approaches_table(comparison: dict[str, Any]) -> Table:
 
 
 def groups_table(comparison: dict[str, Any]) -> Table:
-    """One row an approach, each metric in each group of rows."""
+    """One row per approach, each metric in each group of rows."""
     metrics = comparison["metrics"]
     head = ["approach"] + [
         f"{metric['label']}, {group} ({count})"
@@ -49,16 +49,16 @@ def groups_table(comparison: dict[str, Any]) -> Table:
 
 
 def rules_table(comparison: dict[str, Any]) -> Table:
-    """One row a rule of the advisor."""
+    """One row per rule of the advisor."""
     rows = []
     for rule in comparison["rules"]:
         verdict = rule["verdict"]
         if rule["better"]:
             verdict += f": better is {', '.join(rule['better'])}"
         if rule["as_good"]:
-            verdict += f" (no evidence against {', '.join(rule['as_good'])})"
+            verdict += f" (not enough evidence against {', '.join(rule['as_good'])})"
         rows.append([rule["of"], ", ".join(rule["goals"]), rule["advised"], verdict])
-    return ["measured by", "goal", "advised", "these numbers"], rows
+    return ["measured by", "goal", "advised", "these results"], rows
 
 
 def quality_table(comparison: dict[str, Any]) -> Table:
@@ -81,7 +81,7 @@ def quality_table(comparison: dict[str, Any]) -> Table:
 
 
 def resources_table(comparison: dict[str, Any]) -> Table:
-    """What each variant took: parameters, memory, time, size, cost."""
+    """The resources of each variant: parameters, memory, time, size, cost."""
     costs = comparison["price_per_hour"] is not None
     head = [
         "",

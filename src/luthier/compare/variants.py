@@ -50,7 +50,7 @@ def make_variants(
     known = get_args(MethodName)
     for method in methods:
         if method not in known:
-            raise UserError(f"no method '{method}'; they are {', '.join(known)}")
+            raise UserError(f"there is no method '{method}'; methods are {', '.join(known)}")
     grid: dict[str, Sequence[Any]] = {}
     if methods:
         grid["method.name"] = list(dict.fromkeys(methods))
@@ -60,13 +60,13 @@ def make_variants(
         count *= len(values)
     if count * seeds < 2:
         raise UserError(
-            "there is one variant only; name more with --methods full,lora,qlora, "
+            "there is only one variant; add more with --methods full,lora,qlora, "
             "--vary method.lora_r=4,16,64 or --seeds 3"
         )
     if seeds > 1 and base.data.validation is None:
         raise UserError(
-            "--seeds draws another validation split for each seed, and rows that differ cannot be "
-            "compared: set data.validation to a file"
+            "--seeds draws a different validation split for each seed, and results on different rows "
+            "cannot be compared: set data.validation to a file"
         )
     variants = []
     for combination in itertools.product(*grid.values()):
@@ -85,7 +85,7 @@ def make_variants(
             recipe = base.changed(**_by_group(sets)).with_absolute_paths()
             variants.append(Variant(name, seed, changes, recipe))
     if len({v.recipe.run.name for v in variants}) < len(variants):
-        raise UserError("two variants are the same; --methods and --vary name each value once")
+        raise UserError("two variants are the same; give each value of --methods and --vary once")
     return variants
 
 
@@ -108,9 +108,9 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
                 f"--vary takes group.key=VALUE,VALUE (method.lora_r=4,16,64), not '{text}'"
             )
         if key == "method.name":
-            raise UserError("the methods are named by --methods full,lora,qlora")
+            raise UserError("vary the method with --methods full,lora,qlora, not with --vary")
         if key == "train.seed":
-            raise UserError("seeds are repetitions, not variants: --seeds 3")
+            raise UserError("repeat runs over seeds with --seeds 3, not with --vary")
         parsed[key.strip()] = items
     return parsed
 

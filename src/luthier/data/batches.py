@@ -91,7 +91,7 @@ class Batch:
 
 
 class RowDataset(Dataset[Item]):
-    """Rows one by one, or with ``packing`` bins of whole rows filled up to ``max_length`` tokens.
+    """Rows one by one, or with ``packing`` bins of complete rows filled up to ``max_length`` tokens.
 
     Which rows share a bin is decided once; the order of bins changes with each epoch.
     """

@@ -35,14 +35,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
-            raise SecurityError("a chat template has no use for powers")
+            raise SecurityError("the chat template computes a power, which is not allowed")
         for one, other in ((left, right), (right, left)):
             if isinstance(one, str | bytes | list | tuple) and isinstance(other, int):
                 if len(one) * other > _LONGEST:
-                    raise SecurityError(f"a chat template repeats something {other:,} times")
+                    raise SecurityError(
+                        f"the chat template repeats something {other:,} times, which is not allowed"
+                    )
                 break
             if isinstance(one, int) and abs(one) > _LARGEST:
-                raise SecurityError("a chat template computes with very large numbers")
+                raise SecurityError(
+                    "the chat template computes with very large numbers, which is not allowed"
+                )
         return super().call_binop(context, operator, left, right)
 
 

@@ -35,7 +35,7 @@ def to_row(conversation: Conversation, fmt: str) -> dict[str, Any]:
 
 def _spoken(conversation: Conversation, fmt: str) -> tuple[Message, ...]:
     if conversation.text is not None:
-        raise CannotHold(f"plain text has no turns, which {fmt} is made of")
+        raise CannotHold(f"plain text has no turns, but {fmt} needs them")
     return conversation.messages
 
 
@@ -58,7 +58,7 @@ def _sharegpt(conversation: Conversation) -> dict[str, Any]:
             turns.append({"from": _SHAREGPT_NAMES[turn["role"]], "value": turn["content"]})
             continue
         if turn["content"] or len(calls) > 1:
-            raise CannotHold("sharegpt has one call a turn, without words beside it")
+            raise CannotHold("sharegpt allows one tool call per turn, without text beside it")
         turns.append({"from": "function_call", "value": json.dumps(calls[0]["function"])})
     return {"conversations": turns, **_tools(messages)}
 
@@ -68,7 +68,7 @@ def _alpaca(conversation: Conversation) -> dict[str, Any]:
     system = [m for m in messages if m["role"] == "system"]
     rest = messages[len(system) :]
     if len(rest) != 2 or any("tool_calls" in m or "tools" in m for m in messages):
-        raise CannotHold("alpaca has one question and one answer, without tools")
+        raise CannotHold("alpaca allows one question and one answer, without tools")
     row = {
         "instruction": rest[0]["content"],
         "input": rest[0].get("input", ""),
@@ -89,7 +89,7 @@ def _prompt_completion(conversation: Conversation) -> dict[str, Any]:
 def _text(conversation: Conversation) -> dict[str, Any]:
     if conversation.text is None:
         raise CannotHold(
-            "turns become text only by a model's chat template; train on them as they are"
+            "turns become text only through a model's chat template; train on them as they are"
         )
     return {"text": conversation.text}
 
@@ -181,5 +181,5 @@ def _rows(
         shown = "\n  ".join(converted.left_out[:_SHOWN])
         raise UserError(
             f"{len(converted.left_out)} rows cannot be converted, so nothing is written:\n  {shown}\n"
-            "mend them, or leave them out with --on-bad-row skip"
+            "fix them, or skip them with --on-bad-row skip"
         )

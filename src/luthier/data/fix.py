@@ -54,7 +54,7 @@ ROW_REMEDIES = {
     "drop-unreadable": "rows that cannot be read, or are in no known format",
     "drop-empty": "rows without an answer or a question",
     "drop-exact-duplicates": "rows that repeat an earlier one, spacing aside",
-    "keep-first-of-conflicts": "rows whose prompt an earlier row answers otherwise",
+    "keep-first-of-conflicts": "rows whose prompt has another answer in an earlier row",
 }
 REMEDIES = (*TEXT_REMEDIES, *ROW_REMEDIES)
 
@@ -75,7 +75,7 @@ def fix_data(
 
     Beside it ``<out>.changes.jsonl`` has a line for each change: row, remedy, field, before, after
     (for ``redact`` only what kind was there). Only conversation fields are told empty or equal;
-    texts are changed wherever they stand in a row.
+    texts are changed wherever they are in a row.
 
     Raises:
         UserError: an unknown remedy, ``out`` exists or is no .jsonl, or rows cannot be read and
@@ -85,7 +85,9 @@ def fix_data(
         if remedy not in REMEDIES:
             raise UserError(f"unknown remedy '{remedy}'; known: {', '.join(REMEDIES)}")
     if out.suffix != ".jsonl":
-        raise UserError(f"{out}: the mended rows are written as .jsonl")
+        raise UserError(
+            f"{out}: the fixed rows are written as .jsonl; choose an --out that ends in it"
+        )
     log = out.with_name(f"{out.name}.changes.jsonl")
     for path in (out, log):
         if path.exists():
@@ -126,7 +128,7 @@ class _Fixer:
         self.fixed.changes.update(changed)
         fmt = detect_format(row)
         if fmt is None:
-            self._unreadable(origin, f"fields {', '.join(row)} fit no known format")
+            self._unreadable(origin, f"its fields {', '.join(row)} match no known format")
             return None
         try:
             conversation = to_conversation(row, fmt, origin)
@@ -141,14 +143,14 @@ class _Fixer:
             return None
         first = self.answers.setdefault(prompt, answer)
         if first != answer and "keep-first-of-conflicts" in self.chosen:
-            self._drop(origin, "keep-first-of-conflicts", "an earlier row answers otherwise")
+            self._drop(origin, "keep-first-of-conflicts", "an earlier row has another answer")
             return None
         self.seen.add(prompt ^ (answer << 64))
         return row
 
     def _unreadable(self, origin: Origin, reason: str) -> None:
         if "drop-unreadable" not in self.chosen:
-            raise UserError(f"{origin}: {reason}; mend it, or add the remedy drop-unreadable")
+            raise UserError(f"{origin}: {reason}; fix it, or add the remedy drop-unreadable")
         self._drop(origin, "drop-unreadable", reason)
 
     def _drop(self, origin: Origin, remedy: str, why: str) -> None:

@@ -48,9 +48,9 @@ def _translated(described: ForeignSet, origin: Origin, row: Row) -> Item:
     try:
         return origin, described.translate(row)
     except KeyError as error:
-        return BadRow(origin, f"there is no field {error}, which the description names")
+        return BadRow(origin, f"there is no field {error}, which its description names")
     except (TypeError, ValueError, AttributeError) as error:
-        return BadRow(origin, f"is not as its description says: {error}")
+        return BadRow(origin, f"does not match its description: {error}")
 
 
 def _described(source: str) -> list[ForeignSet] | None:
@@ -67,7 +67,7 @@ def _only(entry: Row, known: set[str], place: str) -> None:
     for key in entry:
         if key not in known:
             raise UserError(
-                f"{place}: '{key}' is not understood; known are {', '.join(sorted(known))}"
+                f"{place}: '{key}' is not supported; supported are {', '.join(sorted(known))}"
             )
 
 
@@ -102,13 +102,13 @@ def _llama_factory(path: Path, name: str) -> ForeignSet:
         source = str(path.parent / str(entry["file_name"]))
         if not Path(source).resolve().is_relative_to(path.parent.resolve()):
             raise UserError(
-                f"{place}: file_name {entry['file_name']!r} leads out of the folder of the data set; "
+                f"{place}: file_name {entry['file_name']!r} points outside the folder of the data set; "
                 "name that file itself if you mean it"
             )
     elif "hf_hub_url" in entry:
         source = entry["hf_hub_url"] + (f":{entry['split']}" if "split" in entry else "")
     else:
-        raise UserError(f"{place} names neither file_name nor hf_hub_url")
+        raise UserError(f"{place} has neither file_name nor hf_hub_url")
     # Only columns that are named, or are the defaults of rows without any, are read.
     columns = {key: given.get(key, default) for key, default in _FACTORY_COLUMNS.items()}
     tags = {**_FACTORY_TAGS, **tags}
@@ -179,7 +179,7 @@ def _axolotl(path: Path) -> list[ForeignSet]:
         raise UserError(f"{path} is not readable YAML: {error}") from None
     entries = config.get("datasets") if isinstance(config, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{path} has no list 'datasets:', as an Axolotl config has")
+        raise UserError(f"{path} has no list 'datasets:', which an Axolotl config must have")
     return [
         found
         for number, entry in enumerate(entries, start=1)

@@ -40,7 +40,7 @@ def detect_format(row: dict[str, Any]) -> str | None:
 def unknown_format(row: dict[str, Any]) -> str:
     """What to say of a row that ``detect_format`` does not know."""
     known = ", ".join(f"{fields} ({name})" for name, fields in FORMATS.items())
-    return f"fields {', '.join(map(str, row)) or '(none)'} fit no known format: {known}"
+    return f"fields {', '.join(map(str, row)) or '(none)'} match no known format: {known}"
 
 
 def to_conversation(row: dict[str, Any], fmt: str, origin: Origin) -> Conversation:

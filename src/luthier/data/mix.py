@@ -16,14 +16,14 @@ from luthier.events import OnEvent, ignore
 
 
 def read_all(source: str, on_event: OnEvent = ignore) -> Iterator[dict[str, Any]]:
-    """The rows of a source as they stand there.
+    """The rows of a source, unchanged.
 
     Raises:
         UserError: one cannot be read.
     """
     for item in read_rows(source, on_event):
         if isinstance(item, BadRow):
-            raise UserError(f"{item}; mend it with `luthier data fix --apply drop-unreadable`")
+            raise UserError(f"{item}; fix it with `luthier data fix --apply drop-unreadable`")
         yield item[1]
 
 
@@ -62,7 +62,7 @@ def _keyed(source: str, on_event: OnEvent) -> Iterator[tuple[str, dict[str, Any]
                 raise BadRow(origin, unknown_format(row))
             yield split_key(to_conversation(row, fmt, origin)), row
         except BadRow as bad:
-            raise UserError(f"{bad}; mend it, or see `luthier data fix`") from None
+            raise UserError(f"{bad}; fix it, or see `luthier data fix`") from None
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def mix_data(
             different formats.
     """
     if any(weight <= 0 for _, weight in weights):
-        raise UserError("weights are positive: luthier data mix a.jsonl=3 b.jsonl=1")
+        raise UserError("weights must be positive, as in: luthier data mix a.jsonl=3 b.jsonl=1")
     pools = [list(read_all(source, on_event)) for source, _ in weights]
     formats = {detect_format(row) for pool in pools for row in pool}
     if len(formats) > 1:
         names = ", ".join(sorted(str(fmt) for fmt in formats))
         raise UserError(
-            f"the sources are of several formats ({names}); `luthier data convert` first"
+            f"the sources have different formats ({names}); run `luthier data convert` first"
         )
     total = sum(weight for _, weight in weights)
     most = min(len(pool) * total / weight for pool, (_, weight) in zip(pools, weights, strict=True))
@@ -109,7 +109,7 @@ def mix_data(
         count = round(wanted * weight / total)
         if count > len(pool):
             raise UserError(
-                f"{source} has {len(pool)} rows, {count} are wanted of it; at most "
+                f"{source} has {len(pool)} rows, but {count} are needed from it; at most "
                 f"--rows {int(most)} keep these shares"
             )
         taken += random.Random(_seed(seed, source)).sample(pool, count)  # noqa: S311

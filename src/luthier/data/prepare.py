@@ -46,7 +46,7 @@ class Prepared:
 
 @dataclass
 class _LeftOut:
-    """Rows that are not trained on, by reason."""
+    """Skipped rows, by reason."""
 
     bad: list[BadRow] = field(default_factory=list)
     too_long: list[TokenRow] = field(default_factory=list)
@@ -130,8 +130,8 @@ def load_stored(
         whole = report is not None and _as_stored(report, run)
     if report is None or not whole:
         raise UserError(
-            f"{run.train_path.parent} is not as this run wrote it, so the run cannot go on "
-            "exactly; choose another run.name to start anew"
+            f"{run.train_path.parent} has changed since this run wrote it, so the run cannot be "
+            "resumed exactly; choose another run.name to start over"
         )
     encoder = Tokenizer(tokenizer, data.train_on)
     train, validation = (
@@ -215,7 +215,7 @@ def _read(
                 left_out.bad.append(item)
                 continue
             origin, row = item
-            if fmt is None:  # the first row that can be read tells for the whole file
+            if fmt is None:  # the first row that can be read tells the format of the file
                 fmt = detect_format(row)
                 if fmt is None:
                     raise UserError(f"{origin}: {unknown_format(row)}")
@@ -249,7 +249,7 @@ def _bad_rows_message(bad: list[BadRow]) -> str:
     count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
     return (
         f"{count} cannot be used:\n  {shown}{more}\n"
-        "mend them, or set data.on_bad_row: skip to train without them"
+        "fix them, or set data.on_bad_row: skip to train without them"
     )
 
 
@@ -285,7 +285,7 @@ def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:
         shown = ", ".join(f"{row.conversation.origin} ({len(row)})" for row in too_long[:_SHOWN])
         raise UserError(
             f"{len(too_long)} rows are longer than data.max_length {data.max_length} tokens: "
-            f"{shown}; raise it (the longest has {longest}), or set data.on_too_long"
+            f"{shown}; increase it (the longest has {longest}), or set data.on_too_long"
         )
     if not train:
         why = [

@@ -8,7 +8,7 @@ from luthier.data.formats import detect_format, to_conversation, unknown_format
 from luthier.data.readers import BadRow
 from luthier.data.turns import as_turns
 
-_NO_ANSWER = "-"  # stands where a row has none, so that it reads as one that has
+_NO_ANSWER = "-"  # takes the place of a missing answer, so that it reads as one that has
 
 
 @dataclass(frozen=True)

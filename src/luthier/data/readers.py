@@ -46,7 +46,7 @@ def _read_file(file: str) -> Iterator[Item]:
     path = user_path(file)
     kinds = kind_of(path.name)
     if kinds is None:
-        raise UserError(f"{file}: data files end in {endings()}")
+        raise UserError(f"{file}: names of data files end in {endings()}")
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kinds[0]]
     empty = True
     try:
@@ -60,7 +60,7 @@ def _read_file(file: str) -> Iterator[Item]:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error}") from error
     if empty:
-        raise UserError(f"{file} is empty: it holds no rows")
+        raise UserError(f"{file} is empty: it has no rows")
 
 
 def _jsonl(path: Path, name: str) -> Iterator[Item]:
@@ -78,7 +78,9 @@ def _lines(file: Any, end: AnyStr, name: str) -> Iterator[AnyStr]:
     while (line := file.readline(_LONGEST + 1)) != end:
         number += 1
         if len(line) > _LONGEST:
-            raise UserError(f"{name}, line {number}: longer than {_LONGEST >> 20} Mi characters")
+            raise UserError(
+                f"{name}, line {number}: longer than {_LONGEST >> 20} Mi characters, which is too long for a row"
+            )
         yield line
 
 
@@ -89,14 +91,16 @@ def _json(path: Path, name: str) -> Iterator[Item]:
     except json.JSONDecodeError as error:
         reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise UserError(
-            f"{name}: not valid JSON: {reason} (one object a line? then name it .jsonl)"
+            f"{name}: not valid JSON: {reason} (if it has one object per line, name it .jsonl)"
         ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start}; convert the file") from None
+        raise UserError(
+            f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8"
+        ) from None
     except RecursionError:
         raise UserError(f"{name}: nested too deeply to read") from None
     if not isinstance(value, list):
-        raise UserError(f"{name}: a .json data file holds a list of objects")
+        raise UserError(f"{name}: a .json data file must hold a list of objects")
     for number, row in enumerate(value, start=1):
         yield _checked(row, Origin(name, number))
 
@@ -119,28 +123,30 @@ def _checked(row: Any, origin: Origin) -> Item:
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        return BadRow(origin, "holds half of a surrogate pair (\\ud800 …), which is no character")
+        return BadRow(origin, "has half of a surrogate pair (\\ud800 …), which is not a character")
     return origin, row
 
 
 def _csv(path: Path, name: str) -> Iterator[Item]:
-    csv.field_size_limit(_LONGEST)  # the default of 128 KiB a field refuses long documents
+    csv.field_size_limit(_LONGEST)  # the default of 128 KiB per field refuses long documents
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(_lines(file, "", name), strict=True)
         try:
             for row in reader:
-                # A quoted field may span lines: the reader stands on the row's last one.
+                # A quoted field may span lines: the reader is on the row's last one.
                 origin = Origin(name, reader.line_num)
                 if None in row:
-                    yield BadRow(origin, "more fields than the header names")
+                    yield BadRow(origin, "has more fields than the header")
                 elif None in row.values():
-                    yield BadRow(origin, "fewer fields than the header names")
+                    yield BadRow(origin, "has fewer fields than the header")
                 else:
                     yield origin, dict(row)
         except csv.Error as error:
             raise UserError(f"{name}, line {reader.line_num}: not valid CSV: {error}") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{name}: not UTF-8 at byte {error.start}; convert the file") from None
+            raise UserError(
+                f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8"
+            ) from None
 
 
 def _parquet(path: Path, name: str) -> Iterator[Item]:

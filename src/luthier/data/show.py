@@ -44,7 +44,7 @@ def encode_row(
         origin, row = item
         fmt = detect_format(row)
         if fmt is None:
-            raise BadRow(origin, f"fields {', '.join(map(str, row))} fit no known format")
+            raise BadRow(origin, f"fields {', '.join(map(str, row))} match no known format")
         conversation = to_conversation(row, fmt, origin)
         mode = cast("Literal['completions', 'all']", train_on)
         tokens = Tokenizer(tokenizer, mode).encode(conversation)

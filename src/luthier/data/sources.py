@@ -10,7 +10,7 @@ from luthier.events import OnEvent, during, ignore
 from luthier.files import user_path
 from luthier.recipe import hub_dataset
 
-# Descriptions that stand beside data on the hub and in LLaMA-Factory's folders; no rows in them.
+# Descriptions found beside data on the hub and in LLaMA-Factory's folders; no rows in them.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -18,7 +18,7 @@ def find_files(source: str, on_event: OnEvent = ignore) -> list[str]:
     """The data files that ``source`` means, sorted.
 
     Args:
-        source: a file; a folder (all readable files in it and below, hidden ones left out); a glob
+        source: a file; a folder (all readable files in it and below, hidden ones skipped); a glob
             pattern; or a dataset on the hub, ``owner/name`` or ``owner/name:split``, fetched into
             the hub's cache. Without a split its ``train`` files are taken where it has such.
 
@@ -35,7 +35,9 @@ def find_files(source: str, on_event: OnEvent = ignore) -> list[str]:
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
         files = [name for name in found if _is_data(Path(name))]
         if not files:
-            raise UserError(f"no data file fits {source}: data files end in {endings()}")
+            raise UserError(
+                f"no data file matches {source}: names of data files end in {endings()}"
+            )
         return files
     hub = hub_dataset(source)
     if hub is not None:
@@ -55,11 +57,11 @@ def _below(folder: Path, name: str) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not files:
-        raise UserError(f"{name} holds no data file: they end in {endings()}")
+        raise UserError(f"{name} has no data file: their names end in {endings()}")
     for path in files:
         if not path.resolve().is_relative_to(root):
             raise UserError(
-                f"{path} is a link out of its folder, to {path.resolve()}; name that file itself if "
+                f"{path} is a link to a file outside its folder, {path.resolve()}; name that file itself if "
                 "you mean it"
             )
     return files
@@ -78,7 +80,7 @@ def _hub_files(hub_id: str, split: str | None) -> list[str]:
         chosen = files
     if not chosen:
         shown = ", ".join(str(name) for name in list(names.values())[:5])
-        raise UserError(f"{hub_id} has no files of a split '{split}': it has {shown}")
+        raise UserError(f"{hub_id} has no split '{split}': it has {shown}")
     return [str(file) for file in chosen]
 
 
@@ -120,7 +122,7 @@ def _hub_snapshot(hub_id: str) -> Path:
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise UserError(
-            f"'{hub_id}' is no file or folder here, is not in the hub's cache, and the hub does "
+            f"'{hub_id}' is not a file or folder here, is not in the hub's cache, and the hub does "
             "not answer"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:

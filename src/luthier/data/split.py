@@ -30,7 +30,7 @@ def split_key(row: Conversation, fold_case: bool = True) -> str:
 def choose_held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
     """Which of the rows' ``split_key``s to hold out, so that ``fraction`` of the rows are.
 
-    Each key goes to one side whole. Which one depends on the key and the seed alone, so that adding
+    All rows of a key go to one side. Which one depends on the key and the seed alone, so that adding
     rows moves few of the others. Where a fraction is asked for and there are two keys at least,
     neither side is empty.
     """

@@ -80,9 +80,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
         return "alpaca"
     path = user_path(choice)
     if not path.is_file():
-        raise UserError(
-            f"data.template '{choice}' is not auto, model, alpaca, nor a file that exists"
-        )
+        raise UserError(f"data.template '{choice}' is not auto, model, alpaca or an existing file")
     tokenizer.chat_template = path.read_text(encoding="utf-8")
     return choice
 
@@ -111,7 +109,7 @@ def render(
                 turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
             )
     except MemoryError:
-        raise TemplateRejects("the chat template asks for too much memory") from None
+        raise TemplateRejects("the chat template needs too much memory") from None
     except (
         TemplateError,
         SyntaxError,
@@ -121,7 +119,7 @@ def render(
         ArithmeticError,
         TooMuch,
     ) as error:
-        raise TemplateRejects(f"the chat template refuses it: {error}") from None
+        raise TemplateRejects(f"the chat template rejects it: {error}") from None
     assert isinstance(text, str)
     return text
 
@@ -136,7 +134,7 @@ def render_with_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) ->
 
     Raises:
         TemplateRejects: the template refuses the messages, does not show an answer verbatim, or
-            leaves out a tool, a call or a tool's answer.
+            omits a tool, a call or a tool's answer.
     """
     text = render(tokenizer, messages, add_generation_prompt=False)
     if any(m["role"] == "tool" or m.get("tool_calls") or m.get("tools") for m in messages):
@@ -173,7 +171,7 @@ def _content_span(
     probe = render(tokenizer, stand_in, add_generation_prompt=False)
     start = probe.find(_SENTINEL)
     if start < 0:
-        raise TemplateRejects(f"the chat template leaves out the answer of turn {index + 1}")
+        raise TemplateRejects(f"the chat template omits the answer of turn {index + 1}")
     after = len(probe) - start - len(_SENTINEL)
     end = len(text) - after
     same_around = text[:start] == probe[:start] and text[end:] == probe[len(probe) - after :]
@@ -187,9 +185,9 @@ def _call_span(
 ) -> tuple[int, int]:
     """What to learn of a turn that calls tools, ``prompt`` being what the model answers.
 
-    The stand-in is a plain answer: the whole turn is then what stands between the prompt and what
+    The stand-in is a plain answer: the full turn is then what is between the prompt and what
     follows that answer. A template that refuses it (a tool's answer without a call) is asked for
-    the turns up to the call, which must be what the whole begins with.
+    the turns up to the call, which must be what the full text begins with.
     """
     stand_in = _changed(messages, index, content=_SENTINEL, tool_calls=None)
     end = -1
@@ -208,7 +206,7 @@ def _call_span(
         )
     if messages[index]["content"].strip() not in text[len(prompt) : end]:
         raise TemplateRejects(
-            f"the chat template leaves out the words beside the tool call of turn {index + 1}"
+            f"the chat template omits the text beside the tool call of turn {index + 1}"
         )
     return len(prompt), end
 
@@ -218,7 +216,7 @@ def _check_tools_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, t
     if messages[0].get("tools"):
         without = render(tokenizer, _changed(messages, 0, tools=None), add_generation_prompt=False)
         if without == text:
-            raise TemplateRejects("the chat template leaves out the tools that may be called")
+            raise TemplateRejects("the chat template omits the tools that may be called")
     for index, message in enumerate(messages):
         if message.get("tool_calls"):
             calls = [
@@ -233,11 +231,11 @@ def _check_tools_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, t
         probe = render(tokenizer, stand_in, add_generation_prompt=False)
         if probe.count(_SENTINEL) < wanted:
             what = "tool's answer" if message["role"] == "tool" else "tool call"
-            raise TemplateRejects(f"the chat template leaves out the {what} of turn {index + 1}")
+            raise TemplateRejects(f"the chat template omits the {what} of turn {index + 1}")
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase, text: str, content_end: int) -> int:
-    """Where the end-of-turn token right after an answer ends (white space may stand before it)."""
+    """Where the end-of-turn token right after an answer ends (white space may precede it)."""
     position = content_end
     while position < len(text) and text[position].isspace():
         position += 1

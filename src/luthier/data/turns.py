@@ -47,7 +47,7 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             parsed = json.loads(value)
-            json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair is not text
         except (ValueError, RecursionError):
             return value
         return parsed
@@ -108,7 +108,9 @@ def _calls(value: Any, number: int) -> list[Message]:
     value = _parsed(value)
     calls = [value] if isinstance(value, dict) else value
     if not isinstance(calls, list) or not calls:
-        raise WrongTurn(f"turn {number} calls tools, but not as JSON objects with a 'name'")
+        raise WrongTurn(
+            f"turn {number} calls tools, but the calls are not JSON objects with a 'name'"
+        )
     return [_call(call, number) for call in calls]
 
 
@@ -120,7 +122,7 @@ def _call(call: Any, number: int) -> Message:
     arguments = _parsed(function.get("arguments") or {})
     if not isinstance(arguments, dict):
         raise WrongTurn(
-            f"turn {number} calls {function['name']} with 'arguments' that are no object"
+            f"turn {number} calls {function['name']} with 'arguments' that are not an object"
         )
     read = {
         "type": "function",
@@ -148,13 +150,13 @@ def fault(messages: tuple[Message, ...]) -> str | None:
     spoken = [m for m in messages if m["role"] != "system"]
     roles = [m["role"] for m in spoken]
     if any(m["role"] == "system" for m in messages[1:]):
-        return "a system message stands after the first turn"
+        return "a system message comes after the first turn"
     if "assistant" not in roles:
-        return "there is no assistant turn to learn"
+        return "there is no assistant turn to train on"
     if roles[-1] != "assistant":
         return f"the last turn is {_WHOSE[roles[-1]]}: there is no answer to it"
     if roles[0] != "user":
-        return f"the first turn is {_WHOSE[roles[0]]}: there is nothing it answers"
+        return f"the first turn is {_WHOSE[roles[0]]}: it answers nothing"
     for number, (before, after) in enumerate(itertools.pairwise(spoken), start=2):
         reason = _disorder(before, after, number)
         if reason is not None:
@@ -172,11 +174,11 @@ def _disorder(before: Message, after: Message, number: int) -> str | None:
     """Why turn ``number`` cannot follow the one before it, or None."""
     first, second = before["role"], after["role"]
     if second == "tool" and first != "tool" and not before.get("tool_calls"):
-        return f"turn {number} is a tool's, but turn {number - 1} calls none"
+        return f"turn {number} is a tool's answer, but turn {number - 1} calls no tool"
     if first == second != "tool":
         return f"turns {number - 1} and {number} are both of role {first}"
     if before.get("tool_calls") and second == "user":
         return f"turn {number - 1} calls a tool, but turn {number} is not its answer"
     if first == "tool" and second == "user":
-        return f"turn {number - 1} is a tool's, but no answer follows it"
+        return f"turn {number - 1} is a tool's answer, but no assistant turn follows it"
     return None

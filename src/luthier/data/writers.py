@@ -1,4 +1,4 @@
-"""Rows to files: the kind told by the ending, whole or not at all."""
+"""Rows to files: the kind is given by the ending, complete or not at all."""
 
 import csv
 import gzip
@@ -28,7 +28,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """
     kinds = kind_of(path.name)
     if kinds is None:
-        raise UserError(f"{path}: data files end in {endings()}")
+        raise UserError(f"{path}: names of data files end in {endings()}")
     if path.exists():
         raise UserError(f"{path} exists; choose another --out")
     writer = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kinds[0]]
@@ -91,7 +91,7 @@ def _csv(stream: IO[bytes], rows: Iterable[Row]) -> None:
             names = list(row)
             flush(names)
         if list(row) != names or not all(isinstance(value, str) for value in row.values()):
-            raise _Unfit(f"CSV holds the same text fields in every row ({', '.join(names)})")
+            raise _Unfit(f"CSV needs the same text fields in every row ({', '.join(names)})")
         flush(row.values())
 
 
@@ -102,5 +102,5 @@ def _parquet(stream: IO[bytes], rows: Iterable[Row]) -> None:
     try:
         table = pa.Table.from_pylist(list(rows))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _Unfit(f"Parquet cannot hold these rows ({error})") from None
+        raise _Unfit(f"Parquet cannot store these rows ({error})") from None
     pq.write_table(table, stream)

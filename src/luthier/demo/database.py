@@ -17,7 +17,7 @@ class Database:
 
     @property
     def schema(self) -> str:
-        """One line a table, as a prompt shows it: ``books(id, title, genre)``."""
+        """One line per table, as a prompt shows it: ``books(id, title, genre)``."""
         return "\n".join(
             f"{table.name}({', '.join(self.rows[table.name][0])})" for table in self.domain.tables
         )

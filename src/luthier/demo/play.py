@@ -1,4 +1,4 @@
-"""The whole path on a real small model: pull, train, evaluate on databases it never saw."""
+"""The demo on a small real model: pull, train, evaluate on databases it never saw."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -25,7 +25,7 @@ def demo_recipe(**changes: Mapping[str, Any]) -> Recipe:
 
 
 def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Run, Evaluation]:
-    """Train (or go on, or find it done) and evaluate on databases that training never saw.
+    """Train (or resume, or find the run finished) and evaluate on databases that training never saw.
 
     Raises:
         UserError, Interrupted: as ``luthier.train`` and ``luthier.evaluate``.

@@ -1,4 +1,4 @@
-"""The databases that the demo task is learnt on.
+"""The databases that the demo task is trained on.
 
 Every word list was written for Luthier. Values hold no apostrophe: they go into SQL as they stand.
 """

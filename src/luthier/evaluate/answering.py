@@ -26,7 +26,7 @@ def answer_kept(
         task: what this is, in the events about its progress; they count the answers to make.
 
     Raises:
-        UserError: the template refuses a prompt, or a prompt leaves no room for an answer.
+        UserError: the template refuses a prompt, or a prompt is so long that no answer fits.
     """
     tokenizer, store = examination.models.tokenizer, examination.store
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]

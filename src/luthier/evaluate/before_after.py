@@ -89,9 +89,9 @@ def evaluate_run(
     if seen:
         on_event(
             Note(
-                f"{len(seen)} of the {len(rows.all)} rows of {rows.source} were trained on "
-                f"({seen[0].origin} first): the tuned model has seen their answers, so its figures "
-                "are too good",
+                f"{len(seen)} of the {len(rows.all)} rows of {rows.source} are in the training set "
+                f"({seen[0].origin} first): the tuned model has seen their answers, so its scores "
+                "are optimistic",
                 warning=True,
             )
         )
@@ -220,7 +220,7 @@ def _classification(sides: _Sides, rows: Rows) -> Pair[Confusion] | None:
 
 
 def _answered_rows(sides: _Sides, rows: Rows) -> list[AnsweredRow]:
-    """One record an answered row: prompt, reference, both answers and their scores."""
+    """One record per answered row: prompt, reference, both answers and their scores."""
 
     def scores(side: Side, index: int) -> dict[str, float]:
         return {name: values[index] for name, values in side.scores.items()}

@@ -1,4 +1,4 @@
-"""Answers that are one of a few labels: accuracy, confusion matrix, figures a class."""
+"""Answers that are one of a few labels: accuracy, confusion matrix, figures per class."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ _LEAST_ROWS_A_LABEL = 3  # on average
 def find_labels(references: Sequence[str]) -> tuple[str, ...]:
     """The label set that ``references`` form, the most frequent first; empty if they form none.
 
-    At most 20 different short one-line answers, each standing three times on average. Labels that
+    At most 20 different short one-line answers, each occurring three times on average. Labels that
     differ in case or signs alone are one.
     """
     if any("\n" in text.strip() or len(text.strip()) > _LABEL_LENGTH for text in references):
@@ -46,7 +46,7 @@ def answered_label(answer: str, labels: Sequence[str]) -> str | None:
     if begins:
         return forms[max(begins, key=len)]
     named = [f for f in forms if re.search(rf"(?<!\w){re.escape(f)}(?!\w)", said)]
-    # 'not spam' names 'spam' too: a label inside a longer one that stands there does not count.
+    # 'not spam' names 'spam' too: a label inside a longer one that occurs there does not count.
     whole = [f for f in named if not any(f != other and f in other for other in named)]
     return forms[whole[0]] if len(whole) == 1 else None
 
@@ -60,8 +60,8 @@ def label_score(labels: Sequence[str]) -> Callable[[str, Conversation], float]:
     if not labels:
         raise UserError(
             "the metric accuracy needs references that form a label set: at most "
-            f"{_MOST_LABELS} different short answers, each standing {_LEAST_ROWS_A_LABEL} times on "
-            "average; exact_match counts equal answers of any kind"
+            f"{_MOST_LABELS} different short answers, each occurring {_LEAST_ROWS_A_LABEL} times on "
+            "average; use exact_match instead for other answers"
         )
     return lambda answer, row: float(
         answered_label(answer, labels) == answered_label(row.reference, labels)

@@ -1,4 +1,4 @@
-"""Whether a run is good enough to ship, by figures that someone set before."""
+"""Whether a run is good enough to ship, by limits set beforehand."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from luthier.records import Evaluation
 from luthier.records.evaluation import AnyCompared
 
 _ABSENT = (
-    "{what} was asked for, but this evaluation did not look for forgetting; run luthier evaluate "
+    "{what} was asked for, but this evaluation did not measure forgetting; run luthier evaluate "
     "with --probe"
 )
 
@@ -49,7 +49,7 @@ def check_gate(
 
     Raises:
         UserError: no condition, one that cannot be read, a metric that was not measured, or
-            forgetting that was not looked for.
+            forgetting that was not measured.
     """
     metrics: dict[str, AnyCompared] = {**evaluation.metrics, **evaluation.tasks}
     checks = []
@@ -85,7 +85,9 @@ def check_gate(
             Check("leakage", f"{share:.1%}", f"at most {max_leakage:.1%}", share <= max_leakage)
         )
     if not checks:
-        raise UserError("a gate needs a condition: --min, --max, --better, --max-forgetting")
+        raise UserError(
+            "the gate needs at least one condition: --min, --max, --better, --max-forgetting"
+        )
     return checks
 
 

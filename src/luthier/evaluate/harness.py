@@ -14,7 +14,7 @@ from luthier.generate.answer import Model
 from luthier.models.adapters import inner
 from luthier.records.evaluation import MetricCompared
 
-# (task, metric, filter) -> one score a row
+# (task, metric, filter) -> one score per row
 _Scores = dict[tuple[str, str, str], list[float]]
 
 
@@ -24,8 +24,8 @@ def run_tasks(
     """Put ``tasks`` to both sides.
 
     As the harness does by default, prompts are plain text, without a chat template, so that figures
-    are those that others publish. Metrics that are not one number a row have no interval and are
-    left out.
+    are those that others publish. Metrics that are not one number per row have no interval and are
+    skipped.
 
     Args:
         tasks: names that the harness knows, or paths of task files (.yaml).

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _GRADE = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _ATTEMPTS = 2
-_TIMEOUT = 120.0  # seconds a request
+_TIMEOUT = 120.0  # seconds per request
 
 # Grading of single answers against a reference (Zheng et al. 2023, figures 6 and 8). Nothing is
 # compared side by side, so there is no position to prefer.
@@ -86,7 +86,7 @@ class Judge:
             found = _GRADE.findall(said)
             if found and 1 <= float(found[-1]) <= 10:
                 return said
-        raise UserError(f"the judge {model} wrote no grade of 1 to 10 as [[n]]: {said[:200]!r}")
+        raise UserError(f"the judge {model} gave no grade from 1 to 10 as [[n]]: {said[:200]!r}")
 
 
 def _client(settings: EvaluateGroup) -> "OpenAI":

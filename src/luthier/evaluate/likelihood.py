@@ -42,7 +42,7 @@ def row_losses(
 
     Args:
         model: in evaluation mode.
-        packed: whether it keeps packed rows apart; else they run one by one.
+        packed: whether it separates packed rows; else they run one by one.
         task: what this is, in the events about its progress.
     """
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""How good an answer is: the metrics by name, each one number a row."""
+"""How good an answer is: the metrics by name, each one number per row."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class Metric:
     workers: int = 1
 
     def scores(self, answers: Sequence[str], rows: Sequence[Conversation]) -> list[float]:
-        """One score a row."""
+        """One score per row."""
         if self.workers == 1:
             return [self.score(a, row) for a, row in zip(answers, rows, strict=True)]
         with ThreadPoolExecutor(self.workers) as pool:

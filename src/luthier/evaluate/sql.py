@@ -45,7 +45,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         raise UserError(f"no database at {path}")
     suffix = path.suffix.lower()
     if suffix not in {".sql", ".sqlite", ".db"}:
-        raise UserError(f"{path}: a database's name ends in .sql, .sqlite or .db")
+        raise UserError(f"{path}: the name of a database must end in .sql, .sqlite or .db")
     connection = None
     try:
         if suffix == ".sql":
@@ -63,7 +63,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         raise UserError(f"{path}: cannot read the database: {error}") from error
     if not tables:
         connection.close()
-        raise UserError(f"{path}: the database holds no table")
+        raise UserError(f"{path}: the database has no table")
     return connection
 
 

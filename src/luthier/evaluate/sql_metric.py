@@ -29,10 +29,12 @@ def sql_execution(folder: Path) -> Callable[[str, Conversation], float]:
     def score(answer: str, row: Conversation) -> float:
         name = row.extra.get("database")
         if not isinstance(name, str):
-            raise UserError(f"{row.origin}: no 'database' field for the metric sql_execution")
+            raise UserError(
+                f"{row.origin}: the row has no 'database' field, which the metric sql_execution needs"
+            )
         try:
             return float(execution_match(connect(name), answer, row.reference))
         except ValueError as error:
-            raise UserError(f"{row.origin}: the reference does not run: {error}") from None
+            raise UserError(f"{row.origin}: the reference query fails: {error}") from None
 
     return score

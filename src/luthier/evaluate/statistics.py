@@ -29,15 +29,15 @@ def mean_interval(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """The mean of one score a row, with its confidence interval.
+    """The mean of one score per row, with its confidence interval.
 
     Percentile bootstrap over rows (Efron 1979; Efron and Tibshirani 1993, chapter 13). Scores that
     are all 0 or 1, unweighted, get Wilson's interval (1927) instead: the bootstrap of "none of 20"
     would be exactly zero wide.
 
     Args:
-        scores: (N,) one a row.
-        weights: (N,) such as tokens a row: the mean is then sum(w s) / sum(w).
+        scores: (N,) one per row.
+        weights: (N,) such as tokens per row: the mean is then sum(w s) / sum(w).
         seed: of the resampling; the same input gives the same interval.
 
     Raises:
@@ -114,7 +114,7 @@ def _arrays(
         raise ValueError("no scores")
     weighing = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     if weighing.shape != values.shape or (weighing < 0).any() or weighing.sum() <= 0:
-        raise ValueError("weights must be one a row, none negative, and some positive")
+        raise ValueError("weights must be one per row, none negative, and some positive")
     return values, weighing
 
 

@@ -1,4 +1,4 @@
-"""What was paid for once is kept: answers and grades, a line each, found again by key."""
+"""Results that cost time or money are kept: answers and grades, one per line, found again by key."""
 
 import hashlib
 import json

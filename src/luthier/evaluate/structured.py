@@ -48,7 +48,7 @@ def schema_metric(path: Path) -> Callable[[str, Conversation], float]:
     """1 if the answer is JSON that meets the schema in ``path`` (the jsonschema package).
 
     Raises:
-        UserError: the file is missing, is not JSON, or is no schema.
+        UserError: the file is missing, is not JSON, or is not a schema.
     """
     validator = _read_schema(path)
 
@@ -71,10 +71,12 @@ def _read_schema(path: Path) -> Validator:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(schema, dict | bool):
-        raise UserError(f"{path} is no JSON schema: it must be an object")
+        raise UserError(f"{path} is not a JSON schema: it must be an object")
     kind = validator_for(schema)
     try:
         kind.check_schema(schema)
     except SchemaError as error:
-        raise UserError(f"{path} is no JSON schema: {error.json_path}: {error.message}") from None
+        raise UserError(
+            f"{path} is not a JSON schema: {error.json_path}: {error.message}"
+        ) from None
     return kind(schema)

@@ -29,7 +29,7 @@ def load_user_metric(path: Path) -> UserMetric:
 
     Raises:
         UserError: there is no such file, it fails, or it has no ``score``; later, from ``score``,
-            that it failed on a row or returned no number.
+            that it failed on a row or returned something else.
     """
     if not path.is_file():
         raise UserError(f"no metric file at {path}")
@@ -68,7 +68,9 @@ def _checked(owner: Any, where: str) -> UserMetric:
                 f"{where}: score failed on {row.origin}: {_told(error, source)}"
             ) from error
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{where}: score gave {value!r} for {row.origin}, not a finite number")
+            raise UserError(
+                f"{where}: score returned {value!r} for {row.origin}, which is not a finite number"
+            )
         return float(value)
 
     return UserMetric(score, bool(getattr(owner, "higher_is_better", True)))

@@ -75,7 +75,7 @@ class BaseWeights:
 
 
 def _locate(model: PreTrainedModel, weights: Weights) -> dict[str, str]:
-    """Parameter (or kept buffer) → tensor in the files, which may leave out the base's prefix.
+    """Parameter (or kept buffer) → tensor in the files, which may lack the base's prefix.
 
     Raises:
         UserError: the files hold a parameter in another shape than the model computes with.
@@ -93,7 +93,7 @@ def _locate(model: PreTrainedModel, weights: Weights) -> dict[str, str]:
     missing = [name for name in parameters if name not in found and name not in tied]
     if missing:
         raise UserError(
-            f"this model computes with {missing[0]}, which its files store in another form "
+            f"the files of this model store {missing[0]} in another form than it computes with "
             f"({len(missing)} such tensors, experts for one); merging it tensor by tensor is not "
             "supported. `merge_and_unload` of PEFT does it, with all of the model in memory"
         )

@@ -26,7 +26,7 @@ def write_card(run: Run, folder: Path, shape: str, facts: dict[str, Any]) -> Non
 
     Args:
         shape: what the folder holds: safetensors, gguf, ollama or adapter-gguf.
-        facts: what only the export knows: ``files`` (one a line, with what it is), ``use`` (how to
+        facts: what only the export knows: ``files`` (one per line, with what it is), ``use`` (how to
             use it, as a fenced block) and ``checks`` (lines of Markdown).
     """
     recipe = run.recipe()
@@ -67,7 +67,7 @@ def _metadata(run: Run, recipe: Recipe, shape: str) -> ModelCardData:
 
 
 def base_on_the_hub(recipe: Recipe, provenance: Provenance) -> str | None:
-    """The base's id on the hub; None where it was a file or folder, whose place is nobody's matter."""
+    """The base's id on the hub; None where it was a local file or folder, whose path is private."""
     known = KNOWN_MODELS.get(recipe.model.source)
     if known:
         return known.hub_id
@@ -104,12 +104,12 @@ def _training(recipe: Recipe, measured: Measured, report: DataReport | None) -> 
             f"{method.lora_dropout}, on {method.target_modules}{kind}"
         )
     if method.name == "qlora":
-        twice = ", doubly quantised" if method.bnb_4bit_use_double_quant else ""
-        lines.append(f"base while training: {method.bnb_4bit_quant_type} 4 bits{twice}")
+        twice = ", double quantisation" if method.bnb_4bit_use_double_quant else ""
+        lines.append(f"base during training: {method.bnb_4bit_quant_type} 4 bits{twice}")
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     lines.append(
         f"{train.optim}, learning rate {train.learning_rate:g}, {train.lr_scheduler_type}, "
-        f"{batch} rows a step, seed {train.seed}"
+        f"{batch} rows per step, seed {train.seed}"
     )
     lines.append(
         f"{measured.steps:,} steps, {measured.tokens:,} tokens, "
@@ -125,7 +125,7 @@ def _evaluation(evaluation: Evaluation | None, measured: Measured) -> str:
         if best is None:
             return "Not evaluated."
         return (
-            f"Validation loss {best:.4f} nats a token, perplexity {perplexity(best):.3f}; "
+            f"Validation loss {best:.4f} nats per token, perplexity {perplexity(best):.3f}; "
             "not compared with the base."
         )
     lines = [

@@ -32,10 +32,14 @@ def combine(
     """
     names = list(model.peft_config)
     if len(weights) != len(names):
-        raise UserError(f"--weights has {len(weights)} numbers for {len(names)} runs")
+        raise UserError(
+            f"--weights has {len(weights)} numbers for {len(names)} runs; give one per run"
+        )
     for config in model.peft_config.values():
         if config.use_dora:
-            raise UserError("DoRA adapters have no weighted sum; merge them one by one")
+            raise UserError(
+                "DoRA adapters cannot be combined by a weighted sum; merge them one at a time"
+            )
         # PEFT would scale the combination by sqrt(rank) once more; the adapters' own scales are
         # in their layers already.
         config.use_rslora = False
@@ -50,7 +54,7 @@ def combine(
             svd_full_matrices=False,
         )
     except (ValueError, RuntimeError) as error:
-        hint = "; cat and svd take any ranks" if combination not in ("cat", "svd") else ""
+        hint = "; cat and svd accept any ranks" if combination not in ("cat", "svd") else ""
         raise UserError(f"cannot combine these adapters by {combination}: {error}{hint}") from error
     model.save_pretrained(str(folder), selected_adapters=["combined"])
     # PEFT keeps an adapter that is not named 'default' in a folder of its name.

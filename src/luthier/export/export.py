@@ -39,7 +39,7 @@ def export(
         what was written and how it compares, for `--json`.
 
     Raises:
-        UserError: the run has not finished, ``out`` is in use, or the form does not suit the model.
+        UserError: the run has not finished, ``out`` is in use, or the model cannot be written in that form.
     """
     refuse_occupied(out)
     run.require_finished()
@@ -91,7 +91,7 @@ def _gguf(
         model = TunedWeights(run)
     name = run.root.name
     context = min(max_positions(model.config) or 4096, 4096)
-    # Before the long part: a template that Ollama cannot have is known now.
+    # Before the long part: fail early on a template that Ollama cannot express.
     recipe_for_ollama = (
         modelfile(model.tokenizer, f"{name}-{types[0]}.gguf", context) if shape == "ollama" else ""
     )
@@ -148,9 +148,9 @@ def _check_lines(results: list[dict[str, Any]]) -> list[str]:
             check = result["check"]
             lines.append(
                 f"- {result['type']}: loss {difference['loss_before']:.4f} → "
-                f"{difference['loss_after']:.4f} nats a token on {difference['rows']} rows; the same "
-                f"likeliest token at {difference['same_top']:.1%} of {difference['positions']} "
-                f"positions; {check['same_answers']} of {check['answers']} answers to the letter"
+                f"{difference['loss_after']:.4f} nats per token on {difference['rows']} rows; the "
+                f"same most likely token at {difference['same_top']:.1%} of {difference['positions']} "
+                f"positions; {check['same_answers']} of {check['answers']} answers identical"
             )
         lines += [f"- {result['type']}: {note}" for note in result["notes"]]
     return lines

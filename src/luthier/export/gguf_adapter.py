@@ -24,9 +24,9 @@ def write_adapter_gguf(run: Run, file: Path, name: str) -> int:
     """
     recipe = run.recipe()
     if recipe.method.name == "full":
-        raise UserError(f"{run.root} is a full run; it has no adapter. Use --to gguf")
+        raise UserError(f"{run.root} is a full fine-tuning run and has no adapter; use --to gguf")
     if recipe.method.use_dora:
-        raise UserError("llama.cpp has no DoRA; export the merged model with --to gguf")
+        raise UserError("llama.cpp does not support DoRA; export the merged model with --to gguf")
     _, config = base_of(run, recipe)
     made = architecture(config)
     model = adapted(config, {"default": run.adapter_path}, recipe.model.trust_remote_code)
@@ -41,7 +41,7 @@ def write_adapter_gguf(run: Run, file: Path, name: str) -> int:
     for layer, lora in layers.items():
         if "default" not in lora.lora_A or layer == "lm_head":
             raise UserError(
-                f"llama.cpp takes no adapter on {layer}; use --to gguf, which merges it"
+                f"llama.cpp does not support an adapter on {layer}; use --to gguf, which merges it"
             )
         a, b = lora.lora_A["default"].weight.data, lora.lora_B["default"].weight.data
         rank = a.shape[0]

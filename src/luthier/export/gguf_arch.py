@@ -38,7 +38,7 @@ class Architecture:
     Attributes:
         name: llama.cpp's name of the architecture.
         extra: tensors that are settings in Transformers, such as rotary factors.
-        notes: where llama.cpp computes otherwise, for people.
+        notes: where llama.cpp computes something else, as sentences.
     """
 
     arch: MODEL_ARCH
@@ -62,7 +62,9 @@ class Architecture:
         names = get_tensor_name_map(self.arch, self.config.num_hidden_layers)
         found = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise UserError(f"llama.cpp has no tensor for {parameter} in {self.name} models")
+            raise UserError(
+                f"llama.cpp has no tensor for {parameter} in {self.name} models, so the model cannot be written as GGUF"
+            )
         return str(found)
 
     def lay_out(self, parameter: str, value: Tensor) -> Tensor:
@@ -96,8 +98,8 @@ def architecture(config: PreTrainedConfig) -> Architecture:
     kind = config.model_type
     if kind not in _ARCHITECTURES:
         raise UserError(
-            f"no GGUF for {kind} models; those that can be written are {', '.join(_ARCHITECTURES)}. "
-            "`luthier merge` makes a folder that llama.cpp's own converter may take"
+            f"{kind} models cannot be written as GGUF; supported are {', '.join(_ARCHITECTURES)}. "
+            "`luthier merge` writes a folder that llama.cpp's own converter may accept"
         )
     arch = _ARCHITECTURES[kind]
     from gguf import MODEL_ARCH_NAMES
@@ -124,7 +126,7 @@ def architecture(config: PreTrainedConfig) -> Architecture:
     elif window := _window(config):
         made.notes.append(
             f"llama.cpp has no sliding window for {made.name} models: beyond {window:,} tokens of "
-            "context it attends to more than the model was trained to"
+            "context it attends to more tokens than the model was trained to"
         )
     return made
 
@@ -151,7 +153,9 @@ def _check_activation(arch: MODEL_ARCH, config: PreTrainedConfig) -> None:
     wanted = "gelu_pytorch_tanh" if arch in _GEMMAS else "silu"
     found = getattr(config, "hidden_activation", None) or config.hidden_act
     if found != wanted:
-        raise UserError(f"llama.cpp computes {config.model_type} with {wanted}, this has {found}")
+        raise UserError(
+            f"llama.cpp computes {config.model_type} with {wanted}, but this model has {found}"
+        )
 
 
 def _add_rotary(made: Architecture, rope: dict[str, Any], head: int) -> None:
@@ -185,7 +189,9 @@ def _add_rotary(made: Architecture, rope: dict[str, Any], head: int) -> None:
             factors = torch.tensor(rope[f"{length}_factor"], dtype=torch.float32)
             made.extra[f"rope_factors_{length}.weight"] = factors
     elif kind != "default":
-        raise UserError(f"no GGUF for {made.name} models with rotary scaling '{kind}'")
+        raise UserError(
+            f"{made.name} models with rotary scaling '{kind}' cannot be written as GGUF"
+        )
 
 
 def _llama3_factors(rope: dict[str, Any], turned: int) -> Tensor:
@@ -203,7 +209,9 @@ def _llama3_factors(rope: dict[str, Any], turned: int) -> Tensor:
 def _add_gemma(made: Architecture, head: int) -> None:
     put, config, arch = made._metadata.append, made.config, made.arch
     if not config.tie_word_embeddings:
-        raise UserError("llama.cpp computes Gemma with one matrix at both ends; this has two")
+        raise UserError(
+            "llama.cpp needs tied embeddings for Gemma, but in this model they are untied"
+        )
     if arch == MODEL_ARCH.GEMMA:
         return
     big = config.num_hidden_layers == _BIG_GEMMAS[arch]
@@ -216,16 +224,20 @@ def _add_gemma(made: Architecture, head: int) -> None:
     period = 2 if arch == MODEL_ARCH.GEMMA2 else 6
     full = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
     if full != [i for i in range(config.num_hidden_layers) if i % period == period - 1]:
-        raise UserError(f"llama.cpp lets every {period}th layer attend to all; not so here")
+        raise UserError(
+            f"llama.cpp uses full attention in every {period}th layer, but this model does not"
+        )
     put(lambda w: w.add_sliding_window(config.sliding_window))
     caps = (config.attn_logit_softcapping, config.final_logit_softcapping)
     if arch == MODEL_ARCH.GEMMA2:
         if None in caps:
-            raise UserError("llama.cpp caps the logits of Gemma 2, which this model leaves out")
+            raise UserError("llama.cpp caps the logits of Gemma 2, but this model does not")
         put(lambda w: w.add_attn_logit_softcapping(caps[0]))
         put(lambda w: w.add_final_logit_softcapping(caps[1]))
     else:
         if caps != (None, None) or getattr(config, "use_bidirectional_attention", False):
-            raise UserError("llama.cpp computes Gemma 3 causally and without capping its logits")
+            raise UserError(
+                "llama.cpp computes Gemma 3 with causal attention and uncapped logits, but this model differs"
+            )
         local = float(_rope(config, "sliding_attention")["rope_theta"])
         put(lambda w: w.add_rope_freq_base_swa(local))

@@ -65,8 +65,8 @@ class Checked:
 
     Attributes:
         difference: of logits and loss; None where Transformers cannot read the file.
-        same_answers: greedy answers that are the same to the letter, of ``answers``.
-        same_tokens: held-out texts that are cut into the same tokens, of ``texts``.
+        same_answers: greedy answers that are identical, of ``answers``.
+        same_tokens: held-out texts that give the same tokens, of ``texts``.
         notes: what could not be compared.
     """
 
@@ -91,8 +91,8 @@ def reference(run: Run, row_count: int, on_event: OnEvent = ignore) -> Reference
     models = load_tuned(run, on_event=on_event)
     arithmetic = exact_arithmetic(models.tuned)
     texts = [str(models.tokenizer.decode(row.input_ids)) for row in rows]
-    found = outputs(models.tuned, rows, "loss of the run's own model", on_event)
-    with during("answers of the run's own model", on_event):
+    found = outputs(models.tuned, rows, "loss of the run's model", on_event)
+    with during("answers of the run's model", on_event):
         answers = _answers(models.tuned, models.tokenizer, prompts)
     return Reference(rows, texts, prompts, found, answers, arithmetic)
 
@@ -117,7 +117,7 @@ def check_gguf(
     notes: list[str] = []
     try:
         _compare_shape(file, AutoConfig.from_pretrained(**place), config)
-        # With the source's config: the reader leaves out what it has no word for (the width of a
+        # With the source's config: the reader ignores what it does not know (the width of a
         # head, rotary scaling), though the file says it.
         # Mistral is Llama to llama.cpp, and to the reader.
         known = {} if config.model_type == "mistral" else {"config": copy.deepcopy(config)}
@@ -131,7 +131,7 @@ def check_gguf(
         theirs = AutoTokenizer.from_pretrained(**place)
     except UserError:
         raise
-    except Exception as error:  # of a file it has no reader for, it raises anything
+    except Exception as error:  # for an unsupported file it may raise anything
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"Transformers cannot load this file, so its answers were not compared: {text}"
         return Checked(None, 0, 0, 0, 0, [note])
@@ -164,6 +164,6 @@ def _compare_shape(file: Path, found: PreTrainedConfig, wanted: PreTrainedConfig
     for key in _SHAPE:
         if getattr(found, key, None) != getattr(wanted, key):
             raise UserError(
-                f"{file} says {key} {getattr(found, key, None)}, the model has "
+                f"{file} has {key} {getattr(found, key, None)}, but the model has "
                 f"{getattr(wanted, key)}"
             )

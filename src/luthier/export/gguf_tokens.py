@@ -11,7 +11,7 @@ from transformers.tokenization_utils_base import generate_merges
 from luthier.data.template import stop_token_ids
 from luthier.errors import UserError
 
-# Names of llama.cpp for ways to cut text before merging (llama-vocab.cpp). Several names share a
+# Names of llama.cpp for ways to split text before merging (llama-vocab.cpp). Several names share a
 # rule; of those of Llama 3's, one looks a word up before it merges.
 _SPLIT_NAMES = ("qwen2", "qwen35", "tekken", "gpt-4o")
 
@@ -25,7 +25,7 @@ def write_tokenizer(
         vocabulary: rows of the model's embedding; those without a token are filled up.
 
     Returns:
-        where llama.cpp may cut a text otherwise, for people.
+        where llama.cpp may split a text differently, as sentences.
 
     Raises:
         UserError: llama.cpp has no such tokenizer.
@@ -33,7 +33,9 @@ def write_tokenizer(
     rules: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     model = rules["model"]
     if model["type"] != "BPE":
-        raise UserError(f"no GGUF for a tokenizer of type {model['type']}; llama.cpp needs BPE")
+        raise UserError(
+            f"a tokenizer of type {model['type']} cannot be written as GGUF; llama.cpp needs BPE"
+        )
     notes: list[str] = []
     tokens, types = _vocabulary(rules, vocabulary)
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
@@ -45,7 +47,7 @@ def write_tokenizer(
         writer.add_token_merges([" ".join(pair) for pair in merges])
         if rules["normalizer"]:
             kind = rules["normalizer"]["type"]
-            notes.append(f"llama.cpp leaves out the tokenizer's normalisation of text ({kind})")
+            notes.append(f"llama.cpp skips the tokenizer's text normalisation ({kind})")
     else:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
@@ -56,7 +58,7 @@ def write_tokenizer(
         odd = _other_merges(model["vocab"], merges)
         if odd:
             notes.append(
-                f"llama.cpp knows scores, not merges: {odd} pairs of tokens join there alone"
+                f"llama.cpp merges by score, not by rule: it merges {odd} pairs of tokens that the tokenizer does not"
             )
     _special_tokens(writer, tokenizer)
     if tokenizer.chat_template:
@@ -69,7 +71,7 @@ def _vocabulary(rules: dict[str, Any], size: int) -> tuple[list[str], list[int]]
     by_id = {index: token for token, index in rules["model"]["vocab"].items()}
     by_id |= {index: entry["content"] for index, entry in added.items()}
     if max(by_id) >= size:
-        raise UserError(f"the tokenizer has {max(by_id) + 1} tokens, the model {size}")
+        raise UserError(f"the tokenizer has {max(by_id) + 1} tokens, but the model has {size}")
     unknown = rules["model"].get("unk_token")
     byte_fallback = rules["model"].get("byte_fallback")
     tokens, types = [], []
@@ -102,7 +104,7 @@ def _is_byte_level(rules: dict[str, Any]) -> bool:
 
 
 def _pre_tokenizer(rules: dict[str, Any]) -> str:
-    """llama.cpp's name for how this tokenizer cuts text before merging.
+    """llama.cpp's name for how this tokenizer splits text before merging.
 
     It is read off the rules themselves: a name from the model's name would be wrong for one whose
     tokenizer was changed.
@@ -127,7 +129,7 @@ def _pre_tokenizer(rules: dict[str, Any]) -> str:
                 if regex == GGUF_PRE_TOKENIZER_SPLITS[name]:
                     return name
     raise UserError(
-        "llama.cpp has no rule that cuts text as this tokenizer does: "
+        "llama.cpp has no pre-tokenizer that splits text as this tokenizer does: "
         f"{json.dumps(rules['pre_tokenizer'], ensure_ascii=False)[:300]}"
     )
 

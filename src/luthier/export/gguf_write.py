@@ -38,7 +38,7 @@ _FILE_TYPES = {
 }
 # Largest error of a weight, as a share of the largest weight of its block (of 32, or of its own for
 # the 16-bit types): half a step, and the rounding of the block's scale to 16 bits. Q4_0's and
-# Q5_0's steps reach one end of the range only, so that a weight at the other is off by a whole one.
+# Q5_0's steps reach one end of the range only, so that a weight at the other is off by a full step.
 _BOUNDS = {
     GGMLQuantizationType.F32: 0.0,
     GGMLQuantizationType.F16: 2**-11,
@@ -59,9 +59,9 @@ class Written:
     Attributes:
         tensors: how many it holds.
         rounded: how many of them are stored as asked; the rest are vectors, ends of the model in a
-            finer type, or have rows that are not whole blocks.
+            finer type, or have rows that are not a multiple of the block size.
         rms_error: root mean square of the rounding, over that of the weights.
-        notes: where llama.cpp computes otherwise, for people.
+        notes: where llama.cpp computes something else, as sentences.
     """
 
     file: Path
@@ -165,7 +165,7 @@ def _read_back(
     found = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     wrong = set(found) ^ {*(tensor for tensor, _ in plan.values()), *made.extra}
     if wrong:
-        raise UserError(f"{file} holds other tensors than were written: {', '.join(sorted(wrong))}")
+        raise UserError(f"{file} has other tensors than those written: {', '.join(sorted(wrong))}")
     squares, weights = 0.0, 0.0
     for parameter, (tensor, stored) in tracked(
         plan.items(), f"reading {file.name} back", on_event, len(plan), "tensors"

@@ -95,7 +95,7 @@ def merge(
 
     Raises:
         UserError: a run has not finished, the runs do not share a base, ``out`` is in use, or a
-            weight is no number.
+            weight is non-finite.
     """
     refuse_occupied(out)
     recipe = _common_recipe(runs, bool(options.weights))
@@ -135,8 +135,8 @@ def _facts(merged: Merged) -> dict[str, Any]:
     base = "as its adapter was trained on it" if merged.onto == "trained" else "as published"
     what = f"adapter merged into the base {base}" if merged.layers else "all weights"
     checks = [
-        f"- loss {check.loss_before:.4f} → {check.loss_after:.4f} nats a token on {check.rows} rows, "
-        f"the same likeliest token at {check.same_top:.1%} of {check.positions} positions"
+        f"- loss {check.loss_before:.4f} → {check.loss_after:.4f} nats per token on {check.rows} rows, "
+        f"the same most likely token at {check.same_top:.1%} of {check.positions} positions"
         for check in merged.checks.values()
     ]
     files = [f"`*.safetensors`: {merged.dtype}, {merged.bytes / 2**20:,.1f} MiB, {what}"]
@@ -150,7 +150,7 @@ def refuse_occupied(out: Path) -> None:
         UserError: something is there already.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another place, or delete it first")
+        raise UserError(f"{out} exists already; choose another folder, or delete it first")
 
 
 def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
@@ -160,13 +160,15 @@ def _common_recipe(runs: Sequence[Run], weighted: bool) -> Recipe:
     first = recipes[0]
     several = len(runs) > 1 or weighted
     if several and any(recipe.method.name == "full" for recipe in recipes):
-        raise UserError("only adapters can be weighted and combined; a full run has none")
+        raise UserError(
+            "only adapters can be weighted and combined; a full fine-tuning run has no adapter"
+        )
     for run in runs[1:]:
         mine, theirs = _what_it_learned_on(runs[0]), _what_it_learned_on(run)
         differ = [key for key in mine if mine[key] != theirs[key]]
         if differ:
             raise UserError(
-                f"{run.root} learned on another base than {runs[0].root}: "
+                f"{run.root} was trained on another base than {runs[0].root}: "
                 + ", ".join(f"{key} {mine[key]} and {theirs[key]}" for key in differ)
             )
     return first

@@ -19,11 +19,11 @@ _MARKS = {role: f"\u2063{role}\u2063" for role in ("system", "user", "assistant"
 
 @dataclass(frozen=True)
 class Turns:
-    """What stands around the turns of a conversation.
+    """The text around the turns of a conversation.
 
     Attributes:
         head: before the first turn where there is no system turn (a default system prompt).
-        around: role → what stands before and after its content.
+        around: role → the text before and after its content.
         first: the same for a turn that opens the conversation, where that is another.
         prompt: what asks for an answer after the last turn.
     """
@@ -34,7 +34,7 @@ class Turns:
     prompt: str
 
     def turn(self, role: str, index: int) -> tuple[str, str]:
-        """What stands before and after the content of turn number ``index``."""
+        """The text before and after the content of turn number ``index``."""
         own = self.first if index == 0 and role in self.first else self.around
         return own[role]
 
@@ -51,7 +51,7 @@ class Turns:
 def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
     """Take the trained template apart.
 
-    The token that begins every text is left out where the tokenizer puts it there anyway.
+    The token that begins every text is omitted where the tokenizer adds it anyway.
 
     Raises:
         UserError: what it renders is not made of turns one after another.
@@ -84,8 +84,8 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
             continue
         if turns.text(_messages(names)) != _render(tokenizer, names):
             raise UserError(
-                "this chat template cannot be written for Ollama: its turns change with their "
-                "place. Serve the GGUF file with llama.cpp, which runs the template itself"
+                "this chat template cannot be written for Ollama: the text of a turn depends on "
+                "its position. Serve the GGUF file with llama.cpp, which runs the template itself"
             )
     return turns
 
@@ -120,7 +120,7 @@ def _renders(tokenizer: PreTrainedTokenizerBase, roles: list[str]) -> bool:
 
 
 def _split(text: str, roles: list[str]) -> list[str]:
-    """What stands before, between and after the contents.
+    """The text before, between and after the contents.
 
     Raises:
         UserError: a content is missing.
@@ -129,13 +129,13 @@ def _split(text: str, roles: list[str]) -> list[str]:
     for index, role in enumerate(roles):
         before, mark, text = text.partition(_MARKS[role] + str(index))
         if not mark:
-            raise UserError("this chat template leaves out turns; Ollama needs them all")
+            raise UserError("this chat template skips turns, but Ollama needs all of them")
         parts.append(before)
     return [*parts, text]
 
 
 def _common_start(tokenizer: PreTrainedTokenizerBase, *texts: str) -> str:
-    """What all of ``texts`` begin with, special tokens whole."""
+    """What all of ``texts`` begin with, special tokens not split."""
     common = os.path.commonprefix(texts)  # noqa: RUF071  # by characters is meant
     for token in map(str, tokenizer.get_added_vocab()):
         for size in range(1, len(token)):
@@ -202,7 +202,7 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, gguf: str, context: int) -> st
     stops = [str(tokenizer.convert_ids_to_tokens(i)) for i in stop_token_ids(tokenizer)]
     lines = [
         "# ollama create NAME -f Modelfile",
-        *(["# The model knows no system prompt: one given is left out."] if no_system else []),
+        *(["# The model has no system prompt: one that is given is ignored."] if no_system else []),
         f"FROM ./{gguf}",
         f'TEMPLATE """{template}"""',
         *(f'PARAMETER stop "{stop}"' for stop in stops),

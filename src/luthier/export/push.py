@@ -25,7 +25,7 @@ def push(folder: Path, repo_id: str, public: bool = False) -> str:
     except LocalTokenNotFoundError:
         raise UserError("not logged in to the hub: run `hf auth login` first") from None
     except HFValidationError as error:
-        raise UserError(f"'{repo_id}' is no name for a repository: {error}") from None
+        raise UserError(f"'{repo_id}' is not a valid repository name: {error}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
@@ -33,7 +33,7 @@ def push(folder: Path, repo_id: str, public: bool = False) -> str:
                 f"the hub does not let you write to {repo_id}: run `hf auth login` with a token that "
                 "may write"
             ) from None
-        raise UserError(f"the hub refused {repo_id}: {error}; {folder} is whole") from error
+        raise UserError(f"the hub refused {repo_id}: {error}; {folder} is intact") from error
     except Exception as error:  # of its HTTP client, whichever that is; nothing of ours runs there
-        raise UserError(f"the hub does not answer: {error}; {folder} is whole") from error
+        raise UserError(f"the hub does not answer: {error}; {folder} is intact") from error
     return str(where)

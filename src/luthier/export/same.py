@@ -30,10 +30,10 @@ class Difference:
     """How far one model's outputs are from another's, on the same supervised tokens.
 
     Attributes:
-        loss_before: nats a supervised token.
+        loss_before: nats per supervised token.
         logits: most and mean absolute difference, over ``positions`` positions and the vocabulary.
-        kl: mean Kullback-Leibler divergence, nats a token, of the second from the first.
-        same_top: share of positions with the same likeliest token.
+        kl: mean Kullback-Leibler divergence, nats per token, of the second from the first.
+        same_top: share of positions with the same most likely token.
         arithmetic: dtype in which both were computed.
     """
 
@@ -54,7 +54,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Loss (nats a supervised token) over all rows, and logits (P, vocabulary) of the first ones."""
+    """Loss (nats per supervised token) over all rows, and logits (P, vocabulary) of the first ones."""
 
     loss: float
     tokens: int
@@ -69,7 +69,7 @@ def check_rows(run: Run, limit: int, on_event: OnEvent = ignore) -> list[TokenRo
     chosen = sample(rows, limit, recipe.train.seed)
     tokens = tokenise(chosen, recipe.data, Tokenizer(tokenizer, recipe.data.train_on))
     if not any(any(row.supervised) for row in tokens):
-        raise UserError(f"{run.root} has no row to compare on; use --check-rows 0")
+        raise UserError(f"{run.root} has no rows to compare on; use --check-rows 0")
     return tokens
 
 

@@ -32,7 +32,7 @@ _DTYPES = {
 
 
 class Weights:
-    """The tensors of a Transformers folder by name; nothing but one tensor at a time is in memory.
+    """The tensors of a Transformers folder by name; only one tensor at a time is in memory.
 
     Attributes:
         shapes: name → shape.
@@ -49,7 +49,9 @@ class Weights:
         for file in _weight_files(folder):
             for name, entry in _header(file).items():
                 if entry["dtype"] not in _DTYPES:
-                    raise UserError(f"{file}: {name} is stored as {entry['dtype']}, not a number")
+                    raise UserError(
+                        f"{file}: {name} is stored as {entry['dtype']}, which is not a numeric type"
+                    )
                 self._files[name] = file
                 self.shapes[name] = tuple(entry["shape"])
                 self.dtypes[name] = _DTYPES[entry["dtype"]]
@@ -79,7 +81,9 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        raise UserError(f"{folder} lacks its weights: {', '.join(missing) or '*.safetensors'}")
+        raise UserError(
+            f"{folder} has no weights; missing: {', '.join(missing) or '*.safetensors'}"
+        )
     return files
 
 
@@ -94,7 +98,7 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
         with safe_open(str(file), framework="pt"):  # checks that every tensor is really there
             pass
     except (OSError, ValueError, struct.error, SafetensorError) as error:
-        raise UserError(f"{file} is not a whole safetensors file: {error}") from error
+        raise UserError(f"{file} is not an intact safetensors file: {error}") from error
     return {name: entry for name, entry in table.items() if name != "__metadata__"}
 
 

@@ -58,12 +58,12 @@ def answer_all(
         prompts: messages, which the tokenizer's chat template renders, or plain text to go on from.
 
     Raises:
-        UserError: the template refuses a prompt, or a prompt leaves no room for an answer.
+        UserError: the template refuses a prompt, or a prompt is so long that no answer fits.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
     room = (max_positions(model.config) or math.inf) - sampling.max_new_tokens
-    # One that leaves less room than an answer may take would cut the others' answers short.
+    # A prompt so long that an answer may not fit would shorten the answers of its whole batch.
     alone = sum(len(encoded[i]) > room for i in order)
     starts = [*range(alone), *range(alone, len(order), batch_size)]
     answers = [""] * len(prompts)
@@ -103,7 +103,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     try:
         text = render(tokenizer, prompt, add_generation_prompt=True)
     except TemplateRejects as error:
-        raise UserError(f"cannot make a prompt of these messages: {error}") from None
+        raise UserError(f"cannot render these messages as a prompt: {error}") from None
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -120,7 +120,9 @@ def _generate(
     longest = max(map(len, prompts))
     most = max_positions(model.config)
     if most is not None and longest >= most:
-        raise UserError(f"a prompt of {longest} tokens fills the model's {most} positions")
+        raise UserError(
+            f"a prompt of {longest} tokens fills the model's {most} positions; shorten it"
+        )
     room = sampling.max_new_tokens if most is None else most - longest
     # Set on the model: Transformers fills what a passed config leaves at its default from there,
     # so that a repetition penalty shipped with the model would slip in.
@@ -166,7 +168,7 @@ def _left_padded(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 class _Stream(TextStreamer):
-    """Hands over text as soon as it is certain (whole words, whole characters)."""
+    """Hands over text as soon as it is final (complete words and characters)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

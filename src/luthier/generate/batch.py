@@ -43,14 +43,14 @@ def answer_file(
     who: str,
     on_event: OnEvent = ignore,
 ) -> Answered:
-    """Write one JSON object a row of ``source`` to ``output``, in its order.
+    """Write one JSON object per row of ``source`` to ``output``, in its order.
 
     A row that cannot be asked has its ``error`` in place of an ``answer``. Answers gather in
     ``<output>.part``, a chunk at a time, each on the disk before the next begins; the same call goes
     on from there, with the same answers as if it had not been stopped.
 
     Args:
-        who: what answers; answers of another are not mixed in.
+        who: identifies what answers; answers of another model are not mixed in.
 
     Raises:
         UserError: ``output`` exists, or its unfinished part is of other settings.
@@ -79,7 +79,7 @@ def answer_file(
         errors = _finish(part, output)
     except OSError as error:
         raise UserError(
-            f"cannot write {output}: {error.strerror or error}; the same command goes on from "
+            f"cannot write {output}: {error.strerror or error}; run the same command again to resume from "
             f"{part}"
         ) from error
     return Answered(total, errors, done)
@@ -153,7 +153,7 @@ def _append(file: IO[bytes], lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _resume(part: Path, settings: dict[str, Any], chunk_size: int, total: int) -> int:
-    """How many rows ``part`` holds in whole chunks; what a kill left half written is cut off.
+    """How many rows ``part`` holds in complete chunks; a partial last chunk, left by a kill, is cut off.
 
     Its first line are the settings.
     """
@@ -169,7 +169,7 @@ def _resume(part: Path, settings: dict[str, Any], chunk_size: int, total: int) -
         if theirs is not None and theirs != settings:
             differ = [key for key in settings if theirs.get(key) != settings[key]]
             raise UserError(
-                f"{part} was begun with other settings ({', '.join(differ)}); use those to go on, "
+                f"{part} was started with other settings ({', '.join(differ)}); use those to resume, "
                 "or delete it to start over"
             )
         if theirs is None:
@@ -189,7 +189,7 @@ def _resume(part: Path, settings: dict[str, Any], chunk_size: int, total: int) -
 
 
 def _finish(part: Path, output: Path) -> int:
-    """Move the answers to ``output``, whole; how many of them are errors."""
+    """Move the finished answers to ``output``; return how many of them are errors."""
     errors = 0
     with part.open("rb") as source, staged_file(output) as target:
         source.readline()

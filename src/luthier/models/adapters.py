@@ -45,8 +45,7 @@ def attach_adapter(model: PreTrainedModel, method: MethodGroup, on_meta: bool = 
     except ValueError as error:
         if "lora_dropout" in str(error):  # PEFT adapts a stack of experts as one parameter
             raise UserError(
-                "the experts of this model allow no dropout in their adapters: set "
-                "method.lora_dropout=0"
+                "adapters on this model's experts do not support dropout: set method.lora_dropout=0"
             ) from error
         raise UserError(
             f"method.target_modules {method.target_modules!r} does not fit this model: {error}; "
@@ -58,14 +57,14 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str = "default") ->
     """The model with the saved adapter of ``folder`` on it as ``name``, for inference.
 
     Raises:
-        UserError: the folder holds no adapter, or one for another model.
+        UserError: the folder has no adapter, or one for another model.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no adapter; has the run finished?")
+        raise UserError(f"{folder} has no adapter; has the run finished?")
     if not (
         folder / "adapter_model.safetensors"
     ).is_file():  # PEFT would read a pickle in its place
-        raise UserError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
+        raise UserError(f"{folder} has no adapter_model.safetensors, and pickle files are not read")
     try:
         return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (RuntimeError, ValueError, OSError) as error:
@@ -86,7 +85,7 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
         UserError: as ``load_adapter``; the model is then as it was.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no adapter; has the run finished?")
+        raise UserError(f"{folder} has no adapter; has the run finished?")
     try:
         model.load_adapter(str(folder), adapter_name=name)
     except (RuntimeError, ValueError, OSError) as error:

@@ -1,9 +1,8 @@
-"""Which number format to compute in: measured on a processor, known of a GPU.
+"""Which number format to compute in: measured on a CPU, known for a GPU.
 
 Apple's GPUs (MPS) are chosen by what PyTorch documents of them; nothing was run on one.
 """
 
-import platform
 import time
 from functools import cache
 
@@ -29,8 +28,8 @@ def pick_device() -> torch.device:
     count = torch.accelerator.device_count()
     if here.local_rank >= count:
         raise UserError(
-            f"process {here.local_rank} of this machine has no device of its own: there are {count}; "
-            f"start at most so many (torchrun --nproc-per-node {count})"
+            f"process {here.local_rank} of this machine has no device of its own, because there are only {count}; "
+            f"start at most that many (torchrun --nproc-per-node {count})"
         )
     return torch.device(accelerator.type, here.local_rank)
 
@@ -39,15 +38,15 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     """What ``model.dtype: auto`` means on ``device``.
 
     CUDA: bfloat16 from compute capability 8.0 (Ampere) on, where the hardware has it, else
-    float16. MPS: bfloat16 from macOS 14 on, which knows it, else float32. CPU: bfloat16 where a matrix product of the shapes of training is at least 1.3 times
-    as fast in it, measured now; processors without AVX-512 BF16 or AMX emulate it, slower.
+    float16. MPS: bfloat16 from macOS 14 on, which knows it, else float32. CPU: bfloat16 where a
+    matrix product of the shapes of training is at least 1.3 times as fast in it, measured now;
+    processors without AVX-512 BF16 or AMX emulate it, slower.
     """
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if major >= 8 else torch.float16
     if device.type == "mps":
-        major = int(platform.mac_ver()[0].partition(".")[0] or 0)
-        return torch.bfloat16 if major >= 14 else torch.float32
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
     if device.type == "cpu":
         return torch.bfloat16 if bfloat16_speedup() >= 1.3 else torch.float32
     return torch.float32
@@ -68,8 +67,9 @@ def bfloat16_speedup() -> float:
 def _matmul_seconds(dtype: torch.dtype) -> float:
     # 512 tokens through a 1024 x 2048 layer: large enough to leave the caches, 2 GFLOP.
     left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 2048, dtype=dtype)
-    times = []
-    for _ in range(5):  # the first pays for set-up; the least is the machine's own speed
+    times: list[float] = []
+    # The first pays for set-up; the least is the machine's own speed. Emulated, one can take seconds.
+    while len(times) < 5 and sum(times) < 0.5:
         start = time.perf_counter()
         left @ right
         times.append(time.perf_counter() - start)

@@ -37,7 +37,7 @@ class _Reader:
 
     def need(self, size: int) -> None:
         if size > len(self.data) - self.position:
-            raise _Bad(f"it ends within its header, at byte {self.position:,}")
+            raise _Bad(f"the file ends within its header, at byte {self.position:,}")
 
     def skip(self, size: int) -> None:
         self.need(size)
@@ -73,12 +73,14 @@ def _check(reader: _Reader) -> None:
     reader.skip(4)
     version = reader.number("<I")
     if version not in (2, 3):
-        raise _Bad(f"version {version} is not known (2 and 3 are)")
+        raise _Bad(f"version {version} is not supported (2 and 3 are)")
     tensors, values = reader.number("<Q"), reader.number("<Q")
     size = len(reader.data)
     # A tensor takes 32 bytes of header at least, a value 13.
     if tensors * 32 > size or values * 13 > size:
-        raise _Bad(f"it speaks of {tensors:,} tensors and {values:,} values, more than it can hold")
+        raise _Bad(
+            f"its header claims {tensors:,} tensors and {values:,} values, more than the file can hold"
+        )
     names: set[bytes] = set()
     alignment = 32
     for _ in range(values):
@@ -87,20 +89,22 @@ def _check(reader: _Reader) -> None:
         if name == b"general.alignment" and kind == 4:
             alignment = reader.number("<I")
             if alignment == 0 or alignment % 8 or alignment > 2**20:
-                raise _Bad(f"general.alignment is {alignment}")
+                raise _Bad(f"general.alignment is {alignment}, which is not valid")
             continue
         _skip_value(reader, kind, 0)
     ends = [_tensor_end(reader, names) for _ in range(tensors)]
     start = -(-reader.position // alignment) * alignment
     for name_, end in ends:
         if start + end > size:
-            raise _Bad(f"the tensor {name_.decode('utf-8', 'replace')[:80]!r} ends behind the file")
+            raise _Bad(
+                f"the tensor {name_.decode('utf-8', 'replace')[:80]!r} extends past the end of the file"
+            )
 
 
 def _name(reader: _Reader, names: set[bytes]) -> bytes:
     name = reader.string()
     if name in names:
-        raise _Bad(f"{name.decode('utf-8', 'replace')[:80]!r} stands twice")
+        raise _Bad(f"{name.decode('utf-8', 'replace')[:80]!r} appears twice")
     names.add(name)
     return name
 
@@ -119,7 +123,7 @@ def _skip_value(reader: _Reader, kind: int, depth: int) -> None:
             for _ in range(count):
                 _skip_value(reader, inner, depth + 1)
     else:
-        raise _Bad(f"a value of the unknown kind {kind}")
+        raise _Bad(f"a value has the unknown type {kind}")
 
 
 def _tensor_end(reader: _Reader, names: set[bytes]) -> tuple[bytes, int]:
@@ -127,7 +131,7 @@ def _tensor_end(reader: _Reader, names: set[bytes]) -> tuple[bytes, int]:
     name = _name(reader, names)
     dimensions = reader.number("<I")
     if not 1 <= dimensions <= _DIMENSIONS:
-        raise _Bad(f"a tensor of {dimensions} dimensions")
+        raise _Bad(f"a tensor has {dimensions} dimensions")
     count = 1
     for _ in range(dimensions):
         count *= reader.number("<Q")
@@ -135,7 +139,9 @@ def _tensor_end(reader: _Reader, names: set[bytes]) -> tuple[bytes, int]:
     try:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
-        raise _Bad(f"a tensor of the unknown type {kind}") from None
+        raise _Bad(f"a tensor has the unknown type {kind}") from None
     if count == 0 or count % block:
-        raise _Bad(f"a tensor of {count:,} numbers, not in whole blocks of {block}")
+        raise _Bad(
+            f"a tensor has {count:,} numbers, which is not a multiple of its block size {block}"
+        )
     return name, offset + count // block * size

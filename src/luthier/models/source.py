@@ -42,7 +42,9 @@ def resolve(
     path = user_path(source)
     if source in KNOWN_MODELS:
         if KNOWN_MODELS[source].purpose == "embedding":
-            raise UserError(f"'{source}' embeds sentences, for retrieval; it does not write text")
+            raise UserError(
+                f"'{source}' is an embedding model for retrieval; it does not generate text"
+            )
         pulled = pull(source, verify=False, on_event=on_event)
         return ResolvedModel(pulled.folder, pulled.origin)
     if path.is_dir():
@@ -64,7 +66,7 @@ def _check_folder(folder: Path, on_event: OnEvent) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds an adapter, not a model: give the model it belongs to")
+        raise UserError(f"{folder} holds an adapter, not a model; give its base model instead")
     if (folder / "model" / "config.json").is_file():
         return folder / "model"  # a full fine-tuning run: go on from its weights
     ggufs = sorted(folder.glob("*.gguf"))
@@ -125,7 +127,7 @@ def _hub_snapshot(hub_id: str, revision: str | None, weights: bool) -> Path:
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise UserError(
-            f"'{hub_id}' is no folder here, is not in the hub's cache, and the hub does not answer"
+            f"'{hub_id}' is not a folder here, is not in the hub's cache, and the hub does not answer"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(f"cannot fetch {hub_id} from the hub: {error}") from error

@@ -79,7 +79,7 @@ def load_tuned(run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore)
         scale_adapter(tuned, adapter_scale)
         return TunedModel(run, tuned, tokenizer, on_event)
     if adapter_scale != 1:
-        raise UserError(f"{run.root} is a full run: it has no adapter to scale")
+        raise UserError(f"{run.root} is a full fine-tuning run and has no adapter to scale")
     whole = load_model(
         weights,
         run_dtype(run),

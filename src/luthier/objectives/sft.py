@@ -26,7 +26,7 @@ class SFT:
     """loss = sum_t -log p(x_t | x_<t) over the supervised tokens t of a batch, in nats.
 
     Attributes:
-        packed: False runs row by row, for models that cannot keep packed rows apart.
+        packed: False runs row by row, for models that cannot separate packed rows.
         head: the model's output layer, where the loss can be had without all logits at once.
     """
 
@@ -103,7 +103,7 @@ def check_first_loss(
     tolerance = 1e-3 if numbers <= {torch.float32} else 0.02
     if not abs(loss - expected) <= tolerance * (1 + abs(expected)):
         raise UserError(
-            f"before the first step training's loss is {loss:.4f}, but the base model's own loss on "
-            f"the same rows is {expected:.4f}: what trains is not the model that was loaded. Try "
+            f"before the first step the training loss is {loss:.4f}, but the base model's loss on "
+            f"the same rows is {expected:.4f}: the model in training is not the one that was loaded. Try "
             "`--set kernels.loss=false` and the other kernels to find the part, and report it"
         )

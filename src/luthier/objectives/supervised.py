@@ -1,7 +1,7 @@
 """The model on the supervised tokens of a batch: their summed loss, or their logits.
 
 Of a row of 120 tokens perhaps 30 are supervised. The head of a model with a large vocabulary is
-its largest matrix product, so the positions that do not count are left out of it, and where the
+its largest matrix product, so the positions that do not count are skipped, and where the
 model's head is a plain one its logits are never there all at once (``kernels/head.py``).
 """
 
@@ -25,7 +25,7 @@ def loss_sum(
     Args:
         model: causal language model, possibly wrapped (PEFT, DistributedDataParallel).
         batch: on the model's device.
-        packed: False runs row by row, for models that cannot keep packed rows apart.
+        packed: False runs row by row, for models that cannot separate packed rows.
         head: the model's output layer, where the loss can be had without all logits at once.
     """
     losses = []

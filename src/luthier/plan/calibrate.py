@@ -63,7 +63,7 @@ _SAMPLES = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a unit of work takes on this machine; ``error``: the samples' median relative error."""
+    """Time per unit of work on this machine; ``error``: the samples' median relative error."""
 
     dtype: str
     rates: Rates

@@ -1,4 +1,4 @@
-"""What fits: the most tokens a device has room for, and what to change where a job does not fit."""
+"""What fits: the most tokens a device has room for, and what to change if a job does not fit."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from luthier.plan.machine import framework_bytes
 from luthier.plan.simulate import Step
 
 _SIZES = (256, 1024, 4096)  # tokens of the micro-batches that are simulated
-_LAST = 2**19  # beyond half a million tokens a micro-batch nobody looks
+_LAST = 2**19  # nobody needs more than half a million tokens per micro-batch
 _MOST_GPUS = 64
 
 
@@ -21,7 +21,7 @@ class Capacity:
 
     Attributes:
         tokens: most tokens of one micro-batch; 0 where not even the weights fit.
-        rows: rows of the job's length that come to.
+        rows: how many rows of the job's length that is.
         sequence: longest single row, no longer than the model can read.
     """
 

@@ -1,4 +1,4 @@
-"""Models and accelerators that can be planned for without having them."""
+"""Catalogues of models and accelerators, to plan for without having them."""
 
 import copy
 import difflib
@@ -19,7 +19,7 @@ from luthier.yaml_text import parse_yaml
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One entry of ``hardware.yaml``: GB, GB/s, dense TFLOP/s, watts, US dollars an hour.
+    """One entry of ``hardware.yaml``: GB, GB/s, dense TFLOP/s, watts, US dollars per hour.
 
     What is unknown (of ``--memory GB``, of this machine) is None.
     """
@@ -71,7 +71,7 @@ def _read_overrides(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"cannot read the hardware file {path}: {error}") from None
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise UserError(
-            f"{path}: hardware is a mapping such as "
+            f"{path}: a hardware file is a mapping such as "
             "'my-card: {memory: 24, bfloat16: 120, price_per_hour: 0.5}'"
         )
     return entries

@@ -15,7 +15,7 @@ def make_plan(
     calibration: Calibration | None = None,
     framework: int | None = None,
 ) -> Plan:
-    """Simulate ``job`` and say what it takes on ``accelerator``.
+    """Simulate ``job`` and predict what it takes on ``accelerator``.
 
     Args:
         calibration: measured rates, where ``accelerator`` is the machine they are of.
@@ -34,7 +34,7 @@ def make_plan(
         micro = work(typical, job.optim, 1 / job.gradient_accumulation_steps)
         took = calibration.rates.of(micro) * job.tokens / sum(job.typical)
         seconds = (took, took)
-        basis = f"calibrated on this machine ({calibration.measured})"
+        basis = f"predicted by this machine's calibration ({calibration.measured})"
     else:
         seconds = stated_seconds(done.flops, accelerator, job.method.name, dtype)
         basis = "a range by the device's data sheet" if seconds else "unknown: not calibrated"

@@ -1,4 +1,4 @@
-"""A model with sizes and no memory, as our training would build it."""
+"""A model of fake tensors (shapes without storage), as training would build it."""
 
 from typing import Any
 
@@ -90,7 +90,7 @@ def _like(parameter: Tensor, adapters: bool) -> nn.Parameter:
 
 
 def _packed(parameter: Tensor, module: Any) -> nn.Parameter:
-    """Two weights a byte, with the constants of their blocks (Dettmers et al. 2023, section 3)."""
+    """Two weights per byte, with the constants of their blocks (Dettmers et al. 2023, section 3)."""
     from bitsandbytes.functional import QuantState
 
     out_features, in_features = module.out_features, module.in_features

@@ -27,7 +27,7 @@ class CountWork(TorchDispatchMode):
     modules besides, which keeps recomputed activations alive and so would spoil a count of memory.)
 
     Attributes:
-        flops: two a multiply-add, matrix products and attention.
+        flops: two per multiply-add, matrix products and attention.
         attention_flops: the part of them that is attention.
         moved: bytes that all operations read and write (views none).
         operations: how many operations ran (views not counted).

@@ -1,4 +1,4 @@
-"""What a run will take, said before it and kept in its plan.json."""
+"""What a run will take, predicted before it starts and kept in its plan.json."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from luthier.train.setup import Setup
 def forecast(
     recipe: Recipe, resolved: ResolvedModel, data: Prepared, setup: Setup, on_event: OnEvent
 ) -> Callable[[Run], None]:
-    """Say what a run will take on this machine; see ``luthier.train.session.Forecast``."""
+    """Predict what a run will take on this machine; see ``luthier.train.session.Forecast``."""
     plan = _plan(recipe, resolved, data, setup, on_event)
 
     def keep(run: Run) -> None:
@@ -43,18 +43,18 @@ def _plan(
     try:
         plan = make_plan(job, this_machine(), load_calibration(setup.dtype), framework)
     except UserError as error:
-        on_event(Note(f"no plan: {error}"))
+        on_event(Note(f"the run could not be planned: {error}"))
         return None
     text = f"planned: {plan.memory.peak / 2**30:.2f} GiB at the peak, {plan.work.steps:,} steps"
     if plan.seconds is not None:
         text += f", {plan.seconds[1] / 60:,.1f} min of training"
     else:
-        text += "; for the time: luthier plan --calibrate"
+        text += "; to predict the time too, run luthier plan --calibrate"
     on_event(Note(text))
     if not plan.fits:
         on_event(
             Note(
-                f"that is more than the {plan.device_bytes / 2**30:.1f} GiB here: "
+                f"the plan exceeds the {plan.device_bytes / 2**30:.1f} GiB of this machine: "
                 "luthier plan RECIPE shows what would fit",
                 warning=True,
             )

@@ -21,7 +21,7 @@ from luthier.recipe import Recipe
 
 
 def dtype_on(asked: str, accelerator: Accelerator, here: bool) -> torch.dtype:
-    """What ``model.dtype`` comes to on a device; ``here``: it is this machine, and can be asked."""
+    """The dtype that ``model.dtype`` means on a device; ``here``: it is this machine."""
     if asked != "auto":
         found: torch.dtype = getattr(torch, asked)
         return found
@@ -46,8 +46,8 @@ def job_of_recipe(
     folder = _tokenizer_folder(recipe, on_event)
     if folder is None:
         assumed = (
-            f"the tokenizer of {source} is not here, so the data was not read: planned for 1,000 "
-            f"rows of data.max_length ({recipe.data.max_length:,}) tokens"
+            f"the tokenizer of {source} is not on this machine, so the data was not read: the plan "
+            f"assumes 1,000 rows of data.max_length ({recipe.data.max_length:,}) tokens"
         )
         return job_from_shape(recipe, config, dtype, rows=1000), assumed
     tokenizer = load_tokenizer(folder, trusted)
@@ -89,5 +89,5 @@ def _tokenizer_folder(recipe: Recipe, on_event: OnEvent) -> Path | None:
         return pulled.folder if pulled else None
     try:
         return resolve(source, recipe.model.revision, weights=False, on_event=on_event).folder
-    except UserError:  # a model of the catalogue that the hub does not hand out here
+    except UserError:  # a model of the catalogue that cannot be fetched from the hub here
         return None

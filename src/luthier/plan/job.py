@@ -88,7 +88,7 @@ def job_from_lengths(
     Args:
         items: tokens of the rows of each training item (one row, or a packed bin of several).
         supervised: tokens that count, of all items together.
-        optim: what stands in for the recipe's optimiser on this device, if anything does.
+        optim: the optimiser that replaces the recipe's on this device, if any.
     """
     train = recipe.train
     by_tokens = sorted(items, key=sum, reverse=True)
@@ -121,7 +121,7 @@ def job_from_lengths(
 def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype, rows: int) -> Job:
     """The job of a recipe whose data is not at hand: ``rows`` rows of ``data.max_length`` tokens.
 
-    All tokens count in the loss: the most memory that any data can come to.
+    All tokens count in the loss: the most memory that any data can need.
 
     Raises:
         UserError: rows are longer than the model can read.
@@ -141,13 +141,13 @@ def check_length(length: int, model: str, config: PreTrainedConfig) -> None:
     most = max_positions(config)
     if most is not None and length > most:
         raise UserError(
-            f"a sequence of {length:,} tokens is beyond the {most:,} positions of {model}; "
+            f"a sequence of {length:,} tokens exceeds the {most:,} positions of {model}; "
             f"use {most} or less"
         )
 
 
 def spread(lengths: Sequence[int], count: int) -> tuple[int, ...]:
-    """``count`` lengths that stand for all: the means of equal shares, in order of length."""
+    """``count`` representative lengths: the means of equal shares, in order of length."""
     ordered = sorted(lengths)
     share = len(ordered) / count
     groups = (

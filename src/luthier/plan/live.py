@@ -1,4 +1,4 @@
-"""How much tensor storage is alive, operation by operation."""
+"""How much tensor storage is allocated, operation by operation."""
 
 import weakref
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def _inner_bytes(operation: str, args: tuple[Any, ...]) -> int:
 class LiveStorage(TorchDispatchMode):
     """Counts the bytes of every tensor storage made in its scope for as long as it lives.
 
-    Works on real tensors and on fake ones, which have sizes and no memory. Views share a storage
+    Works on real tensors and on fake ones, which have shapes and no storage. Views share a storage
     and count once.
 
     Attributes:

@@ -13,7 +13,7 @@ CPU_FRAMEWORK = 0.85 * 2**30
 
 
 def framework_bytes(accelerator: Accelerator) -> int:
-    """Bytes that are gone before the first tensor is made."""
+    """Bytes in use before the first tensor is allocated."""
     return round(CPU_FRAMEWORK if accelerator.is_cpu else CUDA_FRAMEWORK)
 
 

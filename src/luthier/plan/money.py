@@ -1,4 +1,4 @@
-"""What the hours cost, and when a model of one's own is cheaper than an API."""
+"""What training costs, and when a model of one's own is cheaper than an API."""
 
 from dataclasses import dataclass
 
@@ -6,16 +6,16 @@ from luthier.plan.catalogues import Accelerator
 from luthier.records.plan import Range
 
 # Decoding reads all weights for each token of a batch; with so many requests at once and this share
-# of the memory bandwidth it makes rows × share × bandwidth / bytes of weights tokens a second.
+# of the memory bandwidth: rows × share × bandwidth / bytes of weights tokens per second.
 _ROWS, _SHARE = 8, 0.6
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """From how many tokens on a tuned model pays.
+    """After how many tokens a tuned model breaks even.
 
     Attributes:
-        own_price: US dollars a million tokens on the rented device, kept busy.
+        own_price: US dollars per million tokens on the rented device, kept busy.
         tokens: least and most, until the saving has paid for training; None where it never does.
     """
 
@@ -27,11 +27,11 @@ class BreakEven:
 def break_even(
     training: Range, api_price: float, accelerator: Accelerator, weight_bytes: int
 ) -> BreakEven | None:
-    """Tokens after which training has paid for itself; None where the device's price is unknown.
+    """The break-even point in tokens; None where the device's price is unknown.
 
     Args:
         training: US dollars.
-        api_price: US dollars a million tokens.
+        api_price: US dollars per million tokens.
         weight_bytes: of the weights that serve.
     """
     if accelerator.bandwidth is None or accelerator.price_per_hour is None:

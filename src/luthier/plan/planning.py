@@ -1,4 +1,4 @@
-"""Jobs planned on a device: what each takes, what fits, what would make it fit, when it pays."""
+"""Jobs planned on a device: memory, time, what fits, what would make it fit, break-even."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -97,7 +97,7 @@ class Planned(Tabular):
         fits: by method, the largest micro-batch and row on each device.
         changes: by method that does not fit, what would make it fit.
         sweep: runs that ``costs`` counts.
-        break_even: by method, when it pays beside a model behind an API.
+        break_even: by method, the break-even point against an API.
         calibrated: whether times rest on this machine's measured speed.
     """
 
@@ -127,11 +127,11 @@ def plan_jobs(
     api_price: float | None = None,
     on_event: OnEvent = ignore,
 ) -> Planned:
-    """Simulate a step of each job and say what it takes on ``target``.
+    """Simulate a step of each job and predict what it takes on ``target``.
 
     Args:
-        sweep: so many runs, for the cost.
-        api_price: of a model behind an API, US dollars per million tokens.
+        sweep: number of runs that the cost covers.
+        api_price: price of an API, US dollars per million tokens.
 
     Raises:
         UserError: a model cannot be planned for; see ``simulate``.

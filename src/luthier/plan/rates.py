@@ -1,4 +1,4 @@
-"""How fast a machine does the work of a step: measured by calibration, or a stated range."""
+"""How fast a machine does the work of a step: calibrated, or a range by its data sheet."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from luthier.plan.simulate import Step
 EFFICIENCY = {"full": (0.30, 0.65), "lora": (0.30, 0.65), "qlora": (0.20, 0.55)}
 CPU_EFFICIENCY = (0.25, 0.6)
 
-# Bytes that the optimiser reads and writes a trained number: weight, gradient and two means.
+# Bytes that the optimiser reads and writes per trainable parameter: weight, gradient and two means.
 _OPTIMIZER_BYTES = {"sgd": 12, "adamw_8bit": 16, "paged_adamw_8bit": 16, "adamw_bf16": 14}
 _ADAMW_BYTES = 28
 
@@ -25,7 +25,7 @@ Units = tuple[float, float, float, float, float]
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds a unit of each kind of work takes; a step's time is their sum.
+    """Seconds per unit of each kind of work; a step's time is their sum.
 
     t = matmul · flops + attention · attention_flops + byte · moved + operation · operations
         + update · bytes the optimiser reads and writes
@@ -38,7 +38,7 @@ class Rates:
     update: float
 
     def of(self, units: Units) -> float:
-        """Seconds for so much of each kind of work."""
+        """Seconds for this much of each kind of work."""
         return sum(a * b for a, b in zip(asdict(self).values(), units, strict=True))
 
 
@@ -71,7 +71,7 @@ def fit_rates(steps: Sequence[Units], seconds: Sequence[float]) -> Rates:
 def stated_seconds(
     flops: float, accelerator: Accelerator, method: str, dtype: str
 ) -> tuple[float, float] | None:
-    """Fewest and most seconds that so much work takes on a device of the catalogue."""
+    """Least and most seconds that this work takes on a device of the catalogue."""
     peak = accelerator.tflops(dtype)
     if peak is None:
         return None

@@ -1,4 +1,4 @@
-"""One training step taken with tensors that have sizes and no memory: what it holds and does."""
+"""One training step on fake tensors (shapes without storage): its memory and its work."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,11 +60,11 @@ class Step:
         activations: what the layers leave for the backward pass.
         logits: what head and loss come to on top of that, at most.
         load_peak, forward_peak, backward_peak, step_peak: all that is alive in that phase, at most.
-        flops: floating-point operations of forward and backward (two a multiply-add), recomputation
+        flops: floating-point operations of forward and backward (two per multiply-add), recomputation
             included; matrix products and attention only.
         attention_flops, moved, operations: see ``CountWork``.
-        trainable: numbers that train.
-        parameters: all numbers, 4-bit ones counted each.
+        trainable: trainable parameters.
+        parameters: all parameters, each 4-bit one counted.
         multiplied: those of the base model that a token is multiplied with: the matrices of all
             layers and the head, not the table of embeddings.
     """
@@ -103,7 +103,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
     """A step of training the model of ``config``; no weights are loaded or downloaded.
 
     The model, the loss and the step are those of ``luthier train``; ``LiveStorage`` counts. What
-    lies outside of tensors is not in it: the framework, its context on a GPU, the allocator's slack.
+    lies outside of tensors is not included: the framework, its GPU context, the allocator's slack.
 
     Raises:
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
@@ -154,7 +154,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
                 train_step(learner, [batch])
             except RuntimeError as error:  # an operation that has no fake form
                 raise UserError(
-                    f"the step of this {config.model_type} model cannot be simulated in float32 "
+                    f"the step of this {config.model_type} model cannot be simulated with float32 "
                     f"weights ({str(error).splitlines()[0]}); plan LoRA or QLoRA in bfloat16"
                 ) from error
     return Step(
@@ -263,7 +263,7 @@ def _batch(work: Workload) -> Batch:
 
 
 def _optimizer_state(trained: Sequence[torch.Tensor], optim: str) -> list[Any]:
-    """What the optimiser keeps of each trained tensor (bytes a number: AdamW 8, adamw_bf16 4, 8-bit 2, SGD 0)."""
+    """What the optimiser keeps of each trained tensor (bytes per parameter: AdamW 8, adamw_bf16 4, 8-bit 2, SGD 0)."""
     if optim == "sgd":
         return []
     if optim == "adafactor":  # a row's and a column's mean of squares (Shazeer and Stern 2018)

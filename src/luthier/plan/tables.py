@@ -1,4 +1,4 @@
-"""The classic tables of who needs how much memory, computed, beside what is commonly published."""
+"""The classic memory tables, computed, beside the figures that are commonly published."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ ASSUMPTIONS = (
     "Computed: one training step of luthier, simulated with fake tensors, and "
     f"{CUDA_FRAMEWORK / 2**30:.1f} GiB for CUDA's context. "
     "'least' is one row of 512 tokens with activations recomputed, 'usual' four rows of 1,024 "
-    "tokens without; all tokens supervised. Arithmetic and frozen weights in bfloat16, whatever "
-    "trains in float32 (16 bytes a number with its gradient and AdamW's two means); adapters r=16 "
+    "tokens without; all tokens supervised. Arithmetic and frozen weights are in bfloat16, trainable "
+    "weights in float32 (16 bytes per parameter with gradient and AdamW's two moments); adapters r=16 "
     "on all linear layers; QLoRA: NF4 with double quantisation and 8-bit optimiser state."
 )
 
@@ -29,10 +29,10 @@ class Published:
 
 
 _RULE = "LLaMA-Factory's table"
-_ZERO = "16 bytes a parameter (ZeRO, section 3.1)"
+_ZERO = "16 bytes per parameter (ZeRO, section 3.1)"
 _FULL = "right for weights, gradients and states; says nothing of batch and length"
-_LORA = "2 bytes a parameter are the frozen weights alone: no adapter states, activations, logits"
-_QLORA = "half a byte a parameter is the 4-bit code alone: embeddings and head stay in 16 bits"
+_LORA = "2 bytes per parameter are the frozen weights alone: no adapter states, activations, logits"
+_QLORA = "half a byte per parameter is the 4-bit code alone: embeddings and head stay in 16 bits"
 _STATES = "states only: the activations and the logits of 50,257 words come on top"
 
 _TABLE: tuple[tuple[str, str, Published], ...] = (

@@ -350,6 +350,17 @@ class TrainGroup(_Group):
         return list(dict.fromkeys(names))
 
 
+class ObjectiveGroup(_Group):
+    """What is learned from a batch."""
+
+    name: str = Field(
+        "sft",
+        description="sft: supervised fine-tuning, or the name of an installed plugin "
+        "(docs/plugins.md)",
+        examples=["sft"],
+    )
+
+
 class KernelsGroup(_Group):
     """Fast paths of training. Each is exact; false runs the reference implementation instead."""
 
@@ -473,6 +484,7 @@ class Recipe(_Group):
     model: ModelGroup
     method: MethodGroup = Field(default_factory=MethodGroup)
     data: DataGroup
+    objective: ObjectiveGroup = Field(default_factory=ObjectiveGroup)
     train: TrainGroup = Field(default_factory=TrainGroup)
     kernels: KernelsGroup = Field(default_factory=KernelsGroup)
     evaluate: EvaluateGroup = Field(default_factory=EvaluateGroup)
@@ -517,7 +529,7 @@ class Recipe(_Group):
         return recipe
 
     def check_names(self, origin: str, changes: Changes | None = None) -> None:
-        """Refuse metrics and sinks that are neither built in nor installed as plugins.
+        """Refuse metrics, objectives and sinks that are neither built in nor installed as plugins.
 
         It is asked of recipes that people give, not of those in run folders: who serves a run need
         not have what it was measured and watched with.
@@ -532,11 +544,15 @@ class Recipe(_Group):
         def chosen(group: str, key: str) -> list[str]:
             if changes is not None and key not in changes.get(group, {}):
                 return []
-            names: list[str] = getattr(getattr(self, group), key)
-            return names
+            names: str | list[str] = getattr(getattr(self, group), key)
+            return [names] if isinstance(names, str) else names
 
         metrics = [name for name in chosen("evaluate", "metrics") if not name.endswith(".py")]
         check_names(f"{origin}: 'evaluate.metrics'", "metric", metrics, METRICS, "luthier.metrics")
+        learned = chosen("objective", "name")
+        check_names(
+            f"{origin}: 'objective.name'", "objective", learned, ("sft",), "luthier.objectives"
+        )
         sinks = chosen("train", "report_to")
         check_names(f"{origin}: 'train.report_to'", "sink", sinks, REPORTS, "luthier.sinks")
 
@@ -561,6 +577,14 @@ class Recipe(_Group):
         if self.train.stop_on_forgetting is not None and not self.evaluate.probe:
             raise ValueError("train.stop_on_forgetting needs evaluate.probe")
         train = self.train
+        if train.max_steps == 0:
+            raise ValueError("train.max_steps 0 would train nothing; -1 trains by epochs")
+        for key in ("eval_steps", "save_steps"):
+            steps = getattr(train, key)
+            if steps > 1 and steps != int(steps):
+                raise ValueError(
+                    f"train.{key} {steps:g} must be a whole number, or a share below 1"
+                )
         if train.optim == "adamw_bf16" and self.method.name != "full":
             raise ValueError("train.optim adamw_bf16 is for method.name full; adapters are small")
         if train.optim == "adamw_bf16" and self.model.dtype not in ("auto", "bfloat16"):

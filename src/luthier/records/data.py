@@ -58,7 +58,7 @@ class LongRow(Record):
 
 
 class LeftOut(Record):
-    """Rows that are not trained on as they stand, by reason."""
+    """Rows that are skipped or truncated, by reason."""
 
     bad: list[UnusableRow]
     too_long: list[LongRow]

@@ -22,9 +22,9 @@ class Memory(Record):
 
 
 class Work(Record):
-    """Operations of a run; ``by_rule`` are those of the common rule of 6N (full) or 4N a token.
+    """Operations of a run; ``by_rule`` are those of the common rule of 6N (full) or 4N per token.
 
-    The rule leaves out attention, adapters and recomputation; N counts the weights of all matrix
+    The rule ignores attention, adapters and recomputation; N counts the weights of all matrix
     products, the head included.
     """
 

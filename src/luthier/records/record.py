@@ -18,7 +18,7 @@ from luthier.tables import Tabular
 class Record(Tabular, BaseModel):
     """A frozen record that is stored as JSON.
 
-    A field whose default is None stands there only where it has a value.
+    A field whose default is None is written only where it has a value.
     """
 
     model_config = ConfigDict(

@@ -1,4 +1,4 @@
-"""What training leaves behind: provenance, metrics, what it took, and a batch that broke it."""
+"""What training writes: provenance, metrics, what it took, and a batch that broke it."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class Provenance(Record):
 
     @property
     def learned_turns(self) -> bool:
-        """Whether the run learned conversations, by a chat template; False for plain text."""
+        """Whether the run was trained on conversations, by a chat template; False for plain text."""
         return self.template != "none"
 
 
@@ -48,7 +48,7 @@ class MetricsLine(Record):
         memory_bytes: the most that the process has held.
         seconds: of the run so far, all its sessions together.
 
-    What an objective or the probe measures besides stands in further keys of its own (``extra``).
+    What an objective or the probe measures besides is in further keys of its own (``extra``).
     """
 
     model_config = ConfigDict(extra="allow")
@@ -83,7 +83,7 @@ class Measured(Record):
         best_eval_loss: nats per supervised token; None without a validation set.
         forgot: stopped because the probe fell (``train.stop_on_forgetting``).
         tokens: all tokens that went through the model in training, prompts included.
-        plan_errors: planned over measured, less one, for what plan.json foretold.
+        plan_errors: planned over measured, less one, for what plan.json predicted.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Answer a question from passages, and say which."""
+"""Answer a question from passages, and list them."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Source:
 
     Attributes:
         cited: the answer names it.
-        support: share of the answer's words, those of the question aside, that stand in it.
+        support: share of the answer's words, those of the question aside, that occur in it.
     """
 
     number: int
@@ -81,7 +81,7 @@ def with_passages(messages: Sequence[Message], passages: Sequence[Passage]) -> t
 
 
 def support(answer: str, question: str, passage: Passage) -> float:
-    """Share of the words an answer adds to its question that stand in the passage; 0 to 1.
+    """Share of the words an answer adds to its question that occur in the passage; 0 to 1.
 
     A crude measure of whether an answer was read or made up: it sees words, not what they say.
     """

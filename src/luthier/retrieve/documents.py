@@ -13,7 +13,7 @@ READABLE = (".md", ".markdown", ".txt", ".jsonl")
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it stands: ``file`` is relative to the folder, ``line`` that of its start.
+    """A text and where it comes from: ``file`` is relative to the folder, ``line`` that of its start.
 
     ``title`` is what a row of a ``.jsonl`` file gives; other files have headings.
     """
@@ -25,7 +25,7 @@ class Document:
 
     @property
     def is_row(self) -> bool:
-        """The whole text is one line of its file."""
+        """Whether the text is one line of its file."""
         return self.file.lower().endswith(".jsonl")
 
 
@@ -36,7 +36,7 @@ def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
         UserError: there is no such folder, or nothing to read in it.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder of documents at {folder}")
+        raise UserError(f"there is no folder {folder}; give a folder of documents")
     files = [
         path
         for path in sorted(folder.rglob("*"))
@@ -45,7 +45,7 @@ def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
     ]
     readable = [path for path in files if path.suffix.lower() in READABLE]
     if not readable:
-        raise UserError(f"{folder} holds no document: they end in {', '.join(READABLE)}")
+        raise UserError(f"{folder} has no documents; supported files are {', '.join(READABLE)}")
     return readable, [path for path in files if path not in set(readable)]
 
 
@@ -62,7 +62,7 @@ def hash_documents(folder: Path) -> dict[str, str]:
 
 
 def read_documents(folder: Path) -> Iterator[Document]:
-    """The documents, file by file; a ``.jsonl`` file holds one a line: ``text``, maybe ``title``.
+    """The documents, file by file; a ``.jsonl`` file has one per line: ``text``, maybe ``title``.
 
     Raises:
         UserError: as ``document_files``; a file is not UTF-8, or a row has no text.
@@ -75,7 +75,9 @@ def read_documents(folder: Path) -> Iterator[Document]:
         try:
             yield Document(name, 1, _bytes(path).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from None
+            raise UserError(
+                f"{path} is not UTF-8 at byte {error.start}; convert the file to UTF-8"
+            ) from None
 
 
 def _rows(path: Path, name: str) -> Iterator[Document]:
@@ -86,7 +88,7 @@ def _rows(path: Path, name: str) -> Iterator[Document]:
         text, title = row.get("text"), row.get("title", "")
         if not isinstance(text, str) or not isinstance(title, str):
             raise UserError(
-                f"{origin}: a document is a row with 'text' (and perhaps 'title'); this one has "
+                f"{origin}: a document needs 'text' ('title' is optional), as strings; this row has "
                 f"{', '.join(map(str, row)) or 'nothing'}"
             )
         yield Document(name, origin.line, text, title)

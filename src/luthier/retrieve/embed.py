@@ -14,7 +14,7 @@ from luthier.models.pull import pull
 from luthier.retrieve.vectors import need_store
 
 NAME = "all-minilm-l6-v2"
-MOST_TOKENS = 256  # that it was trained with; what stands after them it does not see
+MOST_TOKENS = 256  # its longest input; the rest of a text is cut
 _BATCH = 32
 
 Vectors = NDArray[np.float32]
@@ -27,12 +27,12 @@ class Embedder:
     Gurevych 2019, Sentence-BERT; sentence-transformers/all-MiniLM-L6-v2).
 
     Raises:
-        UserError: the model is not in the cache and cannot be fetched, or there is no store for
-            its vectors.
+        UserError: the model is not in the cache and cannot be fetched, or the vector store is not
+            installed.
     """
 
     def __init__(self, on_event: OnEvent = ignore) -> None:
-        need_store()  # before 87 MB are fetched for nothing
+        need_store()  # before 87 MB are downloaded for nothing
         folder = pull(NAME, verify=False, on_event=on_event).folder
         with during("loading the embedding model", on_event):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,4 +1,4 @@
-"""The index: a folder with the passages, their words and their vectors; nothing to start.
+"""The index: a folder with the passages, their words and their vectors; it needs no server.
 
 ``passages.sqlite`` holds the passages and, through SQLite's FTS5, their words; ``vectors.usearch``
 their vectors; ``manifest.json`` what it was made of.
@@ -39,7 +39,7 @@ class Manifest:
     Attributes:
         documents: the folder, as an absolute path.
         hashes: SHA-256 of each document by its name in that folder.
-        left_out: files of the folder that are no documents, by name.
+        left_out: skipped files of the folder, which are not documents, by name.
         parts: SHA-256 of the index's own files.
         tokens: of all passages, by the embedding model's tokenizer.
     """
@@ -68,7 +68,7 @@ def build_index(
     overlap: int = OVERLAP,
     on_event: OnEvent = ignore,
 ) -> Manifest:
-    """Index the documents of a folder into the folder ``out``: the whole of it, or nothing.
+    """Index the documents of a folder into the folder ``out``, which is complete or absent.
 
     An index already at ``out`` is replaced.
 
@@ -81,7 +81,7 @@ def build_index(
     """
     started = time.perf_counter()
     if out.exists() and (out.is_file() or any(out.iterdir())) and not (out / MANIFEST).is_file():
-        raise UserError(f"{out} exists and is not an index; choose another --out")
+        raise UserError(f"{out} exists and is not an index; choose another folder with --out")
     with during("hashing documents", on_event):
         hashes = hash_documents(documents)
     left_out = document_files(documents)[1]
@@ -93,7 +93,7 @@ def build_index(
         for passage in cut_passages(document, embedder.tokenizer, size, overlap)
     ]
     if not passages:
-        raise UserError(f"the documents of {documents} hold no text")
+        raise UserError(f"the documents of {documents} have no text")
     texts = [_searched(passage) for passage in passages]
     vectors = embedder.embed(texts, on_event)
     tokens = sum(map(len, embedder.tokenizer(texts, add_special_tokens=False).input_ids))
@@ -128,11 +128,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: there is no index, or one of another version of the format.
     """
-    again = "make it with: luthier rag index DOCS --out " + str(folder)
+    again = "build it with: luthier rag index DOCS --out " + str(folder)
     try:
         values: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
     except OSError:
-        raise UserError(f"no index at {folder}; {again}") from None
+        raise UserError(f"there is no index at {folder}; {again}") from None
     except ValueError:
         raise UserError(f"the index {folder} is damaged ({MANIFEST}); {again}") from None
     if values.get("format") != FORMAT:
@@ -146,9 +146,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def changes(manifest: Manifest) -> list[str]:
-    """What became of the documents since: ``a.md is new``; empty where nothing did.
+    """How the documents have changed since: ``a.md is new``; empty where they have not.
 
-    Nothing is said where the folder is no longer there: an index serves without it.
+    Empty too where the folder no longer exists: an index works without it.
     """
     folder = Path(manifest.documents)
     if not folder.is_dir():
@@ -181,7 +181,8 @@ def _write_passages(path: Path, passages: list[Passage]) -> None:
     except sqlite3.OperationalError as error:
         if "fts5" in str(error):
             raise UserError(
-                "this Python's SQLite was built without FTS5, which the index needs"
+                "this Python's SQLite was built without FTS5, which the index needs; use a Python "
+                "whose SQLite has it"
             ) from error
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The model that answers: of a run, or as it was published."""
+"""The model that answers: a run's, or a published one."""
 
 from pathlib import Path
 

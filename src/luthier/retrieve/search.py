@@ -44,7 +44,7 @@ class Index:
         for name, digest in self.manifest.parts.items():
             if not (folder / name).is_file() or sha256(folder / name) != digest:
                 raise UserError(
-                    f"the index {folder} is damaged ({name}); make it again with: luthier rag index "
+                    f"the index {folder} is damaged ({name}); build it again with: luthier rag index "
                     f"{self.manifest.documents} --out {folder}"
                 )
         address = f"{(folder / PASSAGES).absolute().as_uri()}?mode=ro&immutable=1"

@@ -82,7 +82,8 @@ class _Server:
         served = self._find(body.model)
         if not served.speech.chats:
             raise ApiError(
-                400, f"'{served.name}' learned plain text, not turns; use /v1/completions"
+                400,
+                f"'{served.name}' was trained on plain text, not on conversations; use /v1/completions",
             )
         messages: Prompt = tuple(message.as_turn() for message in body.messages)
         schema: dict[str, Any] | None = None
@@ -124,7 +125,7 @@ class _Server:
                 prompt = prompts[number // body.n]
                 ids = served.speech.encode(prompt) if isinstance(prompt, str) else prompt
                 if not ids or not all(0 <= token < served.weights.vocabulary for token in ids):
-                    raise UserError("a prompt is empty, or holds tokens that the model has not")
+                    raise UserError("a prompt is empty, or has token ids outside the vocabulary")
                 room = self._room(served, ids, body.max_tokens)
                 made.append(
                     Ask(
@@ -199,7 +200,7 @@ class _Server:
             known = ", ".join(self._models.by_name)
             raise ApiError(
                 404,
-                f"no model '{name}' here; there are {known}",
+                f"there is no model '{name}' here; the models are {known}",
                 param="model",
                 code="model_not_found",
             )
@@ -212,10 +213,12 @@ class _Server:
     def _check(self, served: Served, answers: int, bias: dict[int, float]) -> None:
         if answers > self._limits.choices:
             raise ApiError(
-                400, f"{answers} answers in one request; at most {self._limits.choices}", param="n"
+                400,
+                f"the request asks for {answers} answers; the limit is {self._limits.choices}",
+                param="n",
             )
         if any(not 0 <= token < served.weights.vocabulary for token in bias):
-            raise ApiError(400, "logit_bias names a token that the model has not")
+            raise ApiError(400, "logit_bias has a token id outside the vocabulary")
 
     async def list_models(self) -> Response:
         return json_response(
@@ -259,7 +262,9 @@ class _Server:
 
     def _may_load(self) -> None:
         if not self._keyed:
-            raise ApiError(403, "models come and go only on a server with a key (--api-key-env)")
+            raise ApiError(
+                403, "loading and unloading adapters needs a server with an API key (--api-key-env)"
+            )
 
     async def health(self) -> Response:
         if not self._engine.alive:

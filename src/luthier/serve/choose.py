@@ -9,7 +9,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
 from luthier.generate.answer import Sampling
 from luthier.serve.grammar import Grammar
 
-_LIKELY = 1024  # of the nucleus: sorting a whole vocabulary takes as long as the model
+_LIKELY = 1024  # of the nucleus: sorting the full vocabulary takes as long as the model
 _COLD = 1e-5  # below it, scores divided by a temperature would overflow
 
 

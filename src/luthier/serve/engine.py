@@ -254,7 +254,7 @@ class Engine:
             self._running.append(answer)
             self._take(answer, logits)
         except Exception:
-            log.exception("a prompt could not be read")
+            log.exception("reading a prompt failed")
             self._end(answer, "error")
 
     def _step(self) -> None:
@@ -267,7 +267,7 @@ class Engine:
                     memories, [a.last for a in rows], [a.ask.adapter for a in rows]
                 )
             except Exception:
-                log.exception("a step failed")
+                log.exception("a decoding step failed")
                 for answer in rows:
                     self._end(answer, "error")
                 continue
@@ -276,7 +276,7 @@ class Engine:
                 try:
                     self._take(answer, row)
                 except Exception:
-                    log.exception("a token could not be chosen")
+                    log.exception("sampling a token failed")
                     self._end(answer, "error")
 
     def _take(self, answer: Answer, logits: Any) -> None:

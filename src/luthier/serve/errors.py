@@ -41,10 +41,13 @@ def failed(finish: str) -> ApiError | None:
     """The error of an answer that ended in ``finish``, if that is one."""
     if finish == "timeout":
         return ApiError(
-            503, "the answer took longer than this server allows", kind="timeout", code="timeout"
+            503,
+            "the answer took longer than this server's time limit",
+            kind="timeout",
+            code="timeout",
         )
     if finish == "error":
         return ApiError(
-            500, "the server failed at this answer; its log says why", kind="server_error"
+            500, "the server failed to generate this answer; see its log", kind="server_error"
         )
     return None

@@ -32,7 +32,7 @@ class Vocabulary:
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=known, eos_token=stops)  # type: ignore[arg-type]
 
     def bytes_of(self, token: int) -> bytes:
-        """What ``token`` stands for; not always whole characters."""
+        """The bytes of ``token``; not always complete characters."""
         return self._tokens.decode_bytes([token])
 
     def grammar(self, schema: dict[str, Any] | None) -> "Grammar":
@@ -53,7 +53,7 @@ class Vocabulary:
 
 
 class Grammar:
-    """Where one answer stands in its grammar."""
+    """The position of one answer in its grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher

@@ -73,7 +73,9 @@ class Guard:
     def _refused(self, path: str, headers: Headers) -> ApiError | None:
         if self._key is None:
             if not is_loopback(_host_name(headers)):
-                return ApiError(403, "without a key this server answers to its own machine only")
+                return ApiError(
+                    403, "without an API key this server answers only requests from its own machine"
+                )
         elif path not in _OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             # Compared in the same time wherever the first difference is.
@@ -91,7 +93,7 @@ class Guard:
         return None
 
     def _too_long(self) -> ApiError:
-        return ApiError(413, f"the body is longer than {self._limit:,} bytes")
+        return ApiError(413, f"the request body is longer than {self._limit:,} bytes")
 
 
 def _host_name(headers: Headers) -> str:

@@ -59,7 +59,7 @@ class Job:
         except Busy:
             raise ApiError(
                 429,
-                "too many answers wait already; try again later",
+                "the queue is full; try again later",
                 kind="rate_limit_error",
                 code="rate_limit_exceeded",
                 headers={"Retry-After": "1"},

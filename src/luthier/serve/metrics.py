@@ -20,7 +20,7 @@ class Metrics:
             registry=self.registry,
         )
         self.prompt_tokens = Counter(
-            "luthier_prompt_tokens", "Tokens of prompts read.", ("model",), registry=self.registry
+            "luthier_prompt_tokens", "Prompt tokens processed.", ("model",), registry=self.registry
         )
         self.generated_tokens = Counter(
             "luthier_generated_tokens", "Tokens made.", ("model",), registry=self.registry
@@ -48,9 +48,9 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Show how much ``engine`` has to do."""
-        running = Gauge("luthier_running", "Answers on their way.", registry=self.registry)
+        running = Gauge("luthier_running", "Answers being generated.", registry=self.registry)
         running.set_function(lambda: engine.running)
-        waiting = Gauge("luthier_waiting", "Answers that wait.", registry=self.registry)
+        waiting = Gauge("luthier_waiting", "Answers in the queue.", registry=self.registry)
         waiting.set_function(lambda: engine.waiting)
 
     def text(self) -> bytes:

@@ -103,7 +103,9 @@ class Models:
             UserError: as above, or the run needs weights that are not there.
         """
         if not _NAME.fullmatch(name):
-            raise UserError(f"'{name}' is no name for a model: letters, digits and .:/@+-_ only")
+            raise UserError(
+                f"'{name}' is not a valid model name: use letters, digits and .:/@+-_ only"
+            )
         if name in self.by_name:
             raise UserError(f"two models would be called '{name}'; write another_name={path}")
         run = open_run(path)
@@ -113,7 +115,7 @@ class Models:
             served = self._add_adapter(name, run, recipe, between_steps or (lambda f: f()))
         elif between_steps is not None:
             raise UserError(
-                f"{path} is not an adapter over a base that is served; start a server with it"
+                f"{path} is not an adapter of a base model that is being served; start another server with it"
             )
         else:
             served = self._load_weights(name, run, recipe)

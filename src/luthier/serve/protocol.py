@@ -60,7 +60,7 @@ class _Generation(_Strict):
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> "_Generation":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream: true")
+            raise ValueError("stream_options needs stream: true")
         return self
 
     def choice(self, number: int, new_tokens: int, top_logprobs: int | None) -> Choice:
@@ -116,7 +116,9 @@ class ResponseFormat(_Strict):
     @model_validator(mode="after")
     def _complete(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema goes with type json_schema, and must be there then")
+            raise ValueError(
+                "json_schema is required with type json_schema, and allowed only there"
+            )
         return self
 
 
@@ -133,7 +135,7 @@ class ChatRequest(_Generation):
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: true")
+            raise ValueError("top_logprobs needs logprobs: true")
         return self
 
     @property
@@ -179,11 +181,11 @@ def answer_room(wanted: int | None, prompt: int, context: int | None, limits: Li
         UserError: more are wanted than the server gives, or than fit behind the prompt.
     """
     if wanted is not None and wanted > limits.new_tokens:
-        raise UserError(f"max_tokens is {wanted}; this server gives at most {limits.new_tokens}")
+        raise UserError(f"max_tokens is {wanted}; this server allows at most {limits.new_tokens}")
     room = limits.new_tokens if context is None else context - prompt
     if room < max(1, wanted or 0):
-        asked = f" and {wanted} of answer" if wanted else ""
+        asked = f" and {wanted} for the answer" if wanted else ""
         raise UserError(
-            f"this model's context is {context} tokens: {prompt} of prompt{asked} do not fit"
+            f"this model's context is {context} tokens: {prompt} prompt tokens{asked} do not fit"
         )
     return wanted or min(room, limits.new_tokens)

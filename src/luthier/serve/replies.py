@@ -1,4 +1,4 @@
-"""The two forms of an answer: chat and completion, whole or as a stream."""
+"""The two forms of an answer: chat and completion, in one piece or as a stream."""
 
 import time
 import uuid

@@ -20,7 +20,7 @@ def check_address(host: str, api_key: str | None) -> None:
     """
     if api_key is None and not is_loopback(host):
         raise UserError(
-            f"on {host} others can reach this server: give it a key first "
+            f"anyone on the network can reach this server on {host}: set an API key "
             "(export LUTHIER_API_KEY=…, then --api-key-env LUTHIER_API_KEY), or use 127.0.0.1"
         )
 

@@ -1,10 +1,10 @@
-"""From tokens to text as they come: whole characters only, and nothing past a stop sequence."""
+"""From tokens to text as they come: complete characters only, and nothing past a stop sequence."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-_BROKEN = "\ufffd"  # stands for bytes that are no whole character (yet)
+_BROKEN = "\ufffd"  # for bytes that are not a complete character (yet)
 _PATIENCE = 8  # tokens; no character is spread over more
 
 
@@ -12,7 +12,7 @@ class TextStream:
     """The text of one answer.
 
     Args:
-        stops: sequences that end it; they are left out, also where they lie across tokens.
+        stops: sequences that end it; they are not part of the text, even where they span tokens.
 
     Attributes:
         stopped: a stop sequence was found.

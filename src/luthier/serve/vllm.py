@@ -35,7 +35,9 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
         shared.append("--trust-remote-code")
     if any(recipe.method.name == "full" for recipe in recipes):
         if len(named) > 1:
-            raise UserError("vLLM serves one full fine-tune, or adapters over one base; not both")
+            raise UserError(
+                "vLLM serves either one full fine-tune or adapters over one base; start one server for each"
+            )
         name, run = named[0]
         return [
             "vllm",
@@ -46,15 +48,19 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
             *shared,
         ]
     if len({base_key(run) for _, run in named}) > 1:
-        raise UserError("vLLM serves adapters over one base; these runs have several")
+        raise UserError(
+            "vLLM serves adapters over one base, but these runs have different bases; start one server for each"
+        )
     if any(recipe.method.use_dora for recipe in recipes):
         raise UserError("vLLM cannot run DoRA adapters; merge the run first, or use our own engine")
     templates = {load_tokenizer(run.adapter_path).chat_template for _, run in named}
     if len(templates) > 1:
-        raise UserError("vLLM takes one chat template; these runs have several")
+        raise UserError(
+            "vLLM takes one chat template, but these runs have different ones; start one server for each"
+        )
     rank = next((r for r in _RANKS if r >= max(x.method.lora_r for x in recipes)), None)
     if rank is None:
-        raise UserError(f"vLLM runs adapters up to rank {_RANKS[-1]}")
+        raise UserError(f"vLLM runs adapters up to rank {_RANKS[-1]}; merge the run first")
     made = ["vllm", "serve", str(resolve(first.model.source, first.model.revision).folder)]
     made += ["--served-model-name", base_name_of(first)]
     # The tokenizer of the run has the template that it trained with.

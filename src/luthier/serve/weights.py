@@ -38,8 +38,8 @@ class Weights:
     """A model that answers many at once.
 
     Attributes:
-        batched: rows share a step. Where the model's attention cannot be parted into rows (it is
-            compared at the start), each row runs alone: slower, the same answers.
+        batched: rows share a step. Where the model's attention cannot separate rows (checked at
+            the start), each row runs alone: slower, the same answers.
         vocabulary: length of the output layer.
     """
 
@@ -60,7 +60,9 @@ class Weights:
         if not self.batched:
             if self._base.config._attn_implementation == NAME:
                 self._base.set_attn_implementation("sdpa")
-            log.warning("this model's answers are made one by one: its attention is not of rows")
+            log.warning(
+                "batching is off: this model's attention cannot separate rows, so answers run one at a time"
+            )
 
     def load_adapter(self, folder: Path, name: str) -> None:
         """Put another adapter beside those there.
@@ -199,7 +201,7 @@ class Weights:
             for token in (1, 2):
                 together.append(self.step(memories, [token, token], [kind, kind]))
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-            log.debug("rows cannot be parted: %s", error)
+            log.debug("the model's attention cannot separate rows: %s", error)
             return False
         expected = torch.stack(alone).float()
         got = torch.stack([step[row] for row in (0, 1) for step in together]).float()

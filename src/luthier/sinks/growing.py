@@ -1,4 +1,4 @@
-"""A text file that grows by whole lines."""
+"""A text file that grows by complete lines."""
 
 import threading
 from pathlib import Path
@@ -18,7 +18,7 @@ class GrowingFile:
         self.run = run
         self.path = path
         self._waiting = ""
-        self._whole = False  # whether the file is known to end with a whole line
+        self._whole = False  # whether the file is known to end with a complete line
         self._lock = threading.RLock()  # a handler of a signal may write at any time
 
     def add(self, line: str) -> None:
@@ -39,7 +39,7 @@ class GrowingFile:
                 data = self._waiting.encode("utf-8")
                 try:
                     if file.write(data) != len(data):
-                        raise OSError("no space left for a whole line")
+                        raise OSError("no space left for a complete line")
                 except OSError:
                     file.truncate(begin)
                     raise

@@ -24,7 +24,7 @@ def wandb_sink(recipe: Recipe, run: Run) -> Tracker:
     # `wandb.init` would ask on the terminal, in the middle of a run.
     if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
         raise UserError(
-            "train.report_to wandb: nobody is logged in to Weights & Biases here; run `wandb login`, "
+            "train.report_to wandb: you are not logged in to Weights & Biases; run `wandb login`, "
             "or set WANDB_MODE=offline to keep the figures in the run folder"
         )
     return Tracker("Weights & Biases", _Client(), recipe, run)

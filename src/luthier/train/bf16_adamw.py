@@ -14,7 +14,7 @@ from luthier.kernels.rounding import PIECE, round_into
 class BF16AdamW(Optimizer):
     """AdamW whose weights, gradients and means are bfloat16, rounded stochastically.
 
-    8 bytes a weight where float32 takes 16. The arithmetic is AdamW's (Loshchilov and Hutter 2019) in
+    8 bytes per weight where float32 takes 16. The arithmetic is AdamW's (Loshchilov and Hutter 2019) in
     float32; only what is stored is rounded, by chance, so that small updates add up.
     """
 

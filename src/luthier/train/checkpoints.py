@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, their bytes those that were written, nothing missing in them.
+"""Checkpoints: complete or absent, verified by hash, with all weights in them.
 
 ``checkpoints/step-N/`` holds the weights (in PEFT's or Transformers' format), optimizer.pt,
 scheduler.pt, scaler.pt (float16), rng_state.pth, state.json, and the hashes of them all.
@@ -41,20 +41,20 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, None where they are as they were written."""
+    """What is wrong with the files of a checkpoint, None where they are intact."""
     try:
         files: dict[str, Any] = json.loads((folder / _MANIFEST).read_text("utf-8"))
         for name, wanted in files.items():
             file = folder / name
             if not file.is_file():
-                return f"{name} is gone"
+                return f"{name} is missing"
             size = file.stat().st_size
             if size != wanted["bytes"]:
-                return f"{name} has {size:,} bytes, not {wanted['bytes']:,}"
+                return f"{name} has {size:,} bytes instead of {wanted['bytes']:,}"
             if sha256(file) != wanted["sha256"]:
-                return f"{name} is not what was written (its SHA-256 differs)"
+                return f"{name} has changed since it was written (its SHA-256 differs)"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{_MANIFEST} cannot be used ({error})"
+        return f"{_MANIFEST} cannot be read ({error})"
     return None
 
 
@@ -62,7 +62,7 @@ def usable_checkpoint(run: Run, on_event: OnEvent) -> Path | None:
     """The checkpoint that a run can go on from, after setting aside those it cannot; None: a new run.
 
     It is the newest whose bytes are intact, and those of the best weights before it. What is newer is
-    renamed (``damaged-step-N``), not deleted, and said.
+    renamed (``damaged-step-N``), not deleted, with a warning.
 
     Raises:
         UserError: a damaged checkpoint cannot be renamed, or luthier 0.1 wrote them.
@@ -73,7 +73,7 @@ def usable_checkpoint(run: Run, on_event: OnEvent) -> Path | None:
         if why is None:
             return found[step]
         _set_aside(found.pop(step))
-        then = f"step {max(found)} is tried" if found else "the run begins anew"
+        then = f"step {max(found)} is tried next" if found else "the run starts from the beginning"
         on_event(
             Note(
                 f"the checkpoint of step {step} cannot be used: {why}; it is kept as "
@@ -85,12 +85,12 @@ def usable_checkpoint(run: Run, on_event: OnEvent) -> Path | None:
 
 
 def _lost_best(run: Run, checkpoint: Path) -> str | None:
-    """What is wrong with the checkpoint of the best weights until ``checkpoint``, which is whole."""
+    """What is wrong with the checkpoint of the best weights until ``checkpoint``, which is intact."""
     best = load_state(checkpoint).best_step
     if best is None or run.checkpoint_path(best) == checkpoint:
         return None
     fault = damage(run.checkpoint_path(best))
-    return f"of the best weights before it, step {best}, {fault}" if fault else None
+    return f"of the best weights before it, step {best}: {fault}" if fault else None
 
 
 def _set_aside(folder: Path) -> None:
@@ -113,7 +113,7 @@ def check_saved(model: nn.Module, folder: Path, original_rows: int) -> None:
     """Whether the adapter in ``folder`` holds all that trained, and an embedding that was resized.
 
     ``original_rows`` is the size of the embedding in the model's own folder. A full model is saved
-    whole, so there is nothing to look for.
+    completely, so there is nothing to look for.
 
     Raises:
         UserError: weights that the tuned model needs are not in the file.
@@ -131,8 +131,8 @@ def check_saved(model: nn.Module, folder: Path, original_rows: int) -> None:
         lost.append(f"the embedding, resized from {original_rows} to {rows} rows")
     if lost:
         raise UserError(
-            f"the checkpoint would lack weights that the tuned model needs: {_listed(lost)}; add their "
-            "layers to the adapter, or begin from a model that was saved after resizing"
+            f"the checkpoint would not contain weights that the tuned model needs: {_listed(lost)}; add their "
+            "layers to the adapter, or start from a model that was saved after resizing"
         )
 
 
@@ -196,7 +196,7 @@ class Checkpoints:
     def load(self) -> None:
         """Put the resumed checkpoint's adapter, optimiser and schedule into those of this process.
 
-        Whole models were loaded from it in the first place.
+        Full models were loaded from it in the first place.
         """
         folder = self.resumed_from
         if folder is None:
@@ -245,6 +245,6 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # of `weights_only`
         raise UserError(
-            f"{path} holds more than tensors and numbers, so it is not what luthier wrote: it could "
-            "run code and is not opened"
+            f"{path} holds more than tensors and numbers, so luthier did not write it: it could "
+            "run code and is not opened; delete that checkpoint"
         ) from error

@@ -12,7 +12,7 @@ from luthier.train.launch import train_apart
 
 STEPS = 10
 
-# What a step leaves, without what a clock or a memory gauge says.
+# The metrics of a step without clock and memory readings.
 _TIMELESS = ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens", "skipped")
 _STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 

@@ -56,8 +56,8 @@ def _keep_weights(checkpoint: Path, target: Path, tokenizer: PreTrainedTokenizer
     fault = damage(checkpoint)
     if fault is not None:
         raise UserError(
-            f"the checkpoint of the best weights, {checkpoint}, was damaged since: {fault}; run the "
-            "same command again, which goes on from an intact one"
+            f"the checkpoint of the best weights, {checkpoint}, has been damaged: {fault}; run the "
+            "same command again: it resumes from an intact one"
         )
     try:
         with staged_folder(target) as folder:

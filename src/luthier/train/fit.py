@@ -1,4 +1,4 @@
-"""A recipe in, a run folder out: the whole of `luthier train`."""
+"""A recipe in, a run folder out: all of `luthier train`."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def fit(
     """Train by ``recipe`` into ``run``, from its last checkpoint if there is one.
 
     Args:
-        on_event: told all that happens, besides the files of the run folder.
+        on_event: receives every event, besides the files of the run folder.
         probe: asked before the first step and at every evaluation.
         forecast: says before a new run what it will take.
 
@@ -37,7 +37,7 @@ def fit(
     if world().size > 1:
         raise UserError(
             f"{world().size} processes were started to train {run.root} together, which this version "
-            "cannot do; start one"
+            "cannot do; start one process"
         )
     with run.locked():
         if run.finished:
@@ -63,7 +63,7 @@ def _fit(asked: Asked) -> Measured:
         _run(session)
     state = loop.state
     if loop.stop.granted and state.step < loop.course.max_steps and not state.ended:
-        raise Interrupted(f"stopped at step {state.step}, all saved in {run.root}")
+        raise Interrupted(f"stopped at step {state.step}; everything is saved in {run.root}")
     return finish(asked.recipe, run, session)
 
 
@@ -76,6 +76,6 @@ def _run(session: Session) -> None:
         raise OutOfMemory(str(error)) from None
     except OSError as error:
         raise UserError(
-            f"cannot go on: {error}\nsaved checkpoints are intact; fix this and run the same command "
+            f"training cannot continue: {error}\nsaved checkpoints are intact; fix this and run the same command "
             "again"
         ) from error

@@ -1,6 +1,6 @@
-"""What would go wrong in silence: checks of data and model before the first step, on in every run.
+"""Silent failures: checks of data and model before the first step, on in every run.
 
-What is surely wrong stops the run; what is only suspicious is a warning. The checks while it trains are in
+A certain fault stops the run; a suspicious finding is a warning. The checks while it trains are in
 ``watch.py``.
 """
 
@@ -27,23 +27,23 @@ def check_rows(
     """Look through token rows for what no loss curve would show.
 
     Raises:
-        UserError: a row has nothing to learn, begins twice, or no answer ever ends; or most rows of
-            the validation set are trained on.
+        UserError: a row has no trainable token or two beginning-of-text tokens, or no answer ever ends; or most rows of
+            the validation set are in the training set.
     """
     rows = [*train, *validation]
     silent = [row for row in rows if not any(row.supervised[1:])]
     if silent:
         raise UserError(
             f"{_rows(silent)} no trainable token (all are masked): {_places(silent)}; look at one "
-            "with `luthier data show`, and take such rows out or set data.train_on=all"
+            "with `luthier data show`, and remove such rows or set data.train_on=all"
         )
     bos = tokenizer.bos_token_id
     doubled = [row for row in rows if bos is not None and row.input_ids[:2] == [bos, bos]]
     if doubled:
         raise UserError(
             f"{_rows(doubled)} the beginning-of-text token {tokenizer.bos_token!r} twice: "
-            f"{_places(doubled)}; the template or the text writes it although the tokenizer adds it: "
-            "take it out of one of them"
+            f"{_places(doubled)}; the template or the text contains it, and the tokenizer adds it: "
+            "remove it from the template or the text"
         )
     _check_ends(train, tokenizer, on_event)
     _check_leak(train, validation, on_event)
@@ -76,7 +76,7 @@ def _check_ends(
     if len(endless) * 2 > len(spoken):
         on_event(
             Note(
-                f"{len(endless):,} of {len(spoken):,} rows never teach the model to end an answer "
+                f"{len(endless):,} of {len(spoken):,} rows have no token that ends the answer "
                 f"({names}); are they cut off by data.max_length?",
                 warning=True,
             )
@@ -95,7 +95,7 @@ def _check_leak(
         f"{_places(leaked)}"
     )
     if len(leaked) * 2 > len(validation):
-        raise UserError(f"{said}; their validation loss means nothing: use other rows")
+        raise UserError(f"{said}; their validation loss would mean nothing: use other rows")
     on_event(Note(f"{said}; this makes the validation loss look better than it is", warning=True))
 
 
@@ -107,8 +107,8 @@ def check_embedding(
     largest = max((max(row.input_ids) for row in train), default=0)
     if largest >= size:
         raise UserError(
-            f"the data uses token {largest}, but the model's embedding has {size} rows (the tokenizer "
-            f"knows {tokenizer_size} tokens): tokens were added without resizing the model; resize it "
+            f"the data contains token id {largest}, but the model's embedding has {size} rows (the tokenizer "
+            f"has {tokenizer_size} tokens): tokens were added without resizing the model; resize it "
             "and save it with the tokenizer first"
         )
 

@@ -36,7 +36,7 @@ def train_apart(
     Ctrl-C and SIGTERM stop the run as they stop one in this process: it saves first.
 
     Raises:
-        UserError, Interrupted: as the function does there; or the process ended without a word.
+        UserError, Interrupted: as the function does there; or the process ended without a result.
     """
     key = secrets.token_bytes(32)
     with tempfile.TemporaryDirectory(prefix="luthier-") as folder:
@@ -59,7 +59,7 @@ def train_apart(
     if outcome is None:
         raise UserError(
             f"the process that trained {run.root} ended without a result (exit code {code}); "
-            f"{run.log_path} has what it said. Run the same command again: it goes on from the last "
+            f"see {run.log_path}. Run the same command again: it resumes from the last "
             "checkpoint"
         )
     return outcome

@@ -1,4 +1,4 @@
-"""Out of memory: what was foretold, and going on with smaller micro-batches of the same step."""
+"""Out of memory: what was predicted, and resuming with smaller micro-batches of the same step."""
 
 import gc
 
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def with_micro_batch(recipe: Recipe, rows: int | None) -> Recipe:
-    """The recipe with micro-batches of ``rows`` rows and as many rows a step as before."""
+    """The recipe with micro-batches of ``rows`` rows and as many rows per step as before."""
     if rows is None:
         return recipe
     smaller = recipe.model_copy(deep=True)
@@ -47,18 +47,20 @@ def smaller_micro_batch(recipe: Recipe, run: Run, error: OutOfMemory, on_event: 
         advice = (
             "lower data.max_length or set train.gradient_checkpointing=true"
             if rows == 1
-            else "set train.auto_batch=true to go on with smaller micro-batches of the same step, or "
+            else "set train.auto_batch=true to continue with smaller micro-batches of the same step, or "
             f"lower train.per_device_train_batch_size (now {rows}) or data.max_length, or set "
             "train.gradient_checkpointing=true"
         )
-        raise UserError(f"out of memory with {rows} rows at a time{foretold}; {advice}. {error}")
+        raise UserError(
+            f"out of memory with {rows} rows per micro-batch{foretold}; {advice}. {error}"
+        )
     smaller = next(size for size in range(rows // 2, 0, -1) if rows % size == 0)
     steps = sorted(run.checkpoints())
     on_event(
         Note(
-            f"out of memory with {rows} rows at a time{foretold}; going on from "
-            f"{f'step {steps[-1]}' if steps else 'the beginning'} with {smaller} at a time, "
-            "as many per step as before",
+            f"out of memory with {rows} rows per micro-batch{foretold}; resuming from "
+            f"{f'step {steps[-1]}' if steps else 'the beginning'} with {smaller} per micro-batch, "
+            "and as many rows per step as before",
             warning=True,
         )
     )
@@ -78,6 +80,6 @@ def _foretold(run: Run) -> str:
     if plan is None:
         return ""
     return (
-        f" (the plan said {plan.memory.peak / 2**30:.2f} GiB at the peak, of "
+        f" (the plan predicted {plan.memory.peak / 2**30:.2f} GiB at the peak, of "
         f"{plan.device_bytes / 2**30:.1f} GiB)"
     )

@@ -68,11 +68,11 @@ def make_scheduler(optimizer: Optimizer, train: TrainGroup, max_steps: int) -> L
 
 
 def step_in_backward(optimizer: Optimizer) -> None:
-    """Update each weight as soon as its gradient is whole, and drop the gradient.
+    """Update each weight as soon as its gradient is complete, and drop the gradient.
 
     So there is never more than one gradient (Lv et al. 2023, "Full Parameter Fine-tuning for Large
     Language Models with Limited Resources"). The optimiser's own ``step`` finds nothing left to do.
-    Good for one micro-batch a step and no clipping, which needs all gradients at once.
+    Good for one micro-batch per step and no clipping, which needs all gradients at once.
     """
 
     def update(parameter: Tensor) -> None:

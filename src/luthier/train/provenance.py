@@ -47,15 +47,15 @@ def _versions() -> dict[str, str]:
 def note_changed_versions(
     begun: Provenance, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent
 ) -> None:
-    """Say which packages differ from when the run was begun.
+    """Say which packages differ from when the run was started.
 
     Raises:
         UserError: the chat template differs, which would change what is learned.
     """
     if begun.template_sha256 != template_hash(tokenizer):
         raise UserError(
-            "the model's chat template is not the one this run was begun with; "
-            "choose another run.name to start anew"
+            "the model's chat template differs from the one this run was started with; "
+            "choose another run.name to start over"
         )
     now, then = _versions(), begun.versions
     changed = [
@@ -64,7 +64,8 @@ def note_changed_versions(
     if changed:
         on_event(
             Note(
-                "resuming with other versions, so perhaps not bit for bit: " + ", ".join(changed),
+                "resuming with other package versions, so the results may not be bit-identical: "
+                + ", ".join(changed),
                 warning=True,
             )
         )

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from luthier import plugins
 from luthier.data.batches import RowDataset, StepBatches
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import sample
@@ -21,6 +22,7 @@ from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
 from luthier.models.load import load_config
 from luthier.models.source import ResolvedModel
+from luthier.objectives.objective import Objective
 from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
 from luthier.recipe import Recipe
 from luthier.records import Provenance
@@ -155,7 +157,7 @@ def open_session(asked: Asked) -> Session:
     sizes = trainable_parameters(model)
     on_event(
         Note(
-            f"{recipe.method.name}: {sizes[0]:,} of {sizes[1]:,} parameters train "
+            f"{recipe.method.name}: {sizes[0]:,} of {sizes[1]:,} parameters are trainable "
             f"({sizes[0] / sizes[1]:.2%}), {setup.dtype_name} on {setup.device_name}"
         )
     )
@@ -266,25 +268,32 @@ def _checked_objective(
     model: PreTrainedModel | PeftModel,
     data: Prepared,
     on_event: OnEvent,
-) -> SFT:
-    """The objective with the fast paths of ``model``, its first loss held against the plain one."""
+) -> Objective:
+    """The recipe's objective and the fast paths of ``model``, held against the plain loss."""
     few = few_short(data.train)
     expected = plain_loss(model, few) if few else None
     compiled = compiling.pays(recipe.train.compile, _micro_batches(recipe, data), setup.device)
     if compiled:
         on_event(
-            Note("compiling the element-wise work: some ten seconds, the first time on a machine")
+            Note(
+                "compiling element-wise operations: this takes about ten seconds the first time on a machine"
+            )
         )
     fast = install_checked(model, recipe.kernels, compiled)
     for missing in fast.missing:
-        on_event(Note(f"no fast path for {missing}"))
+        on_event(Note(f"there is no fast path for {missing}"))
     packed = rows_stay_apart(model)
     if not packed:
-        on_event(Note("this model cannot keep packed rows apart: each row runs by itself, slower"))
-    objective = SFT(packed, fast.head)
+        on_event(
+            Note("this model cannot separate packed rows: each row runs by itself, which is slower")
+        )
+    supervised = SFT(packed, fast.head)
     if expected is not None:
-        check_first_loss(objective, model, few, expected)
-    return objective
+        check_first_loss(supervised, model, few, expected)
+    if recipe.objective.name == "sft":
+        return supervised
+    made: Objective = plugins.load("luthier.objectives", recipe.objective.name)()
+    return made
 
 
 def _micro_batches(recipe: Recipe, data: Prepared) -> int:
@@ -299,7 +308,7 @@ def _make_learner(
     recipe: Recipe,
     setup: Setup,
     model: PreTrainedModel | PeftModel,
-    objective: SFT,
+    objective: Objective,
     max_steps: int,
 ) -> Learner:
     train = recipe.train
@@ -332,21 +341,21 @@ def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
     on_event(
         Note(
             f"{rows.train:,} training rows, {rows.validation:,} validation rows; "
-            f"{tokens.supervised:,} of {tokens.total:,} training tokens are supervised; "
+            f"{tokens.supervised:,} of {tokens.total:,} training tokens are trainable; "
             f"the longest row has {tokens.longest} tokens; template {template}"
         )
     )
     replay = report.replay
     if replay is not None:
-        short = "" if replay.added == replay.wanted else f", {replay.wanted:,} wanted"
+        short = "" if replay.added == replay.wanted else f", but {replay.wanted:,} were wanted"
         on_event(Note(f"{replay.added:,} of them are general examples (data.replay){short}"))
     left_out = report.left_out
     for lost, meaning in (
         (len(left_out.bad), "cannot be used"),
-        (len(left_out.too_long), "are over data.max_length"),
+        (len(left_out.too_long), "are longer than data.max_length"),
         (
             len(left_out.also_in_validation),
-            "are in the validation file too, so they are not trained on",
+            "are in the validation file too, so they are skipped",
         ),
     ):
         if lost:

@@ -31,10 +31,10 @@ class Setup:
     """Where and in what a run computes.
 
     Attributes:
-        device: where the model lies.
+        device: where the model is.
         dtype: of frozen weights and of the arithmetic.
         optim: the optimiser's name, see ``make_optimizer``.
-        substitutes: sentences that say where this differs from what was asked, and why.
+        substitutes: sentences that say where this differs from the recipe, and why.
     """
 
     device: torch.device
@@ -65,7 +65,7 @@ def choose_setup(recipe: Recipe) -> Setup:
     dtype = pick_dtype(device) if asked == "auto" else getattr(torch, asked)
     if dtype == torch.float16 and device.type != "cuda":
         raise UserError(
-            "model.dtype float16 trains on a CUDA GPU only; use auto, bfloat16 or float32 here"
+            "model.dtype float16 needs a CUDA GPU for training; use auto, bfloat16 or float32"
         )
     assert recipe.train.optim is not None  # the recipe filled in the method's
     optim: str = recipe.train.optim
@@ -74,12 +74,14 @@ def choose_setup(recipe: Recipe) -> Setup:
     substitutes = []
     if optim in _UNPAGED and device.type != "cuda":
         substitutes.append(
-            f"optim {_UNPAGED[optim]} instead of {optim}: paging needs a CUDA GPU, "
+            f"optim {_UNPAGED[optim]} replaces {optim}, because paging needs a CUDA GPU; "
             "the update rule is the same"
         )
         optim = _UNPAGED[optim]
     if recipe.train.activation_offload and device.type != "cuda":
-        substitutes.append("no activation_offload: without a GPU they are in host memory already")
+        substitutes.append(
+            "activation_offload is off, because without a GPU activations are in host memory already"
+        )
     return Setup(device, dtype, optim, substitutes)
 
 
@@ -120,7 +122,7 @@ def build_model(
     checkpoint: Path | None,
     on_event: OnEvent = ignore,
 ) -> PreTrainedModel | PeftModel:
-    """The model ready to train by the recipe's method, whole ones as ``checkpoint`` holds them.
+    """The model ready to train by the recipe's method, full models as ``checkpoint`` holds them.
 
     Weights that train are float32, so that updates far smaller than the weights are not rounded
     away (but for ``adamw_bf16``, which rounds them by chance); frozen ones are in ``setup.dtype``,

@@ -11,7 +11,7 @@ from luthier.files import write_json
 from luthier.records import BadBatch
 from luthier.run import Run
 
-# One bad batch must not end a night's run; several in a row mean that the weights are lost.
+# One bad batch must not end a night's run; several in a row mean that the weights are ruined.
 _IN_A_ROW = 3
 _IN_ALL, _SHARE = 10, 0.01
 
@@ -63,7 +63,7 @@ class Skips:
         if self.total > 1:
             said += f", and {self.total - 1} earlier steps were skipped for the same reason"
         return UserError(
-            f"{said}; the rows of this one are in {path}. Look at them, or lower "
+            f"{said}; the rows of this step are in {path}. Look at them, or lower "
             f"train.learning_rate (now {self.learning_rate:g})"
         )
 

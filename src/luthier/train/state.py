@@ -1,4 +1,4 @@
-"""What a run has come to so far: the part of a checkpoint that is no tensor."""
+"""The progress of a run: the part of a checkpoint that is not tensors."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def load_state(folder: Path) -> State:
     if not path.is_file() and (folder / "trainer_state.json").is_file():
         raise UserError(
             f"{folder} was written by luthier 0.1, whose unfinished runs this version cannot go on "
-            "with; finish the run with luthier 0.1, or choose another run.name to start anew"
+            "with; finish the run with luthier 0.1, or choose another run.name to start over"
         )
     try:
         found = json.loads(path.read_text("utf-8"))

@@ -31,7 +31,11 @@ class StopRequest:
             if self.requested:
                 raise KeyboardInterrupt
             self.requested = True
-            on_event(Note("stopping after this step, then saving; Ctrl-C again stops at once"))
+            on_event(
+                Note(
+                    "the run will stop after this step and save a checkpoint; press Ctrl-C again to stop at once"
+                )
+            )
 
         before = {
             number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
 
-# Frozen weights up to so many bytes are hashed whole at the end; of a sample, so many numbers a tensor.
+# Frozen weights up to so many bytes are hashed completely at the end; of a sample, so many numbers per tensor.
 _WHOLE = 2**29
 _SAMPLED = 4096
 _RATES = 10_000  # steps of the schedule that are looked at
@@ -45,11 +45,11 @@ class Watch:
         if peak is None or peak >= 0.99 * self.learning_rate:
             return
         said = (
-            f"over {max_steps} steps the learning rate climbs to {peak:.2g} and never reaches "
+            f"over {max_steps} steps the learning rate rises only to {peak:.2g} and never reaches "
             f"train.learning_rate {self.learning_rate:.2g}"
         )
         if peak == 0:
-            raise UserError(f"{said}: nothing would be learned; set train.warmup_ratio=0")
+            raise UserError(f"{said}: the model would not learn; set train.warmup_ratio=0")
         self.on_event(Note(f"{said}; lower train.warmup_ratio, or train longer", warning=True))
 
     def on_gradients(self) -> None:
@@ -70,9 +70,9 @@ class Watch:
         changed = sorted(name for name in before if after.get(name) != before[name])
         if changed:
             raise UserError(
-                f"by step {step} frozen weights of the base model had changed ({len(changed)} tensors, "
+                f"frozen weights of the base model have changed by step {step} ({len(changed)} tensors, "
                 f"{changed[0]} first), so the adapter would not fit the base and the run ends here. A "
-                "library writes where it must not: report it, with the versions in provenance.json"
+                "library overwrites them: report it, with the versions in provenance.json"
             )
 
 
@@ -105,14 +105,14 @@ def check_gradients(model: nn.Module, on_event: OnEvent) -> None:
     dead = [name for name, grad in trained.items() if grad is None or not bool(grad.any())]
     if trained and len(dead) == len(trained):
         raise UserError(
-            f"none of the {len(trained)} tensors that train got a gradient in the first step "
-            f"({dead[0]} …): nothing would be learned; try `--set kernels.lora=false`, and report it"
+            f"none of the {len(trained)} trainable tensors got a gradient in the first step "
+            f"({dead[0]} …): the adapter would not learn; try `--set kernels.lora=false`, and report it"
         )
     if dead:
         on_event(
             Note(
-                f"{len(dead)} of {len(trained)} tensors that train got no gradient in the first step, "
-                f"{dead[0]} first; if that goes on they learn nothing",
+                f"{len(dead)} of {len(trained)} trainable tensors got no gradient in the first step, "
+                f"{dead[0]} first; if that continues, they do not learn",
                 warning=True,
             )
         )

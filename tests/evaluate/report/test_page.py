@@ -58,7 +58,7 @@ def test_a_run_at_every_stage(make_recipe: Callable[..., Recipe], tmp_path: Path
     run = claim_run(recipe, "x")
     fit(recipe, run, probe=QuickProbe())
     early = read(render_report(run))
-    assert "Not evaluated yet" in early
+    assert "not been evaluated yet" in early
     assert "general questions right" in early
     evaluate_run(run, str(data), probe=True)
     page = write_report(run).read_text("utf-8")
@@ -67,7 +67,7 @@ def test_a_run_at_every_stage(make_recipe: Callable[..., Recipe], tmp_path: Path
     assert nasty in text  # seen as text
     for part in (
         *("Is it better at the task?", "What it forgot", "Which labels it gives", "Side by side"),
-        *("How training went", "What it took", "How to make it again", "labels.jsonl"),
+        *("How training went", "What it took", "How to reproduce it", "labels.jsonl"),
     ):
         assert part in text
     assert "url(" not in page

@@ -147,7 +147,7 @@ def _labels(scan: Scan) -> None:
         scan.hits["one_label"] = count
     for label, number in common.items():
         if number < _RARE * rows:
-            scan.hit("rare_labels", Example("", f"'{shortened(label)}' stands {number} times"))
+            scan.hit("rare_labels", Example("", f"'{shortened(label)}' appears {number} times"))
     known = {answer_hash(label) for label in common}
     train = np.flatnonzero(columns["usable"] & (columns["role"] == 0))
     for position in train.tolist():
@@ -168,8 +168,8 @@ def _systems(scan: Scan) -> None:
         own = (
             "no system prompt" if columns["system"][position] == 0 else "a system prompt of its own"
         )
-        most = "none" if usual == 0 else "one and the same"
-        _show(scan, "system_prompts", position, f"{own}; most have {most}")
+        most = "none" if usual == 0 else "the same one"
+        _show(scan, "system_prompts", position, f"{own}; most rows have {most}")
 
 
 def _mixed_formats(scan: Scan) -> None:

@@ -26,7 +26,7 @@ def signatures(shingles: Sequence[list[str]]) -> U32:
 
 
 def groups_of_equal(keys: NDArray[np.uint64]) -> list[Ints]:
-    """Positions that share a key, for each key that stands twice or more; key 0 means none."""
+    """Positions that share a key, for each key that occurs twice or more; key 0 means none."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -42,7 +42,7 @@ def near_clusters(signature: U32) -> list[Ints]:
     """Clusters of rows linked by similarity of at least ``SIMILAR``, largest first.
 
     Candidates come from locality-sensitive hashing (Indyk and Motwani 1998): rows that agree in all
-    values of a band. Each is then judged by the whole signature, to within about 0.05.
+    values of a band. Each is then judged by the full signature, to within about 0.05.
     """
     filled = np.flatnonzero(signature.any(axis=1))
     width = PERMUTATIONS // _BANDS

@@ -11,7 +11,7 @@ _SURE = 0.95  # probability from which a language counts as told
 def judge_languages(scan: Scan) -> dict[str, float]:
     """Shares of the languages of the sampled answers (ISO 639-1); odd ones become findings.
 
-    Code and short answers tell no language and are left out (the classifier is py3langid's: Lui and
+    Code and short answers tell no language and are skipped (the classifier is py3langid's: Lui and
     Baldwin 2012).
     """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier

@@ -86,7 +86,7 @@ def _file(found: Scan, number: int) -> dict[str, Any]:
 
 
 def _findings(found: Scan) -> list[dict[str, Any]]:
-    """Gravest first, then the most frequent."""
+    """Most severe first, then the most frequent."""
     entries = [
         {
             "id": kind.id,
@@ -125,7 +125,7 @@ def _lengths(values: NDArray[Any], limit: int = 0) -> dict[str, Any]:
 
 
 def packing_saves(lengths: NDArray[Any], max_length: int, batch_size: int = 4) -> dict[str, Any]:
-    """What share of computed positions holds rows, by the ways of batching (rows over ``max_length`` left out).
+    """What share of computed positions holds rows, by the ways of batching (rows over ``max_length`` skipped).
 
     ``padded_to_max`` pads every row to ``max_length``, ``padded_in_batch`` to the longest of its
     batch of ``batch_size``; ``packed`` fills bins of ``max_length`` by best-fit decreasing. Batches

@@ -77,12 +77,12 @@ class Scan:
 
     Attributes:
         files: names as the user gave them; ``columns["file"]`` points into it.
-        columns: one array a fact, one entry a row that could be placed (unreadable ones included).
+        columns: one array per fact, one entry per row that could be placed (unreadable ones included).
         signature: MinHash signatures (rows, PERMUTATIONS).
         hits: how often each kind of finding was met.
         examples: the first rows of each kind.
         formats: rows of each format by file.
-        labels: how often each short answer stands; None when they are too many to be labels.
+        labels: how often each short answer occurs; None when they are too many to be labels.
         samples: (row, start of its answer) of the first training rows.
         label_set: the labels and their numbers, where the answers turn out to be some.
     """
@@ -192,7 +192,7 @@ def _examine_chunk(rows: Iterable[Raw], model: Model | None) -> tuple[list[RowFa
     facts = [examine(origin, row, model) for origin, row in rows]
     signature = signatures([fact.shingles for fact in facts])
     for fact in facts:
-        fact.shingles = []  # the signature stands for them from here on
+        fact.shingles = []  # the signature replaces them from here on
     return facts, signature
 
 

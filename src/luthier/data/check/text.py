@@ -70,7 +70,7 @@ def find_secrets(text: str) -> list[Secret]:
     """Keys and personal data in ``text``, in order, none overlapping.
 
     Kinds: ``private_key``, ``api_key``, ``card`` (13 to 19 digits with a right Luhn checksum),
-    ``email`` (addresses reserved for examples left out), ``phone`` (grouped as phone numbers are).
+    ``email`` (addresses reserved for examples skipped), ``phone`` (grouped as phone numbers are).
     """
     found: list[Secret] = []
     finders = [
@@ -122,7 +122,7 @@ def is_mojibake(text: str) -> bool:
 
 
 def special_token_in(text: str, of_model: Iterable[str] = ()) -> str | None:
-    """The first special token that stands in ``text`` as ordinary characters."""
+    """The first special token that occurs in ``text`` as ordinary characters."""
     if "<" not in text and "[" not in text and not of_model:
         return None
     return next((token for token in (*SPECIAL_TOKENS, *of_model) if token in text), None)

@@ -50,7 +50,7 @@ def ask(
 
     Args:
         questions: the multiple-choice items as ``tokenised`` makes them, in their order.
-        plain: the run learned plain text, so questions are put without a chat template.
+        plain: the run was trained on plain text, so questions are put without a chat template.
     """
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
@@ -81,7 +81,7 @@ def ask(
 
 
 def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) -> Question:
-    """Prompt and choices as tokens, an answer's end-of-turn token left out."""
+    """Prompt and choices as tokens, an answer's end-of-turn token omitted."""
     assert item.answer is not None
     encoder = Tokenizer(tokenizer, "completions")
     stops = set(stop_token_ids(tokenizer))

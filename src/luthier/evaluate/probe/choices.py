@@ -41,7 +41,7 @@ def choice_scores(
     task: str = "multiple choice",
     on_event: OnEvent = ignore,
 ) -> list[list[float]]:
-    """Log-likelihood of each choice over its length in bytes, a list a question.
+    """Log-likelihood of each choice over its length in bytes, a list per question.
 
     score(c) = sum_t log p(c_t | prompt, c_<t) / bytes(c): ``acc_norm`` of EleutherAI's evaluation
     harness, which keeps long choices from losing for their length alone.

@@ -26,11 +26,11 @@ def divergences(
     answers: Sequence[str],
     on_event: OnEvent = ignore,
 ) -> tuple[list[float], list[int]]:
-    """Mean KL(base || tuned) a token of each answer, in nats, and the answers' numbers of tokens.
+    """Mean KL(base || tuned) per token of each answer, in nats, and the answers' numbers of tokens.
 
     KL = sum_v p(v) log(p(v) / q(v)), p of the base and q of the tuned model, at each token of the
     base's own ``answers`` to ``prompts``: how surprised the base would be by what it has become, on
-    the paths it takes. Empty answers are left out.
+    the paths it takes. Empty answers are skipped.
     """
     rows = [
         row

@@ -29,7 +29,7 @@ class QuickProbe:
 
     @torch.no_grad()
     def __call__(self, model: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """``probe_accuracy`` (a share) and ``probe_loss`` (nats a token of general prose)."""
+        """``probe_accuracy`` (a share) and ``probe_loss`` (nats per token of general prose)."""
         plain = not tokenizer.chat_template
         if not self._questions:
             self._questions = [tokenised(tokenizer, item, plain=plain) for item in self.items]

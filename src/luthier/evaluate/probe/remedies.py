@@ -19,7 +19,7 @@ def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
         listed.append(
             Remedy(
                 what="scale the adapter down",
-                why="between base and tuned the task often stays while general skill comes back "
+                why="between base and tuned weights the task often stays learned while general skill returns "
                 "(WiSE-FT, Wortsman et al. 2022); nothing is trained",
                 how=f"luthier evaluate {run.root} --adapter-scale 0.5",
             )
@@ -31,7 +31,7 @@ def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
         listed.append(
             Remedy(
                 what=f"stop at step {step}",
-                why=f"the probe was still within the limit there; {place}",
+                why=f"the probe was still within the limit at that step; {place}",
                 how=f"--set train.stop_on_forgetting={recipe.evaluate.max_accuracy_drop:g}",
             )
         )
@@ -40,7 +40,7 @@ def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
     listed.append(
         Remedy(
             what="lower the learning rate",
-            why="large steps leave the region of the pretrained weights; it costs one more run",
+            why="large steps leave the region of the pretrained weights; this costs one more run",
             how=f"--set train.learning_rate={lower:.2g}",
         )
     )
@@ -57,8 +57,8 @@ def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
         listed.append(
             Remedy(
                 what="replay general examples",
-                why="a tenth of general instructions among the rows holds what they use (Scialom et "
-                "al. 2022); it needs such a file and a tenth more time",
+                why="a tenth of general instructions among the rows preserves general skill (Scialom et "
+                "al. 2022); this needs such a file and a tenth more time",
                 how="--set 'data.replay={source: general.jsonl, share: 0.1}'",
             )
         )
@@ -67,7 +67,7 @@ def remedies(run: Run, recipe: Recipe) -> list[Remedy]:
             Remedy(
                 what="LoRA instead of full fine-tuning",
                 why="it learns less and forgets less (Biderman et al. 2024), and the adapter can be "
-                "scaled; other settings have to be found",
+                "scaled; its settings have to be tuned again",
                 how=f"--set method.name=lora --set train.learning_rate="
                 f"{METHOD_DEFAULTS['lora']['learning_rate']:g}",
             )

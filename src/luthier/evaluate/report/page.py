@@ -21,7 +21,7 @@ _LONGEST = 1_200  # characters of a text that the page shows
 
 
 def write_report(run: Run) -> Path:
-    """Write the page of ``run`` into its folder and say where; what is not there yet is left out.
+    """Write the page of ``run`` into its folder and say where; what does not exist yet is skipped.
 
     Raises:
         UserError: a file of the run cannot be read.

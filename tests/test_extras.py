@@ -1,0 +1,126 @@
+"""What works without the extras, and the sentence where one is missing."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import write_rows
+
+import luthier
+from luthier.recipe import Recipe
+
+ROOT = Path(luthier.__file__).parent
+PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+# Packages of the extras by the name they are imported by, and what else comes with them.
+IMPORTED = {
+    "serve": {"fastapi", "llguidance", "prometheus_client", "uvicorn", "starlette"},
+    "rag": {"usearch"},
+    "export": {"gguf"},
+    "trackers": {"mlflow", "trackio", "wandb", "sqlalchemy", "alembic"},
+    "judge": {"openai"},
+    "lm-eval": {"lm_eval"},
+}
+OPTIONAL = set().union(*IMPORTED.values())
+
+
+def without_extras(*args: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """`luthier ARGS…` where no extra is installed."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))\n"
+        "from luthier.cli.main import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "COLUMNS": "200"},
+    )
+
+
+def top_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def test_every_extra_of_the_project_is_known_here() -> None:
+    extras = set(PROJECT["optional-dependencies"])
+    assert extras - {"all", "bench", "dev"} == set(IMPORTED)
+    named = re.search(r"\[(.*)\]", PROJECT["optional-dependencies"]["all"][0])
+    assert named is not None
+    assert set(named[1].split(",")) == set(IMPORTED)
+
+
+def test_each_need_names_an_extra_that_exists() -> None:
+    for path in ROOT.rglob("*.py"):
+        for extra in re.findall(r'extra="([^"]+)"', path.read_text("utf-8")):
+            assert extra in IMPORTED, path
+
+
+def test_the_core_starts_without_the_extras(tmp_path: Path) -> None:
+    done = without_extras("--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "serve" in done.stdout
+
+
+def test_training_and_all_that_follows_need_no_extra(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(make_recipe("train.max_steps=2").to_yaml(), encoding="utf-8")
+    run = tmp_path / "runs" / "run"
+    for args in (
+        ("train", recipe),
+        ("generate", run, "--prompt", "Repeat 3", "--max-new-tokens", "4"),
+        ("evaluate", run, "--no-probe"),
+        ("merge", run, "--out", tmp_path / "merged"),
+        ("export", run, "--to", "safetensors", "--out", tmp_path / "folder"),
+    ):
+        done = without_extras(*args, cwd=tmp_path)
+        assert done.returncode == 0, (args, done.stdout, done.stderr)
+    done = without_extras("export", run, "--to", "gguf", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "error: luthier export --to gguf needs the extra 'export': pip install 'luthier[export]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (
+            ("serve", "runs/first"),
+            "luthier serve needs the extra 'serve': pip install 'luthier[serve]'",
+        ),
+        (
+            ("rag", "index", "docs", "--out", "docs.index"),
+            "retrieval from documents needs the extra 'rag': pip install 'luthier[rag]'",
+        ),
+        (
+            ("train", "recipe.yaml"),
+            "a GGUF file as a model needs the extra 'export': pip install 'luthier[export]'",
+        ),
+    ],
+)
+def test_a_missing_extra_is_one_sentence(
+    args: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "docs").mkdir()
+    write_rows(tmp_path / "docs" / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    recipe = "model: {source: model.gguf}\ndata: {train: docs/a.jsonl}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    done = without_extras(*args, cwd=tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (2, f"error: {sentence}")

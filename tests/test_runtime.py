@@ -1,0 +1,127 @@
+"""The environment of a process. Each case has a process of its own: it is set once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import UserError
+from luthier.runtime import World, peak_memory, world
+
+OURS = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+def in_a_process(code: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    free = {k: v for k, v in os.environ.items() if k not in OURS}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**free, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_prepare_sets_what_is_not_set_and_may_be_called_again() -> None:
+    code = (
+        "import os, sys; from luthier import runtime; runtime.prepare(); runtime.prepare();"
+        f"print(*[os.environ[name] for name in {OURS}], 'torch' in sys.modules)"
+    )
+    assert in_a_process(code).stdout.split() == ["PASSIVE", "64", "64", "False"]
+    chosen = in_a_process(code, OMP_WAIT_POLICY="ACTIVE", LRU_CACHE_CAPACITY="7")
+    assert chosen.stdout.split() == ["ACTIVE", "64", "7", "False"]
+    assert chosen.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "env", "warns"),
+    [
+        (99.0, "2", {}, True),
+        (0.1, "2", {}, False),
+        (99.0, "1", {}, False),
+        (99.0, "2", {"OMP_WAIT_POLICY": "PASSIVE"}, False),
+    ],
+)
+def test_it_warns_once_where_torch_was_first_and_others_are_busy(
+    load: float, threads: str, env: dict[str, str], warns: bool
+) -> None:
+    code = (
+        f"import psutil; psutil.getloadavg = lambda: ({load}, 0, 0)\n"
+        "import torch\nfrom luthier import runtime\nfor _ in range(3): runtime.prepare()"
+    )
+    told = in_a_process(code, OMP_NUM_THREADS=threads, **env).stderr
+    assert told.count("OMP_WAIT_POLICY=PASSIVE") == (1 if warns else 0), told
+
+
+def test_onednn_forgets_old_shapes_also_where_torch_was_imported_first() -> None:
+    # Convolutions go through oneDNN on every processor; products only where it is the faster way.
+    code = """
+import torch
+from luthier import runtime
+runtime.prepare()
+weight = torch.ones(64, 32, 3, 3)
+def all_shapes():
+    for size in range(40, 110):
+        torch.nn.functional.conv2d(torch.ones(1, 32, size, size), weight)
+with torch.no_grad():
+    all_shapes()
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION):
+        all_shapes()
+"""
+    ours = in_a_process(code).stdout
+    if "create:cache" not in ours:
+        pytest.skip("this PyTorch convolves without oneDNN")
+    assert "cache_miss,cpu,convolution" in ours
+    roomy = in_a_process(code, ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024").stdout
+    assert "cache_miss,cpu,convolution" not in roomy
+
+
+def test_the_command_line_prepares(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; sys.argv = ['luthier', '--version']\n"
+        "from luthier.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint(os.environ['OMP_WAIT_POLICY'])"
+    )
+    assert in_a_process(code).stdout.split()[-1] == "PASSIVE"
+
+
+def test_world_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert world() == World(rank=0, local_rank=0, size=1)
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert world() == World(rank=5, local_rank=1, size=8)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"RANK": "1"},
+        {"RANK": "one", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "0", "LOCAL_RANK": "-1", "WORLD_SIZE": "2"},
+    ],
+)
+def test_a_world_that_does_not_fit_together_is_refused(
+    told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"RANK={told['RANK']}"):
+        world()
+
+
+def test_peak_memory_never_falls() -> None:
+    before = peak_memory()
+    held = bytearray(os.urandom(1)) * (before + 2**27)
+    during = peak_memory()
+    assert during - before >= 2**26
+    del held
+    assert peak_memory() >= during
