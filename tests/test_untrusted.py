@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -154,23 +155,28 @@ def test_no_secret_of_the_environment_gets_into_a_run(
     make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from helpers import Notes
-    from luthier.train.runlog import run_log
 
+    from luthier.events import Note
     from luthier.run import claim_run
-    from luthier.train import fit as fit_module
+    from luthier.train import session
+    from luthier.train.fit import fit
 
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    real = fit_module.choose_setup
+    real = session.open_session
 
-    def leaks(recipe: Recipe) -> Any:
-        run_log.warning("GET https://me:hunter2@hub.example/x with %s", SECRET)
-        return real(recipe)
+    def leaks(asked: session.Asked) -> session.Session:
+        leak = f"GET https://me:hunter2@hub.example/x with {SECRET}"
+        logging.getLogger("transformers").warning(leak)
+        asked.on_event(Note(f"a note: {leak}"))
+        return real(asked)
 
-    monkeypatch.setattr(fit_module, "choose_setup", leaks)
+    monkeypatch.setattr("luthier.train.fit.open_session", leaks)
     recipe = make_recipe()
     run = claim_run(recipe, "x")
-    fit_module.fit(recipe, run, Notes())
-    assert "https://[secret]@hub.example/x with [secret]" in run.log_path.read_text()
+    fit(recipe, run, Notes())
+    masked = "https://[secret]@hub.example/x with [secret]"
+    assert run.log_path.read_text().count(masked) == 2
+    assert masked in run.events_path.read_text()
     for path in run.root.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
