@@ -4,7 +4,7 @@ import importlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,6 +120,21 @@ def test_an_objective_of_a_package() -> None:
     for _ in range(5):
         last = train_step(mine, batches)
     assert last.loss < first.loss
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_recipe_trains_by_the_objective_of_a_package(
+    make_recipe: Callable[..., Recipe], train: Callable[..., Run]
+) -> None:
+    own = train(make_recipe("objective.name=label-smoothing", "run.name=smooth"))
+    usual = train(make_recipe("run.name=usual"))
+    lines = [line for line in own.metrics() if line.loss is not None]
+    assert [line.step for line in lines] == [1, 2, 3, 4, 5, 6]
+    first = next(iter(usual.metrics()))
+    assert lines[0].extra["nll"] == pytest.approx(first.loss, rel=1e-4)  # the same first step
+    assert lines[0].grad_norm != pytest.approx(first.grad_norm, rel=1e-2)
+    evaluated = [line for line in own.metrics() if line.eval_loss is not None]
+    assert all(line.extra["eval_nll"] > 0 for line in evaluated)
 
 
 def package(folder: Path, name: str, group: str, entry: str, code: str) -> None:

@@ -38,6 +38,8 @@ def prepare() -> None:
     waits = "OMP_WAIT_POLICY" in os.environ  # the user's choice, or ours of an earlier call
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # One library's advice to another, told at each model.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     if not waits and _has_spinning_threads() and _others_are_busy():
         warnings.warn(
             "torch was imported before luthier, so its threads spin while they wait, and other "

@@ -127,7 +127,7 @@ def test_factory_faults(entry: dict[str, Any], said: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"type": "alpaca", "shards": 4}, "'shards' is not understood"),
+        ({"type": "alpaca", "shards": 4}, "'shards' is not supported"),
         ({"type": "pygmalion"}, "type 'pygmalion'"),
         ({"type": "alpaca"}, "there is no field 'instruction'"),
     ],

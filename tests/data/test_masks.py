@@ -218,7 +218,7 @@ def test_the_prompt_of_a_call_is_the_prompt_of_inference() -> None:
     ("template", "said"),
     [
         (CHAT_FAMILIES["chatml"].template, "omits the tools that may be called"),
-        (HERMES.replace("call.function.name", "'x'"), "leaves out the tool call of turn 3"),
+        (HERMES.replace("call.function.name", "'x'"), "omits the tool call of turn 3"),
         (HERMES.replace("| tojson + '}", "| length | string + '}"), "the tool call of turn 3"),
         (HERMES.replace("m.content + '\\n</tool_r", "'\\n</tool_r"), "tool's answer of turn 4"),
         (HERMES.replace("{% if m.content %}", "{% if 0 %}"), "omits the text beside"),
