@@ -183,7 +183,7 @@ def test_a_users_metric(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"score failed on f:1: KeyError: 'allowed' \(line 4\)"):
         metric.score("ab", row("ab"))
     for code, said in [
-        ("def score(a, r): return 'high'", "gave 'high' for f:1"),
+        ("def score(a, r): return 'high'", "returned 'high' for f:1"),
         ("def score(a, r): return float('nan')", "not a finite number"),
         ("x = 1", "has no function score"),
         ("import nonsense_that_is_not", "cannot be run: ModuleNotFoundError"),

@@ -52,13 +52,13 @@ def test_open_missing(tmp_path, suffix):
     [
         ("cut.sql", b"CREATE TABLE t (a); INSERT INTO t VALUES ('x", "cannot read the database"),
         ("latin.sql", b"CREATE TABLE t (a); -- \xe9", "cannot read the database"),
-        ("empty.sql", b"", "holds no table"),
+        ("empty.sql", b"", "has no table"),
         (
             "noise.db",
             b"this is no database, whatever its name says" * 20,
             "cannot read the database",
         ),
-        ("empty.db", b"", "holds no table"),
+        ("empty.db", b"", "has no table"),
         ("books.csv", b"id,title", "end in .sql, .sqlite or .db"),
     ],
 )
