@@ -129,7 +129,7 @@ def test_chat_in_a_pipe(cli: Cli, runs: Path, tmp_path: Path) -> None:
     assert done.stdout.count("base:") == done.stdout.count("tuned:") == 2
     assert "there is no command /nonsense" in done.stderr
     assert "/save FILE" in done.stderr
-    assert "rows.jsonl is there already" in done.stderr
+    assert "rows.jsonl already exists" in done.stderr
     assert (tmp_path / "rows.jsonl").read_text() == "mine"
     assert not (tmp_path / "b.jsonl").exists()
     (row,) = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]

@@ -252,7 +252,7 @@ def test_paging_has_a_stated_substitute_without_a_gpu(
         pytest.skip("a GPU pages")
     notes = Notes()
     train(make_recipe("method.name=qlora"), notes)
-    assert any("adamw_8bit instead of paged_adamw_8bit" in note for note in notes.notes)
+    assert any("adamw_8bit replaces paged_adamw_8bit" in note for note in notes.notes)
 
 
 def test_a_file_of_tensorboard_that_cannot_be_written_is_told_once(
