@@ -158,6 +158,7 @@ def test_no_secret_of_the_environment_gets_into_a_run(
 
     from luthier.events import Note
     from luthier.run import claim_run
+    from luthier.train import fit as fit_module
     from luthier.train import session
     from luthier.train.fit import fit
 
@@ -170,7 +171,7 @@ def test_no_secret_of_the_environment_gets_into_a_run(
         asked.on_event(Note(f"a note: {leak}"))
         return real(asked)
 
-    monkeypatch.setattr("luthier.train.fit.open_session", leaks)
+    monkeypatch.setattr(fit_module, "open_session", leaks)
     recipe = make_recipe()
     run = claim_run(recipe, "x")
     fit(recipe, run, Notes())

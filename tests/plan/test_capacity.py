@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from luthier.plan import tables
 from luthier.plan.capacity import capacities, changes_to_fit, sharded_peak
 from luthier.plan.catalogues import Accelerator
 from luthier.plan.from_recipe import job_of_shape
@@ -73,11 +74,11 @@ def test_sharding_splits_what_stays() -> None:
 
 def test_the_tables_small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     small = tuple(row for row in _TABLE if row[0] == "gpt2")
-    monkeypatch.setattr("luthier.plan.tables._TABLE", small)
+    monkeypatch.setattr(tables, "_TABLE", small)
     (row,) = classic_tables()
     # 16 bytes for each of 124 million numbers, and CUDA's 0.8 GiB.
     assert 16 * 0.1244e9 / 2**30 + 0.8 < row.least < row.usual
     assert row.verdict.startswith("too low by")
     low, high = replace(small[0][2], gigabytes=1e6), replace(small[0][2], gigabytes=3.5)
-    monkeypatch.setattr("luthier.plan.tables._TABLE", ((*small[0][:2], low), (*small[0][:2], high)))
+    monkeypatch.setattr(tables, "_TABLE", ((*small[0][:2], low), (*small[0][:2], high)))
     assert [r.verdict.split(",")[0][:8] for r in classic_tables()] == ["too high", "in the r"]

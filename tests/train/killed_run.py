@@ -20,12 +20,12 @@ import torch
 from peft import PeftModel
 
 import luthier.files
-import luthier.train.finish
 from luthier.events import Step
 from luthier.objectives.sft import SFT
 from luthier.recipe import load_recipe
 from luthier.run import claim_run
 from luthier.sinks.files import MetricsFile
+from luthier.train import finish
 from luthier.train.fit import fit
 from luthier.train.state import State
 from luthier.train.validation import Validation
@@ -55,8 +55,8 @@ POINTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "save-state": (State, "save", lambda *_: True),
     "save-rename": (luthier.files.os, "replace", is_checkpoint),
     "rotate": (luthier.files.shutil, "rmtree", is_checkpoint),
-    "finish-copy": (luthier.train.finish.shutil, "copyfile", lambda *_: True),
-    "finish-last": (luthier.train.finish, "write_json", lambda *_: True),
+    "finish-copy": (finish.shutil, "copyfile", lambda *_: True),
+    "finish-last": (finish, "write_json", lambda *_: True),
 }
 
 

@@ -14,7 +14,7 @@ from luthier.errors import UserError
 from luthier.objectives.sft import SFT
 from luthier.recipe import Recipe
 from luthier.run import Run, claim_run
-from luthier.train import loop
+from luthier.train import loop, watch
 from luthier.train.figures import StepResult
 from luthier.train.skips import Skips
 
@@ -73,7 +73,7 @@ def test_gradients_are_looked_at_in_the_first_step_that_counts(
 ) -> None:
     plant(monkeypatch, {1})
     looked: list[int] = []
-    monkeypatch.setattr("luthier.train.watch.check_gradients", lambda *_: looked.append(1))
+    monkeypatch.setattr(watch, "check_gradients", lambda *_: looked.append(1))
     notes = Notes()
     assert train(make_recipe(), notes).finished
     assert looked == [1]
