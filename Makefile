@@ -12,12 +12,12 @@ demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show 
 test: lint  ## lint, then every test, a process a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
-# Files that take little time (CONTRIBUTING.md says how they were chosen); the rest is `make test`.
+# Files that should take little time (see CONTRIBUTING.md); the rest is `make test`.
 QUICK := $(addprefix tests/,advise data demo/test_task.py evaluate/test_gate.py evaluate/test_sql.py \
 	evaluate/test_statistics.py kernels/test_head.py models objectives retrieve/test_passages.py \
 	serve/test_parts.py test_files.py test_imports.py test_recipe.py test_run.py test_stream.py)
 
-test-quick: lint  ## under two minutes: lint, and the tests that are quick
+test-quick: lint  ## lint, and the tests that are quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not real' $(QUICK)
 
 release-check: $(READY)  ## may this checkout be released? versions agree, packages build, install and run
