@@ -144,14 +144,6 @@ def open_session(asked: Asked) -> Session:
     if setup.device.type == "cpu":
         keep_freed_memory()
 
-    batches_of = partial(
-        StepBatches,
-        RowDataset(data.train, recipe.data.max_length, recipe.data.packing),
-        recipe.train.per_device_train_batch_size,
-        recipe.train.gradient_accumulation_steps,
-        recipe.train.seed,
-        pin_memory=setup.device.type == "cuda",
-    )
     set_seed(recipe.train.seed)
     model = build_model(recipe, resolved, setup, start.checkpoint, on_event)
     sizes = trainable_parameters(model)
@@ -163,7 +155,14 @@ def open_session(asked: Asked) -> Session:
     )
     check_embedding(model, data.train, len(tokenizer))
     objective = _checked_objective(recipe, setup, model, data, on_event)
-    batches = batches_of(objective.collate)
+    batches = StepBatches(
+        RowDataset(data.train, recipe.data.max_length, recipe.data.packing),
+        recipe.train.per_device_train_batch_size,
+        recipe.train.gradient_accumulation_steps,
+        recipe.train.seed,
+        objective.collate,
+        pin_memory=setup.device.type == "cuda",
+    )
     course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
     start.write()
 
