@@ -179,11 +179,12 @@ def check_improved(run: Run) -> None:
 
 
 def check_loads_without_us(run: Run, base_folder: Path) -> None:
-    """The snippet of docs/run-folder.md, run as it stands."""
+    """The programs of docs/run-folder.md, run as they stand; the second needs no Luthier."""
     text = (ROOT / "docs/run-folder.md").read_text("utf-8")
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    ours, plain = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
     names = {"base_folder": base_folder}
-    exec(snippet.replace("runs/first", str(run.root)), names)
+    for snippet in (ours, plain):
+        exec(snippet.replace("runs/first", str(run.root)), names)
     model = names["model"]
     lora = [p for n, p in model.named_parameters() if "lora_B" in n]  # type: ignore[attr-defined]
     assert len(lora) == 210  # seven linear layers in each of thirty blocks

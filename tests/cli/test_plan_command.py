@@ -8,7 +8,8 @@ import pytest
 from helpers import Cli, Notes
 
 from luthier.recipe import Recipe
-from luthier.run import Run
+from luthier.run import claim_run
+from luthier.runs import train_run
 
 SHAPE = ["--model", "smollm2-135m", "--seq-len", "128", "--batch-size", "2"]
 
@@ -80,11 +81,11 @@ def test_bad_input_is_explained(cli: Cli, options: list[str], message: str) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_is_held_to_its_plan(
-    make_recipe: Callable[..., Recipe], train: Callable[..., Run]
-) -> None:
+def test_a_run_is_held_to_its_plan(make_recipe: Callable[..., Recipe]) -> None:
     notes = Notes()
-    run = train(make_recipe(), notes)
+    recipe = make_recipe()
+    run = claim_run(recipe, "test")
+    train_run(recipe, run, notes)
     plan = json.loads(run.plan_path.read_text())
     measured = json.loads(run.measured_path.read_text())
     error = measured["plan_errors"]["peak_memory"]

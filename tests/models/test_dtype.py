@@ -65,5 +65,5 @@ def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         if rank == "1":
             assert pick_device() == torch.device("cuda", 1)
         else:
-            with pytest.raises(UserError, match="there are 2; start at most that many"):
+            with pytest.raises(UserError, match="there are only 2; start at most that many"):
                 pick_device()

