@@ -9,18 +9,26 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from luthier.data.conversation import Origin
 from luthier.data.formats import detect_format, to_conversation
+from luthier.data.spans import History
 from luthier.data.template import TemplateRejects, choose_template, render
 from luthier.data.tokens import Tokenizer, TokenRow, cut
 
 ANSWERS = ["Paris.", "  It is 3 < 4;\nyes  ", "naïve 🎻 café"]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> TokenRow:
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], history: History = "split"
+) -> list[TokenRow]:
     fmt = detect_format(row)
     assert fmt is not None
-    return Tokenizer(tokenizer, "completions").encode(
+    return Tokenizer(tokenizer, "completions", history).encode(
         to_conversation(row, fmt, Origin("rows.jsonl", 1))
     )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> TokenRow:
+    (only,) = encode_all(tokenizer, row)
+    return only
 
 
 def supervised_texts(tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> list[str]:
@@ -129,9 +137,15 @@ def test_alpaca_template_for_a_base_model() -> None:
 def test_a_template_that_writes_past_turns_otherwise() -> None:
     tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
     tokenizer.chat_template = QWEN3
-    row = encode(tokenizer, {"messages": turns(["a", "b"], ["c", "d"])})
-    # The model begins each answer with a thought, and is asked to where the template shows one.
-    assert supervised_texts(tokenizer, row) == ["c<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+    messages = {"messages": turns(["a", "b"], ["c", "d"])}
+    thought = "<think>\n\n</think>\n\n"
+    first, second = encode_all(tokenizer, messages)
+    # Each answer as if it were the last, behind the prompt that inference puts before it.
+    assert supervised_texts(tokenizer, first) == [f"{thought}c<|im_end|>"]
+    assert supervised_texts(tokenizer, second) == [f"{thought}d<|im_end|>"]
+    assert tokenizer.decode(second.input_ids).count("<think>") == 1
+    (whole,) = encode_all(tokenizer, messages, "as_is")
+    assert supervised_texts(tokenizer, whole) == ["c<|im_end|>", f"{thought}d<|im_end|>"]
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:
@@ -264,7 +278,7 @@ def test_a_template_that_hides_the_answer_is_told(template: str) -> None:
 def test_train_on_all_counts_all_but_the_first() -> None:
     tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
     conversation = to_conversation(single("Paris.")[0], "alpaca", Origin("f", 1))
-    row = Tokenizer(tokenizer, "all").encode(conversation)
+    (row,) = Tokenizer(tokenizer, "all").encode(conversation)
     assert row.supervised == [False] + [True] * (len(row) - 1)
 
 

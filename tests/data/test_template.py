@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from families import CHAT_FAMILIES, make_tokenizer
 
-from luthier.data.template import choose_template, render, stop_token_ids
+from luthier.data.spans import stop_token_ids
+from luthier.data.template import choose_template, render
 from luthier.errors import UserError
 
 ASK = ({"role": "user", "content": "hi"},)

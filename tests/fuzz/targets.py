@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow, read_rows
-from luthier.data.template import TemplateRejects, render_with_spans
+from luthier.data.spans import renderings
+from luthier.data.template import TemplateRejects
 from luthier.errors import UserError
 from luthier.models.gguf_header import check_header
 from luthier.recipe import known_keys, parse_recipe
@@ -249,7 +250,7 @@ def run_template(data: bytes) -> None:
     value = json.loads(data)
     tokenizer().chat_template = value["template"]
     with suppress(TemplateRejects):
-        render_with_spans(tokenizer(), tuple(value["messages"]))
+        renderings(tokenizer(), tuple(value["messages"]))
 
 
 # --- GGUF ---

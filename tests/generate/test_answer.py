@@ -7,7 +7,8 @@ import pytest
 import torch
 from families import CHAT_FAMILIES, make_model, make_tokenizer, save_tiny
 
-from luthier.data.template import render, stop_token_ids
+from luthier.data.spans import stop_token_ids
+from luthier.data.template import render
 from luthier.errors import UserError
 from luthier.generate.answer import Sampling, answer_all, encode_prompt, stream_answer
 from luthier.models.load import load_model, load_tokenizer

@@ -13,7 +13,7 @@ from luthier.compare.prompts import KINDS, Approach, Kind, make_prompt, searched
 from luthier.data.conversation import Conversation
 from luthier.data.prepare import read_for_evaluation, trained_on
 from luthier.data.split import sample, split_key
-from luthier.data.template import choose_template
+from luthier.data.template import set_template
 from luthier.errors import UserError
 from luthier.evaluate.store import Store, key_of
 from luthier.events import OnEvent, ignore, tracked
@@ -154,7 +154,7 @@ def _models(question: Question, on_event: OnEvent) -> Iterator[Any]:
     if question.run is None:
         source = question.recipe.model.source
         model, tokenizer = load_plain(source, on_event)
-        choose_template(tokenizer, question.recipe.data.template)
+        set_template(tokenizer, question.recipe.data)
 
         @contextmanager
         def pick_plain(_tuned: bool) -> Iterator[Any]:

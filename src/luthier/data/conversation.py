@@ -30,7 +30,10 @@ class Conversation:
       the content;
     - ``tool_calls`` (assistant): ``{"type": "function", "function": {"name", "arguments"}}`` each,
       the arguments an object; the content may be empty then;
+    - ``reasoning_content`` (assistant): what it thought before the content;
+    - ``train`` (assistant): False where the answer must not count in the loss;
     - ``name`` and ``tool_call_id`` (tool): whose answer it is;
+    - ``unused``: the turn's fields that mean nothing to us, so that no conversion loses them;
     - ``tools`` (first message): the tools that the model may call, as JSON schemas. They are in
       a message so that they go wherever the prompt goes: to training and to inference alike.
 
@@ -45,17 +48,26 @@ class Conversation:
     rejected: Message | None = None
 
     @property
+    def answers(self) -> list[int]:
+        """Places of the messages that are learned."""
+        return [
+            index
+            for index, message in enumerate(self.messages)
+            if message["role"] == "assistant" and message.get("train", True)
+        ]
+
+    @property
     def reference(self) -> str:
-        """The last answer, which an evaluation compares with, any tool calls in it as JSON.
+        """The last learned answer, which an evaluation compares with, tool calls in it as JSON.
 
         Empty for plain text.
         """
-        return spoken(self.messages[-1]) if self.messages else ""
+        return spoken(self.messages[self.answers[-1]]) if self.answers else ""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The messages before the last answer."""
-        return self.messages[:-1]
+        """The messages before the last learned answer."""
+        return self.messages[: self.answers[-1]] if self.answers else ()
 
     def to_row(self) -> dict[str, Any]:
         """A JSON object that ``from_row`` turns back into an equal conversation."""
@@ -85,12 +97,19 @@ def spoken(message: Message) -> str:
     return "\n".join(filter(None, [message["content"], *calls]))
 
 
-def flatten(messages: tuple[Message, ...]) -> list[Message]:
-    """Messages with each ``input`` joined to its content, for templates without a place for it."""
+# Fields of a message that are ours: no template and no other format knows them.
+_OURS = ("tools", "train", "unused")
+
+
+def flatten(messages: tuple[Message, ...], *, keep_input: bool = False) -> list[Message]:
+    """Messages without the fields that are ours, each ``input`` joined to its content.
+
+    ``keep_input`` leaves it apart, for a template that has a place for it.
+    """
     flat = []
     for message in messages:
-        copy = {key: value for key, value in message.items() if key not in ("input", "tools")}
-        if message.get("input"):
-            copy["content"] = f"{message['content']}\n\n{message['input']}"
+        copy = {key: value for key, value in message.items() if key not in _OURS}
+        if message.get("input") and not keep_input:
+            copy["content"] = f"{message['content']}\n\n{copy.pop('input')}"
         flat.append(copy)
     return flat

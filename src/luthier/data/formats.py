@@ -5,7 +5,7 @@ from typing import Any
 
 from luthier.data.conversation import Conversation, Message, Origin
 from luthier.data.readers import BadRow
-from luthier.data.turns import WrongTurn, as_turns, fault, read_tools, read_turns
+from luthier.data.turns import WrongTurn, as_turns, fault, parsed, read_tools, read_turns
 
 # What a row of each format holds, for messages.
 FORMATS = {
@@ -73,25 +73,79 @@ def _text_field(row: dict[str, Any], key: str, default: str | None = None) -> st
     return value
 
 
-def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in used}
+# Beside the fields of a format, these lead or complete the conversation of any row.
+_BESIDE = ("system", "system_prompt", "history", "tools", "functions")
+
+# What a row may hold besides text; a row with something in one of them is not text alone.
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+
+
+def _read(
+    row: dict[str, Any], messages: tuple[Message, ...], *used: str
+) -> tuple[tuple[Message, ...], dict[str, Any]]:
+    """``messages`` with what stands beside them in the row, and the fields that are left.
+
+    Raises:
+        WrongTurn: the row holds images or sound, or tells its system prompt twice.
+    """
+    for key in _MEDIA:
+        if row.get(key):
+            raise WrongTurn(f"'{key}' is not empty: this version trains on text")
+    messages = _with_tools(_with_system(_with_history(messages, row), row), row)
+    kept = {key: value for key, value in row.items() if key not in (*used, *_BESIDE, *_MEDIA)}
+    return messages, kept
 
 
 def _with_system(messages: tuple[Message, ...], row: dict[str, Any]) -> tuple[Message, ...]:
-    system = _text_field(row, "system", "")
-    return ({"role": "system", "content": system}, *messages) if system.strip() else messages
+    texts = {_text_field(row, key, "") for key in ("system", "system_prompt")}
+    texts = {text for text in texts if text.strip()}
+    if messages[0]["role"] == "system" and texts - {messages[0]["content"]}:
+        raise WrongTurn("there are two system prompts: one beside the turns and one among them")
+    if len(texts) > 1:
+        raise WrongTurn("'system' and 'system_prompt' hold different texts")
+    if not texts or messages[0]["role"] == "system":
+        return messages
+    return ({"role": "system", "content": texts.pop()}, *messages)
+
+
+def _with_history(messages: tuple[Message, ...], row: dict[str, Any]) -> tuple[Message, ...]:
+    """Earlier turns as LLaMA-Factory writes them: a list of pairs, question and answer."""
+    history = parsed(row.get("history"))
+    if not history:
+        return messages
+    pairs = isinstance(history, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(t, str) for t in pair)
+        for pair in history
+    )
+    if pairs:
+        turns = [
+            {"role": role, "content": text}
+            for pair in history
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        earlier = read_turns(turns)
+    elif as_turns(history):
+        earlier = read_turns(history)
+    else:
+        raise WrongTurn("'history' is not a list of pairs [question, answer]")
+    lead = 1 if messages[0]["role"] == "system" else 0
+    return (*messages[:lead], *earlier, *messages[lead:])
 
 
 def _with_tools(messages: tuple[Message, ...], row: dict[str, Any]) -> tuple[Message, ...]:
     tools = read_tools(row.get("tools"))
+    old = read_tools(row.get("functions"))  # OpenAI's old name, without the type around each
+    if tools and old:
+        raise WrongTurn("'tools' and 'functions' are both there")
+    tools = tools or [{"type": "function", "function": function} for function in old]
     return ({**messages[0], "tools": tools}, *messages[1:]) if tools else messages
 
 
 def _alpaca(row: dict[str, Any], origin: Origin) -> Conversation:
     user = _question(row, "instruction")
     answer = {"role": "assistant", "content": _text_field(row, "output")}
-    extra = _rest(row, "instruction", "input", "output", "system")
-    return Conversation(origin, _with_system((user, answer), row), extra=extra)
+    messages, extra = _read(row, (user, answer), "instruction", "input", "output")
+    return Conversation(origin, messages, extra=extra)
 
 
 def _question(row: dict[str, Any], key: str) -> Message:
@@ -105,30 +159,31 @@ def _question(row: dict[str, Any], key: str) -> Message:
 def _prompt_completion(row: dict[str, Any], origin: Origin) -> Conversation:
     prompt, completion = as_turns(row.get("prompt")), as_turns(row.get("completion"))
     if prompt is not None and completion is not None:  # TRL's conversational form
-        messages = _with_tools(read_turns([*prompt, *completion]), row)
-        return Conversation(origin, messages, extra=_rest(row, "prompt", "completion", "tools"))
-    messages = (
-        {"role": "user", "content": _text_field(row, "prompt")},
-        {"role": "assistant", "content": _text_field(row, "completion")},
-    )
-    return Conversation(origin, messages, extra=_rest(row, "prompt", "completion"))
+        turns = read_turns([*prompt, *completion])
+    else:
+        turns = (
+            {"role": "user", "content": _text_field(row, "prompt")},
+            {"role": "assistant", "content": _text_field(row, "completion")},
+        )
+    messages, extra = _read(row, turns, "prompt", "completion")
+    return Conversation(origin, messages, extra=extra)
 
 
 def _chat(row: dict[str, Any], origin: Origin) -> Conversation:
-    messages = _with_tools(read_turns(row["messages"]), row)
-    return Conversation(origin, messages, extra=_rest(row, "messages", "tools"))
+    messages, extra = _read(row, read_turns(row["messages"]), "messages")
+    return Conversation(origin, messages, extra=extra)
 
 
 def _sharegpt(row: dict[str, Any], origin: Origin) -> Conversation:
-    messages = _with_tools(_with_system(read_turns(row["conversations"]), row), row)
-    return Conversation(origin, messages, extra=_rest(row, "conversations", "system", "tools"))
+    messages, extra = _read(row, read_turns(row["conversations"]), "conversations")
+    return Conversation(origin, messages, extra=extra)
 
 
 def _preference(row: dict[str, Any], origin: Origin) -> Conversation:
     """Both answers as texts after a prompt, or as turns, with the prompt in them or apart."""
     chosen, rejected = as_turns(row["chosen"]), as_turns(row["rejected"])
     key = next((key for key in _PROMPT_FIELDS if row.get(key) is not None), None)
-    used = ["chosen", "rejected", "system", "tools"]
+    used = ["chosen", "rejected"]
     if chosen is not None and rejected is not None:
         before = as_turns(row[key]) if key else None
         better, worse = (read_turns([*(before or []), *turns]) for turns in (chosen, rejected))
@@ -146,15 +201,15 @@ def _preference(row: dict[str, Any], origin: Origin) -> Conversation:
         better = (question, {"role": "assistant", "content": _text_field(row, "chosen")})
         worse = (question, {"role": "assistant", "content": _text_field(row, "rejected")})
         used += [key, "input"]
-    messages = _with_tools(_with_system(better, row), row)
-    return Conversation(origin, messages, extra=_rest(row, *used), rejected=worse[-1])
+    messages, extra = _read(row, better, *used)
+    return Conversation(origin, messages, extra=extra, rejected=worse[-1])
 
 
 def _plain(row: dict[str, Any], origin: Origin) -> Conversation:
     text = _text_field(row, "text")
     if not text.strip():
         raise WrongTurn("'text' is empty")
-    return Conversation(origin, text=text, extra=_rest(row, "text"))
+    return Conversation(origin, text=text, extra={k: v for k, v in row.items() if k != "text"})
 
 
 _CONVERTERS: dict[str, Callable[[dict[str, Any], Origin], Conversation]] = {

@@ -62,7 +62,7 @@ def prepare(
         UserError: a file or row is wrong, or nothing is left to train on.
     """
     data = recipe.data
-    encoder = Tokenizer(tokenizer, data.train_on)
+    encoder = Tokenizer(tokenizer, data.train_on, data.history)
     left_out = _LeftOut()
     train, sources = _read(recipe.train_files, data, left_out, on_event)
     read = len(train)
@@ -133,7 +133,7 @@ def load_stored(
             f"{run.train_path.parent} has changed since this run wrote it, so the run cannot be "
             "resumed exactly; choose another run.name to start over"
         )
-    encoder = Tokenizer(tokenizer, data.train_on)
+    encoder = Tokenizer(tokenizer, data.train_on, data.history)
     train, validation = (
         tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event)
         for path in (run.train_path, run.validation_path)
@@ -192,7 +192,11 @@ def tokenise(
     if refused is not None:
         raise UserError(str(refused))
     return [
-        piece for row in encoded if isinstance(row, TokenRow) for piece in cut(row, data.max_length)
+        piece
+        for rows in encoded
+        if not isinstance(rows, TemplateRejects)
+        for row in rows
+        for piece in cut(row, data.max_length)
     ]
 
 
@@ -266,12 +270,13 @@ def _tokenise(
         if isinstance(encoded, TemplateRejects):
             left_out.bad.append(BadRow(row.origin, str(encoded)))
             continue
-        if len(encoded) <= data.max_length or row.text is not None:
-            kept += cut(encoded, data.max_length)
-            continue
-        left_out.too_long.append(encoded)
-        if data.on_too_long == "truncate":
-            kept += cut(encoded, data.max_length)
+        for piece in encoded:
+            if len(piece) <= data.max_length or row.text is not None:
+                kept += cut(piece, data.max_length)
+                continue
+            left_out.too_long.append(piece)
+            if data.on_too_long == "truncate":
+                kept += cut(piece, data.max_length)
     if len(left_out.bad) > bad_before and data.on_bad_row == "error":
         raise UserError(_bad_rows_message(left_out.bad))
     return kept

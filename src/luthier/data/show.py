@@ -47,7 +47,7 @@ def encode_row(
             raise BadRow(origin, f"fields {', '.join(map(str, row))} match no known format")
         conversation = to_conversation(row, fmt, origin)
         mode = cast("Literal['completions', 'all']", train_on)
-        tokens = Tokenizer(tokenizer, mode).encode(conversation)
+        pieces = Tokenizer(tokenizer, mode).encode(conversation)
     except (BadRow, TemplateRejects) as error:
         raise UserError(f"this row cannot be trained on: {error}") from None
     special = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
@@ -62,6 +62,7 @@ def encode_row(
                 "supervised": supervised,
                 "special": token in special,
             }
-            for token, supervised in zip(tokens.input_ids, tokens.supervised, strict=True)
+            for piece in pieces
+            for token, supervised in zip(piece.input_ids, piece.supervised, strict=True)
         ],
     }

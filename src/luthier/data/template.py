@@ -1,9 +1,14 @@
-"""Chat templates: which one a run uses, and which part of its rendering is learned.
+"""Chat templates: which one a run uses, and the text that it makes of messages.
 
 What is trained is the template's own rendering, and the same template answers at inference.
+``spans.py`` says which part of it is learned.
 """
 
-from dataclasses import dataclass
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -11,8 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Message, flatten
+from luthier.data.pins import pin
 from luthier.errors import UserError
 from luthier.files import user_path
+from luthier.recipe import DataGroup
 
 # The prompt of Stanford Alpaca (Taori et al. 2023), multi-turn by repetition.
 ALPACA_TEMPLATE = """\
@@ -37,22 +44,16 @@ the request.\\n\\n' }}
 {%- endif -%}
 {%- endfor -%}"""
 
-# Stands in for an answer to find where the template puts it; a string that no data contains.
-_SENTINEL = "\u2063luthier\u2063answer\u2063"
+# Stands in for a text to find where the template puts it; a string that no data contains.
+SENTINEL = "\u2063luthier\u2063{}\u2063"
 
 Messages = tuple[Message, ...]
+
+_INLINE = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
 class TemplateRejects(Exception):
     """The template refuses these messages (a system role it does not know, say)."""
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """``text`` as the model sees it; ``spans`` are the (start, end) characters to learn."""
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
@@ -85,6 +86,37 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
     return choice
 
 
+def set_template(
+    tokenizer: PreTrainedTokenizerBase, data: DataGroup, day: datetime.date | None = None
+) -> str:
+    """``choose_template`` for a recipe, its switches and the day written into the template.
+
+    Args:
+        day: of the run's start; None is today, or the recipe's ``data.template_date``.
+
+    Raises:
+        UserError: as ``choose_template``, or the template does not read a switch.
+    """
+    name = choose_template(tokenizer, data.template)
+    if day is None:
+        asked = data.template_date
+        day = asked if isinstance(asked, datetime.date) else datetime.date.today()
+    tokenizer.chat_template = pin(tokenizer.chat_template, data.template_kwargs, day)
+    return name
+
+
+_CHAT_TOKENS = re.compile(
+    r"<\|?(im_start|start_header_id|start|start_of_turn|user|assistant|message|end_of_turn|channel)\|?>"
+    r"|\[INST\]",
+    re.IGNORECASE,
+)
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens of the tokenizer that only a chat template would write."""
+    return sorted(token for token in special_texts(tokenizer) if _CHAT_TOKENS.fullmatch(token))
+
+
 def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
     """``{{ bos_token }}`` for a tokenizer that begins every text with it, else nothing."""
     begins = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
@@ -96,17 +128,35 @@ def render(
 ) -> str:
     """The text of ``messages``; the template runs in a sandbox, within bounds of time and memory.
 
+    Templates differ in what they call things: a thought is given under each name that they know,
+    a thought that stands in the content as a field where the template has a place for it, and
+    the arguments and ids of calls in the form that the template takes.
+
     Raises:
         TemplateRejects: the template raised an error over them.
     """
+    template = tokenizer.chat_template or ""
     # Only a template that knows of Alpaca's input gets it apart from the content.
-    own_input = "message.input" in (tokenizer.chat_template or "")
-    turns = [dict(m) for m in messages] if own_input else flatten(messages)
+    turns = flatten(messages, keep_input="message.input" in template)
+    if shows_reasoning(tokenizer):
+        turns = [_with_field(turn) for turn in turns]
+    turns = [_under_each_name(turn) for turn in turns]
     tools = messages[0].get("tools") if messages else None
+    refused: TemplateRejects | None = None
+    for form in _forms(turns):
+        try:
+            return _apply(tokenizer, form, tools, add_generation_prompt)
+        except TemplateRejects as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool) -> str:
     try:
         with bounded():
             text = tokenizer.apply_chat_template(
-                turns, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                turns, tools=tools, tokenize=False, add_generation_prompt=ask
             )
     except MemoryError:
         raise TemplateRejects("the chat template needs too much memory") from None
@@ -124,142 +174,89 @@ def render(
     return text
 
 
-def render_with_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Rendering:
-    """Render a conversation and find, in that rendering, what the model has to write itself.
-
-    For each assistant turn: from where the prompt for it ends (the rendering of the turns before,
-    with the generation prompt) to the end-of-turn token, that token included; tool calls are part
-    of the turn, the tools' answers are not. The end is found by rendering once more with a stand-in
-    answer: what follows it is the same text in both.
-
-    Raises:
-        TemplateRejects: the template refuses the messages, does not show an answer verbatim, or
-            omits a tool, a call or a tool's answer.
-    """
-    text = render(tokenizer, messages, add_generation_prompt=False)
-    if any(m["role"] == "tool" or m.get("tool_calls") or m.get("tools") for m in messages):
-        _check_tools_shown(tokenizer, messages, text)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
-        if message.get("tool_calls"):
-            spans.append(_call_span(tokenizer, messages, index, text, prompt))
-            continue
-        content_start, content_end = _content_span(tokenizer, messages, index, text)
-        start = content_start
-        # Some templates render past turns differently from the last: then the content is all
-        # that is sure. A prompt that reaches into the content belongs to another rendering.
-        if text.startswith(prompt) and len(prompt) <= content_start:
-            start = len(prompt)
-        spans.append((start, _turn_end(tokenizer, text, content_end)))
-    return Rendering(text, tuple(spans))
+def _forms(turns: list[Message]) -> Iterator[list[Message]]:
+    """``turns`` as they are; those with calls also as some templates want them."""
+    yield turns
+    if any(turn.get("tool_calls") for turn in turns):
+        yield [_arguments_as_text(turn) for turn in turns]
+        yield _ids_of_nine(turns)
 
 
-def _changed(messages: Messages, index: int, **fields: Any) -> Messages:
-    """A copy in which one message has other fields; a field of None is taken away."""
-    changed = {**messages[index], **fields}
-    kept = {key: value for key, value in changed.items() if value is not None}
-    return (*messages[:index], kept, *messages[index + 1 :])
+def _arguments_as_text(turn: Message) -> Message:
+    """DeepSeek's template joins them to texts."""
+    calls = [
+        {**call, "function": {**function, "arguments": json.dumps(function["arguments"])}}
+        for call in turn.get("tool_calls", ())
+        for function in (call["function"],)
+    ]
+    return {**turn, "tool_calls": calls} if calls else turn
 
 
-def _content_span(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int, text: str
-) -> tuple[int, int]:
-    stand_in = _changed(messages, index, content=_SENTINEL)
-    probe = render(tokenizer, stand_in, add_generation_prompt=False)
-    start = probe.find(_SENTINEL)
-    if start < 0:
-        raise TemplateRejects(f"the chat template omits the answer of turn {index + 1}")
-    after = len(probe) - start - len(_SENTINEL)
-    end = len(text) - after
-    same_around = text[:start] == probe[:start] and text[end:] == probe[len(probe) - after :]
-    if end < start or not same_around:
-        raise TemplateRejects(f"the chat template changes with the answer of turn {index + 1}")
-    return start, end
+def _ids_of_nine(turns: list[Message]) -> list[Message]:
+    """Mistral's template takes ids of nine letters and digits alone; the same id makes the same one."""
+    made, waiting, place = [], [], 0
+    for turn in turns:
+        calls = []
+        for call in turn.get("tool_calls", ()):
+            place += 1
+            calls.append({**call, "id": _nine(call.get("id") or f"call {place}")})
+        if calls:
+            waiting = [call["id"] for call in calls]
+            turn = {**turn, "tool_calls": calls}
+        if turn["role"] == "tool":
+            told = turn.get("tool_call_id")
+            in_turn = waiting.pop(0) if waiting else _nine("none")
+            turn = {**turn, "tool_call_id": _nine(told) if told else in_turn}
+        made.append(turn)
+    return made
 
 
-def _call_span(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int, text: str, prompt: str
-) -> tuple[int, int]:
-    """What to learn of a turn that calls tools, ``prompt`` being what the model answers.
-
-    The stand-in is a plain answer: the full turn is then what is between the prompt and what
-    follows that answer. A template that refuses it (a tool's answer without a call) is asked for
-    the turns up to the call, which must be what the full text begins with.
-    """
-    stand_in = _changed(messages, index, content=_SENTINEL, tool_calls=None)
-    end = -1
-    try:
-        probe = render(tokenizer, stand_in, add_generation_prompt=False)
-        after = probe.rpartition(_SENTINEL)[2]
-        if _SENTINEL in probe and text.endswith(after):
-            end = _turn_end(tokenizer, text, len(text) - len(after))
-    except TemplateRejects:
-        head = render(tokenizer, messages[: index + 1], add_generation_prompt=False).rstrip()
-        if text.startswith(head) and head.endswith(tuple(_special_texts(tokenizer))):
-            end = len(head)
-    if not text.startswith(prompt) or end < len(prompt):
-        raise TemplateRejects(
-            f"the chat template does not write the tool call of turn {index + 1} as an answer"
-        )
-    if messages[index]["content"].strip() not in text[len(prompt) : end]:
-        raise TemplateRejects(
-            f"the chat template omits the text beside the tool call of turn {index + 1}"
-        )
-    return len(prompt), end
+def _nine(name: str) -> str:
+    if re.fullmatch("[A-Za-z0-9]{9}", name):
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()[:9]
 
 
-def _check_tools_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str) -> None:
-    """Raise unless the template shows what has to do with tools: a stand-in must be seen."""
-    if messages[0].get("tools"):
-        without = render(tokenizer, _changed(messages, 0, tools=None), add_generation_prompt=False)
-        if without == text:
-            raise TemplateRejects("the chat template omits the tools that may be called")
-    for index, message in enumerate(messages):
-        if message.get("tool_calls"):
-            calls = [
-                {**call, "function": {"name": _SENTINEL, "arguments": {_SENTINEL: _SENTINEL}}}
-                for call in message["tool_calls"]
-            ]
-            stand_in, wanted = _changed(messages, index, tool_calls=calls), 3 * len(calls)
-        elif message["role"] == "tool":
-            stand_in, wanted = _changed(messages, index, content=_SENTINEL), 1
-        else:
-            continue
-        probe = render(tokenizer, stand_in, add_generation_prompt=False)
-        if probe.count(_SENTINEL) < wanted:
-            what = "tool's answer" if message["role"] == "tool" else "tool call"
-            raise TemplateRejects(f"the chat template omits the {what} of turn {index + 1}")
+def split_thought(content: str) -> tuple[str, str] | None:
+    """Thought and answer of a content that begins with ``<think>…</think>``; None where none does."""
+    found = _INLINE.fullmatch(content)
+    return (found[1].strip("\n"), found[2].lstrip("\n")) if found else None
 
 
-def _turn_end(tokenizer: PreTrainedTokenizerBase, text: str, content_end: int) -> int:
-    """Where the end-of-turn token right after an answer ends (white space may precede it)."""
-    position = content_end
-    while position < len(text) and text[position].isspace():
-        position += 1
-    # The longest first: one special token may begin with another.
-    for token in sorted(_special_texts(tokenizer), key=len, reverse=True):
-        if text.startswith(token, position):
-            return position + len(token)
-    return content_end
+def _with_field(turn: Message) -> Message:
+    if turn["role"] != "assistant" or "reasoning_content" in turn:
+        return turn
+    split = split_thought(turn["content"])
+    if split is None:
+        return turn
+    thought, content = split
+    return {**turn, "reasoning_content": thought, "content": content}
 
 
-def _special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def _under_each_name(turn: Message) -> Message:
+    thought = turn.get("reasoning_content")
+    return {**turn, "thinking": thought, "reasoning": thought} if thought else turn
+
+
+_shows_reasoning: dict[str, bool] = {}  # by template
+
+
+def shows_reasoning(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes the reasoning of the last answer that a field tells."""
+    template = tokenizer.chat_template or ""
+    if template not in _shows_reasoning:
+        thought = SENTINEL.format("thought")
+        answer = {"role": "assistant", "content": "b", "reasoning_content": thought}
+        turns = [{"role": "user", "content": "a"}, _under_each_name(answer)]
+        try:
+            shown = thought in _apply(tokenizer, turns, None, False)
+        except TemplateRejects:
+            shown = False
+        _shows_reasoning[template] = shown
+    return _shows_reasoning[template]
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Texts of the tokens that are no text."""
     # Templates end turns with tokens that are often added but not flagged as special.
     return {str(token) for token in tokenizer.get_added_vocab()} | set(tokenizer.all_special_tokens)
-
-
-def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the end-of-text token and the template's end-of-turn token."""
-    stops = {int(tokenizer.eos_token_id)}
-    if tokenizer.chat_template:
-        probe = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
-        rendering = render_with_spans(tokenizer, probe)
-        start, end = rendering.spans[-1]
-        learned = tokenizer(rendering.text[start:end], add_special_tokens=False).input_ids
-        added = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
-        if learned and learned[-1] in added:
-            stops.add(int(learned[-1]))
-    return sorted(stops)

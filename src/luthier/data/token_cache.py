@@ -1,6 +1,7 @@
 """Token rows kept between runs: the same rows by the same tokenizer are tokenised once."""
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -21,14 +22,12 @@ log = logging.getLogger(__name__)
 
 _WORTH = 500  # rows; fewer are tokenised sooner than looked up
 _KEPT = 50  # newest files
-_VERSION = (
-    1  # of the mask's rules: raise it when `data/template.py` or `data/tokens.py` change them
-)
+_VERSION = 2  # of the mask's rules: raise it when `data/spans.py` or `data/tokens.py` change them
 
 
 def encode_all(
     encoder: Tokenizer, rows: Sequence[Conversation], on_event: OnEvent = ignore
-) -> list[TokenRow | TemplateRejects]:
+) -> list[list[TokenRow] | TemplateRejects]:
     """``encoder.encode`` of each row, or its error; from the cache where they were encoded before.
 
     The key is a hash of the rows' content, the tokenizer's definition, its template and what counts
@@ -44,7 +43,7 @@ def encode_all(
     if stored is not None:
         return [*stored]
     encoded = [_encoded(encoder, row) for row in following]
-    good = [row for row in encoded if isinstance(row, TokenRow)]
+    good = [rows for rows in encoded if not isinstance(rows, TemplateRejects)]
     if len(good) == len(rows):
         try:
             with during("keeping the tokenised rows in the cache", on_event):
@@ -54,7 +53,7 @@ def encode_all(
     return encoded
 
 
-def _encoded(encoder: Tokenizer, row: Conversation) -> TokenRow | TemplateRejects:
+def _encoded(encoder: Tokenizer, row: Conversation) -> list[TokenRow] | TemplateRejects:
     try:
         return encoder.encode(row)
     except TemplateRejects as error:
@@ -63,7 +62,7 @@ def _encoded(encoder: Tokenizer, row: Conversation) -> TokenRow | TemplateReject
 
 def _key(encoder: Tokenizer, rows: Sequence[Conversation]) -> str:
     tokenizer = encoder.tokenizer
-    digest = hashlib.sha256(f"{_VERSION} {encoder.train_on}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {encoder.train_on} {encoder.history}".encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr((tokenizer.chat_template, tokenizer.special_tokens_map)).encode())
     for row in rows:
@@ -71,10 +70,12 @@ def _key(encoder: Tokenizer, rows: Sequence[Conversation]) -> str:
     return digest.hexdigest()
 
 
-def _store(path: Path, rows: Sequence[TokenRow]) -> None:
+def _store(path: Path, encoded: Sequence[Sequence[TokenRow]]) -> None:
+    rows = [row for pieces in encoded for row in pieces]
     with staged_file(path) as file:
         np.savez(
             file,
+            pieces=np.array([len(pieces) for pieces in encoded], np.int64),
             lengths=np.array([len(row) for row in rows], np.int64),
             input_ids=np.array([t for row in rows for t in row.input_ids], np.int32),
             supervised=np.packbits([s for row in rows for s in row.supervised]),
@@ -84,18 +85,22 @@ def _store(path: Path, rows: Sequence[TokenRow]) -> None:
         old.unlink(missing_ok=True)
 
 
-def _load(path: Path, rows: Sequence[Conversation]) -> list[TokenRow] | None:
+def _load(path: Path, rows: Sequence[Conversation]) -> list[list[TokenRow]] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            lengths, ids = stored["lengths"], stored["input_ids"].tolist()
+            pieces, lengths = stored["pieces"].tolist(), stored["lengths"]
+            ids = stored["input_ids"].tolist()
             supervised = np.unpackbits(stored["supervised"], count=len(ids)).astype(bool).tolist()
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None  # absent, or damaged: tokenised again and written over
-    if len(lengths) != len(rows) or int(lengths.sum()) != len(ids):
+    if len(pieces) != len(rows) or sum(pieces) != len(lengths) or int(lengths.sum()) != len(ids):
         return None
     ends = np.cumsum(lengths).tolist()
-    starts = [0, *ends[:-1]]
+    spans = iter(zip([0, *ends[:-1]], ends, strict=True))
     return [
-        TokenRow(ids[start:end], supervised[start:end], row)
-        for start, end, row in zip(starts, ends, rows, strict=True)
+        [
+            TokenRow(ids[start:end], supervised[start:end], row)
+            for start, end in itertools.islice(spans, count)
+        ]
+        for count, row in zip(pieces, rows, strict=True)
     ]

@@ -7,7 +7,9 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Conversation
-from luthier.data.template import Rendering, render_with_spans
+from luthier.data.shown import check_shown
+from luthier.data.spans import History, Rendering, answer_spans, renderings
+from luthier.data.template import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +32,57 @@ class TokenRow:
 
 
 class Tokenizer:
-    """Turns conversations into ``TokenRow``s by one tokenizer, its template and ``train_on``."""
+    """Turns conversations into ``TokenRow``s by one tokenizer, its template and ``train_on``.
+
+    ``history`` says what becomes of earlier answers, see ``renderings``.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, train_on: Literal["completions", "all"]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        train_on: Literal["completions", "all"],
+        history: History = "split",
     ) -> None:
         self.tokenizer = tokenizer
         self.train_on = train_on
+        self.history = history
 
-    def encode(self, row: Conversation) -> TokenRow:
+    def encode(self, row: Conversation) -> list[TokenRow]:
         """Tokens and mask of ``row``, not yet cut to any length.
 
+        One token row, or one for each learned answer where the template writes earlier turns
+        otherwise than the last.
+
         Raises:
-            TemplateRejects: the chat template refuses the row.
+            TemplateRejects: the chat template refuses the row, or omits something of it.
         """
         if row.text is not None:
-            return self._encode_text(row, row.text)
-        rendering = render_with_spans(self.tokenizer, row.messages)
-        input_ids, supervised = self._encode_rendering(rendering)
+            return [self._encode_text(row, row.text)]
         if self.train_on == "all":
+            return [self._encode_whole(row)]
+        rows = []
+        for rendering in renderings(self.tokenizer, row.messages, self.history):
+            input_ids, supervised = self._encode_rendering(rendering)
+            supervised[0] = False
+            rows.append(TokenRow(input_ids, supervised, row))
+        return rows
+
+    def _encode_whole(self, row: Conversation) -> TokenRow:
+        """All tokens count but those of answers that are excluded."""
+        check_shown(self.tokenizer, row.messages[: row.answers[-1] + 1])
+        text = render(self.tokenizer, row.messages, add_generation_prompt=False)
+        excluded = [
+            index
+            for index, message in enumerate(row.messages)
+            if message["role"] == "assistant" and index not in row.answers
+        ]
+        spans = answer_spans(self.tokenizer, row.messages, text, [*row.answers, *excluded])
+        silent = spans[len(row.answers) :]
+        input_ids, masked = self._encode_rendering(Rendering(text, tuple(sorted(spans))))
+        if silent:
+            _, masked = self._encode_rendering(Rendering(text, silent))
+            supervised = [not counts for counts in masked]
+        else:
             supervised = [True] * len(input_ids)
         supervised[0] = False
         return TokenRow(input_ids, supervised, row)

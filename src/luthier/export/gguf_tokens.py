@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.tokenization_utils_base import generate_merges
 
-from luthier.data.template import stop_token_ids
+from luthier.data.spans import stop_token_ids
 from luthier.errors import UserError
 
 # Names of llama.cpp for ways to split text before merging (llama-vocab.cpp). Several names share a

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from luthier.data.template import stop_token_ids
+from luthier.data.spans import stop_token_ids
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Message
-from luthier.data.template import TemplateRejects, render, stop_token_ids
+from luthier.data.spans import stop_token_ids
+from luthier.data.template import TemplateRejects, render
 from luthier.errors import UserError
 
 _MARKS = {role: f"\u2063{role}\u2063" for role in ("system", "user", "assistant")}

@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import TextStreamer
 
-from luthier.data.template import Messages, TemplateRejects, render, stop_token_ids
+from luthier.data.spans import stop_token_ids
+from luthier.data.template import Messages, TemplateRejects, render
+from luthier.data.thoughts import answer_shape, decode_answer
 from luthier.errors import UserError
 from luthier.models.load import max_positions
 
@@ -136,7 +138,7 @@ def _generate(
         streamer=streamer,
         use_cache=True,
     )
-    return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+    return [decode_answer(tokenizer, ids)[1] for ids in output[:, longest:].tolist()]
 
 
 def _generation_config(
@@ -168,11 +170,24 @@ def _left_padded(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
 
 
 class _Stream(TextStreamer):
-    """Hands over text as soon as it is final (complete words and characters)."""
+    """Hands over text as soon as it is final (complete words and characters).
+
+    What the template writes before the content, a thought among it, is held back.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.shape = answer_shape(tokenizer)
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=not self.shape.special)
         self.on_text = on_text
+        self.special = tokenizer.all_special_tokens if self.shape.special else []
+        self.held: str | None = None if self.shape.plain else ""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self.held is not None:
+            self.held += text
+            if not stream_end and not self.shape.settled(self.held):
+                return
+            text, self.held = self.shape.split(self.held)[1], None
+        for token in self.special:
+            text = text.replace(token, "")
         self.on_text(text)

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from luthier.data.batches import RowDataset
 from luthier.data.prepare import Prepared, prepare
-from luthier.data.template import choose_template
+from luthier.data.template import set_template
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.models.dtype import pick_device, pick_dtype
@@ -51,7 +51,7 @@ def job_of_recipe(
         )
         return job_from_shape(recipe, config, dtype, rows=1000), assumed
     tokenizer = load_tokenizer(folder, trusted)
-    choose_template(tokenizer, recipe.data.template)
+    set_template(tokenizer, recipe.data)
     return job_of_data(recipe, prepare(recipe, tokenizer, on_event), config, dtype), None
 
 

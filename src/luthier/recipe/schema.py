@@ -5,6 +5,7 @@ that what people know holds. The descriptions are the help texts of the keys: `l
 explain`, the JSON Schema and docs/recipe.md show them as they stand here.
 """
 
+import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -175,6 +176,25 @@ class DataGroup(_Group):
         description="chat template: model (the model's own), alpaca, or the path of a Jinja file; "
         "auto takes the model's own, or alpaca where it has none",
         examples=["alpaca"],
+    )
+    template_kwargs: dict[str, str | bool | int | float | None] = Field(
+        default_factory=dict,
+        description="switches of the chat template, such as enable_thinking; they are kept in the "
+        "run's template, so that every answer is asked for as it was trained",
+        examples=[{"enable_thinking": False}],
+    )
+    template_date: Literal["today"] | datetime.date = Field(
+        "today",
+        description="day that a chat template which reads the clock (Llama 3.x, gpt-oss) writes, in "
+        "training and ever after; today is the day on which the run begins",
+        examples=["2026-01-31"],
+    )
+    history: Literal["split", "as_is"] = Field(
+        "split",
+        description="where the chat template writes earlier turns otherwise than the last (without "
+        "their thoughts, say): split trains each answer in a row of its own, as inference asks for "
+        "it; as_is trains the conversation as the template writes it",
+        examples=["as_is"],
     )
     max_length: int = Field(
         1024,
@@ -631,7 +651,7 @@ class Recipe(_Group):
 
     def settings(self) -> dict[str, Any]:
         """What the run depends on: everything but its place."""
-        return self.model_dump(exclude={"run"})
+        return self.model_dump(exclude={"run"}, mode="json")
 
     def differences(self, other: "Recipe") -> list[str]:
         """Keys whose values differ from ``other``, as ``key: mine -> theirs`` lines."""

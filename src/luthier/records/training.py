@@ -1,5 +1,6 @@
 """What training writes: provenance, metrics, measured resources, and a batch on which it diverged."""
 
+import datetime
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -16,6 +17,7 @@ class Provenance(Record):
         substitutes: sentences that say where the machine made the run differ from the recipe.
         model: where the weights came from.
         template: name of the chat template; ``none`` for plain text.
+        template_date: the day that it writes; None where it reads no clock.
         data_sha256: hash of each source file.
         micro_batch: rows per micro-batch where ``train.auto_batch`` had to lower it.
     """
@@ -27,6 +29,7 @@ class Provenance(Record):
     model: str
     template: str
     template_sha256: str
+    template_date: datetime.date | None = None
     data_sha256: dict[str, str]
     micro_batch: int | None = None
 

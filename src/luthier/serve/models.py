@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.template import stop_token_ids
+from luthier.data.spans import stop_token_ids
 from luthier.errors import UserError
 from luthier.generate.answer import Prompt, encode_prompt
 from luthier.models.load import load_tokenizer

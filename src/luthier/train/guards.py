@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from luthier.data.template import TemplateRejects, stop_token_ids
+from luthier.data.spans import stop_token_ids
+from luthier.data.template import TemplateRejects
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent

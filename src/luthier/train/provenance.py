@@ -6,6 +6,7 @@ from importlib.metadata import version
 from transformers import PreTrainedTokenizerBase
 
 from luthier import __version__
+from luthier.data.pins import pinned_day
 from luthier.data.prepare import Prepared
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
@@ -31,6 +32,7 @@ def provenance_of(
         model=resolved.origin,
         template=template,
         template_sha256=template_hash(tokenizer),
+        template_date=pinned_day(tokenizer.chat_template or ""),
         data_sha256={source.file: source.sha256 for source in data.report.sources},
     )
 

@@ -128,8 +128,9 @@ def open_session(asked: Asked) -> Session:
     """
     recipe, run, on_event = asked.recipe, asked.run, asked.on_event
     resolved = resolve_model(recipe, on_event)
-    tokenizer, template = load_prepared_tokenizer(recipe, resolved)
     checkpoint = usable_checkpoint(run, on_event)
+    begun = run.provenance() if checkpoint is not None else None
+    tokenizer, template = load_prepared_tokenizer(recipe, resolved, begun, on_event)
     if checkpoint is None:
         start = _new(asked, resolved, tokenizer, template)
     else:

@@ -7,9 +7,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from luthier.data.template import choose_template
+from luthier.data.pins import pinned_day
+from luthier.data.template import chat_tokens, set_template
 from luthier.errors import UserError
-from luthier.events import OnEvent, ignore
+from luthier.events import Note, OnEvent, ignore
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device, pick_dtype, trained_dtype
 from luthier.models.load import (
@@ -21,6 +22,7 @@ from luthier.models.load import (
 )
 from luthier.models.source import ResolvedModel, resolve
 from luthier.recipe import Recipe
+from luthier.records import Provenance
 
 # Paging moves optimiser state between GPU and host memory; without a GPU there is nothing to page.
 _UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch_fused"}
@@ -86,11 +88,34 @@ def choose_setup(recipe: Recipe) -> Setup:
 
 
 def load_prepared_tokenizer(
-    recipe: Recipe, resolved: ResolvedModel
+    recipe: Recipe, resolved: ResolvedModel, begun: Provenance | None, on_event: OnEvent
 ) -> tuple[PreTrainedTokenizerBase, str]:
-    """The tokenizer with the run's chat template on it, and the name of that template."""
+    """The tokenizer with the run's chat template on it, and the name of that template.
+
+    A run that has ``begun`` keeps the day that its template writes.
+    """
     tokenizer = load_tokenizer(resolved.folder, recipe.model.trust_remote_code)
-    return tokenizer, choose_template(tokenizer, recipe.data.template)
+    day = begun.template_date if begun else None
+    template = set_template(tokenizer, recipe.data, day)
+    tokens = chat_tokens(tokenizer)
+    if template == "alpaca" and recipe.data.template == "auto" and tokens:
+        on_event(
+            Note(
+                f"the model has no chat template, so Alpaca's is used; but its tokenizer has tokens of "
+                f"one ({', '.join(tokens[:4])}): if it is a chat model, give its template as "
+                "data.template",
+                warning=True,
+            )
+        )
+    pinned = pinned_day(tokenizer.chat_template)
+    if pinned is not None and begun is None:
+        on_event(
+            Note(
+                f"the chat template writes the day: {pinned} in this run, and whenever it is asked "
+                "(data.template_date)"
+            )
+        )
+    return tokenizer, template
 
 
 def recompute_activations(model: PreTrainedModel | PeftModel) -> None:

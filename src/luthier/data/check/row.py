@@ -181,11 +181,12 @@ def _lengths(conversation: Conversation, facts: RowFacts, model: Model | None) -
         facts.prompt_length = total - facts.answer_length
         return
     try:
-        tokens = model.encoder.encode(conversation)
+        pieces = model.encoder.encode(conversation)
     except TemplateRejects as error:
         facts.hits.setdefault("template_refuses", str(error))
         facts.usable = False
         return
+    tokens = max(pieces, key=len)  # one, or one for each answer
     facts.answer_length = sum(tokens.supervised)
     facts.prompt_length = len(tokens) - facts.answer_length
     if len(tokens) > model.max_length and conversation.text is None:

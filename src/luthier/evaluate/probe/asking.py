@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Conversation, Message, Origin
-from luthier.data.template import stop_token_ids
+from luthier.data.spans import stop_token_ids
 from luthier.data.tokens import Tokenizer
 from luthier.evaluate.answering import answer_kept
 from luthier.evaluate.examination import Examination
@@ -97,7 +97,7 @@ def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) ->
                 {"role": "user", "content": item.question},
                 {"role": "assistant", "content": choice},
             )
-            row = encoder.encode(Conversation(_ORIGIN, turns))
+            (row,) = encoder.encode(Conversation(_ORIGIN, turns))
             start = row.supervised.index(True)
             end = max(i for i, counts in enumerate(row.supervised) if counts) + 1
             prompt, answer = row.input_ids[:start], row.input_ids[start:end]
@@ -116,7 +116,7 @@ def text_losses(
 ) -> list[RowLoss]:
     """Loss of plain prose, each text by itself."""
     encoder = Tokenizer(tokenizer, "completions")
-    rows = [encoder.encode(Conversation(_ORIGIN, text=text)) for text in texts]
+    rows = [row for text in texts for row in encoder.encode(Conversation(_ORIGIN, text=text))]
     return row_losses(model, rows, packed=rows_stay_apart(model), task=task, on_event=on_event)
 
 
