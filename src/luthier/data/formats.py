@@ -124,7 +124,7 @@ def _with_history(messages: tuple[Message, ...], row: dict[str, Any]) -> tuple[M
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
         earlier = read_turns(turns)
-    elif as_turns(history):
+    elif isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
         earlier = read_turns(history)
     else:
         raise WrongTurn("'history' is not a list of pairs [question, answer]")

@@ -1,6 +1,7 @@
 """From the recipe's data group to token rows, with a record of every row."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from luthier.data.split import sample, split, without_overlap
 from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
 from luthier.data.tokens import Tokenizer, TokenRow, cut
+from luthier.data.unused import unused_fields
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import sha256, user_path, write_json, write_jsonl
@@ -103,6 +105,8 @@ def prepare(
             ],
             also_in_validation=[str(row.origin) for row in left_out.overlap],
         ),
+        unused_fields=unused_fields([*_unique(train_rows), *_unique(validation_rows)]),
+        answers_apart=_answers_apart(train_rows),
     )
     return Prepared(train_rows, validation_rows, report)
 
@@ -307,6 +311,12 @@ def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:
 def _unique(rows: Sequence[TokenRow]) -> list[Conversation]:
     """The conversations behind token rows; a long text was cut into several."""
     return list({id(row.conversation): row.conversation for row in rows}.values())
+
+
+def _answers_apart(rows: Sequence[TokenRow]) -> int:
+    """Conversations that became several token rows."""
+    counts = Counter(id(row.conversation) for row in rows if row.conversation.messages)
+    return sum(count > 1 for count in counts.values())
 
 
 def _count(rows: Sequence[TokenRow]) -> TokenCounts:

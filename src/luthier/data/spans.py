@@ -268,10 +268,12 @@ def _closing_before_a_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     except TemplateRejects:
         return ""
     closing = _closing(tokenizer, text.partition(_ANSWER)[2])
-    # The first token ends the answer; those after it begin the next turn.
+    # The first token ends the answer, those after it begin the next turn; one that would begin
+    # any turn (<|im_start|>) ends none.
     for token in sorted(special_texts(tokenizer), key=len, reverse=True):
         if closing.strip().startswith(token):
-            return closing[: closing.index(token) + len(token)]
+            ends = token == tokenizer.eos_token or "user" in token.lower()
+            return closing[: closing.index(token) + len(token)] if ends else ""
     return ""
 
 

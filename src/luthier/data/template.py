@@ -185,7 +185,13 @@ def _forms(turns: list[Message]) -> Iterator[list[Message]]:
 def _arguments_as_text(turn: Message) -> Message:
     """DeepSeek's template joins them to texts."""
     calls = [
-        {**call, "function": {**function, "arguments": json.dumps(function["arguments"])}}
+        {
+            **call,
+            "function": {
+                **function,
+                "arguments": json.dumps(function["arguments"], ensure_ascii=False),
+            },
+        }
         for call in turn.get("tool_calls", ())
         for function in (call["function"],)
     ]

@@ -1,5 +1,7 @@
 """What became of each row of the data: ``data/data-report.json``."""
 
+from pydantic import Field
+
 from luthier.records.record import Record
 
 
@@ -65,10 +67,24 @@ class LeftOut(Record):
     also_in_validation: list[str]
 
 
+class UnusedField(Record):
+    """A field of rows that nothing used.
+
+    Attributes:
+        field: its name, and whose turns have it where it is a field of turns.
+        may_be_content: its name sounds like what a model should see, or like what it should learn.
+    """
+
+    field: str
+    rows: int
+    may_be_content: bool
+
+
 class DataReport(Record):
     """How the rows of a run came to be: ``data/data-report.json``.
 
     Attributes:
+        answers_apart: conversations of which each answer is a row of its own (``data.history``).
         split_sha256: hash of ``train.jsonl`` and ``validation.jsonl`` by name, once they are stored.
     """
 
@@ -77,4 +93,6 @@ class DataReport(Record):
     replay: Replay | None
     tokens: SplitTokens
     left_out: LeftOut
+    unused_fields: list[UnusedField] = Field(default_factory=list)
+    answers_apart: int = 0
     split_sha256: dict[str, str] | None = None

@@ -4,6 +4,7 @@ A certain fault stops the run; a suspicious finding is a warning. The checks whi
 in ``watch.py``.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from peft import PeftModel
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.data.spans import stop_token_ids
 from luthier.data.template import TemplateRejects
+from luthier.data.thoughts import answer_shape
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
@@ -47,6 +49,7 @@ def check_rows(
             "remove it from the template or the text"
         )
     _check_ends(train, tokenizer, on_event)
+    _check_thoughts(train, tokenizer, on_event)
     _check_leak(train, validation, on_event)
 
 
@@ -68,11 +71,21 @@ def _check_ends(
             for token, counts in zip(row.input_ids, row.supervised, strict=True)
         )
     ]
+    doubled = [row for row in spoken if _ends_twice(row, stops)]
+    if doubled:
+        on_event(
+            Note(
+                f"{_rows(doubled)} the token that ends an answer twice in a row: {_places(doubled)}; the "
+                "answer's text holds it, and the template writes it: remove it from the text",
+                warning=True,
+            )
+        )
     names = ", ".join(repr(tokenizer.decode([stop])) for stop in sorted(stops))
     if len(endless) == len(spoken):
         raise UserError(
             f"no answer ends with a token that ends an answer ({names}), so the model would never "
-            "learn to stop; let data.template write {{ eos_token }} after each answer"
+            "learn to stop; let data.template write such a token after each answer ({{ eos_token }}, or "
+            "the token that ends the model's own turns)"
         )
     if len(endless) * 2 > len(spoken):
         on_event(
@@ -80,6 +93,32 @@ def _check_ends(
                 f"{len(endless):,} of {len(spoken):,} rows have no token that ends the answer "
                 f"({names}); are they cut off by data.max_length?",
                 warning=True,
+            )
+        )
+
+
+def _ends_twice(row: TokenRow, stops: set[int]) -> bool:
+    learned = [
+        token in stops and counts
+        for token, counts in zip(row.input_ids, row.supervised, strict=True)
+    ]
+    return any(first and second for first, second in itertools.pairwise(learned))
+
+
+def _check_thoughts(
+    train: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, on_event: OnEvent
+) -> None:
+    """Say where each answer begins with an empty thought that a switch would put into the prompt."""
+    spoken = [row.conversation for row in train if row.conversation.messages]
+    switch = "enable_thinking"
+    if not spoken or switch not in (tokenizer.chat_template or ""):
+        return
+    told = any("reasoning_content" in m or "</think>" in m["content"] for m in spoken[0].messages)
+    if not told and "</think>" in answer_shape(tokenizer).lead:
+        on_event(
+            Note(
+                "the chat template writes an empty thought before each answer, and the model learns to "
+                f"write it; data.template_kwargs: {{{switch}: false}} puts it into the prompt"
             )
         )
 

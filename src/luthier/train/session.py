@@ -14,6 +14,7 @@ from luthier import plugins
 from luthier.data.batches import RowDataset, StepBatches
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import sample
+from luthier.data.unused import sentence
 from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.kernels import compiling
@@ -349,6 +350,19 @@ def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
     if replay is not None:
         short = "" if replay.added == replay.wanted else f", but {replay.wanted:,} were wanted"
         on_event(Note(f"{replay.added:,} of them are general examples (data.replay){short}"))
+    if report.answers_apart:
+        on_event(
+            Note(
+                f"the chat template writes earlier turns otherwise than the last, so the answers of "
+                f"{report.answers_apart:,} conversations are rows of their own (data.history)"
+            )
+        )
+    for may_be_content in (True, False):
+        unused = [f for f in report.unused_fields if f.may_be_content == may_be_content]
+        if unused:
+            meaning = "; if they belong to the conversation, see docs/data.md" * may_be_content
+            note = f"fields that are not used: {sentence(unused)}{meaning}"
+            on_event(Note(note, warning=may_be_content))
     left_out = report.left_out
     for lost, meaning in (
         (len(left_out.bad), "cannot be used"),
