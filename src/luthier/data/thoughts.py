@@ -53,10 +53,17 @@ class AnswerShape:
     def settled(self, text: str) -> bool:
         """Whether what follows ``text`` cannot change where the content begins."""
         begun = text.lstrip()
-        if self.closing.strip() and begun.startswith(self.opening.strip()):
-            return self.closing.strip() in begun
-        starts = [part.strip() for part in (self.lead, self.opening) if part.strip()]
-        return not any(start.startswith(begun) or begun == start for start in starts)
+        opening, closing, lead = self.opening.strip(), self.closing.strip(), self.lead.strip()
+        if closing and begun.startswith(opening):
+            if closing not in begun:
+                return False
+            before, rest = self.closing, begun.partition(closing)[2]
+        elif lead and begun.startswith(lead):
+            before, rest = self.lead, begun.removeprefix(lead)
+        else:
+            return not any(start.startswith(begun) for start in (lead, opening) if start)
+        # The white space that belongs to the frame may still come.
+        return bool(rest.strip()) or rest.startswith(before[len(before.rstrip()) :])
 
 
 def _without_space(content: str, before: str) -> str:
