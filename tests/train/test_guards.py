@@ -30,7 +30,9 @@ Train = Callable[..., Run]
 def edit_rows(monkeypatch: pytest.MonkeyPatch, edit: Callable[[TokenRow], TokenRow]) -> None:
     """Plant ``edit`` between tokenising and training."""
     real = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, row: [edit(only) for only in real(self, row)])
+    monkeypatch.setattr(
+        Tokenizer, "encode", lambda self, row: [edit(only) for only in real(self, row)]
+    )
 
 
 def test_rows_without_a_label_stop_the_run(

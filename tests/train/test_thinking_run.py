@@ -22,7 +22,9 @@ def test_memorised_answers_are_the_answers(
     train: Callable[..., Run],
     tmp_path: Path,
 ) -> None:
-    rows = [{"prompt": f"Capital of {land}?", "completion": town} for land, town in CAPITALS.items()]
+    rows = [
+        {"prompt": f"Capital of {land}?", "completion": town} for land, town in CAPITALS.items()
+    ]
     (tmp_path / "thinks.jinja").write_text(SWITCH)
     recipe = make_recipe(
         "method.name=full",

@@ -73,6 +73,8 @@ CASES: dict[str, tuple[Rows, Rows, int]] = {
     "system_prompts": ([system("Be brief.", i) for i in range(5)] + [turns("a", "b")], [system("Be brief.", i) for i in range(6)], 1),
     "languages": ([row(f"q{i}", ENGLISH + f" of year {i}") for i in range(9)] + [row("q", GERMAN)], [row(f"q{i}", ENGLISH + f" of year {i}") for i in range(9)] + [row("q", "ls -la /home | grep x")], 1),
     "length_outliers": ([*plain(10), row("a", "x y z " * 300)], [*plain(10), row("a", "x y z " * 30)], 1),
+    "unused_content": ([{**row("a", "b"), "context": "c"}], [{**row("a", "b"), "context": ""}], 1),
+    "unused_fields": ([{**row("a", "b"), "id": 7}], [row("a", "b")], 1),
     "too_few": (plain(499), plain(500), 499),
     "few": (plain(999), plain(1000), 999),
 }  # fmt: skip

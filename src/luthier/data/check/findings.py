@@ -47,6 +47,8 @@ KINDS: dict[str, Kind] = {
         Kind("near_duplicates", "warning", "are near duplicates of others", "keep one of each cluster; a random split lets them leak"),
         Kind("special_tokens", "error", "hold special tokens as text: they would end or begin turns", "remove them from the content"),
         Kind("template_text", "warning", "hold prompt-template text in their content", "strip it: the chat template adds its own"),
+        Kind("unused_content", "warning", "have fields that nothing uses and that sound like content", "put them into the conversation (docs/data.md), or take them out"),
+        Kind("unused_fields", "info", "have fields that nothing uses", "nothing, if they only describe the row"),
         Kind("control_characters", "warning", "hold control characters", "`data fix --apply strip-control-characters`"),
         Kind("mojibake", "warning", "hold wrongly decoded text", "`data fix --apply fix-mojibake`, or export again as UTF-8"),
         Kind("edge_whitespace", "info", "have answers that begin or end in white space", "`data fix --apply strip-whitespace`"),

@@ -19,8 +19,9 @@ from luthier.data.conversation import Conversation, Origin, spoken
 from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow
 from luthier.data.split import split_key
-from luthier.data.template import TemplateRejects
+from luthier.data.template import TemplateRejects, split_thought
 from luthier.data.tokens import Tokenizer
+from luthier.data.unused import unused_fields
 
 LABEL_LENGTH = 60  # characters; a longer answer is not a label
 _SHINGLE = 3  # words
@@ -103,6 +104,9 @@ def examine(origin: Origin, row: dict[str, Any] | str, model: Model | None) -> R
         facts.hits[_kind_of(bad.reason)] = bad.reason
         return facts
     facts.usable = True
+    for unused in unused_fields([conversation]):
+        kind = "unused_content" if unused.may_be_content else "unused_fields"
+        facts.hits.setdefault(kind, f"'{unused.field}'")
     _keys(conversation, facts)
     _lengths(conversation, facts, model)
     special = model.special_tokens if model is not None else []
@@ -138,7 +142,12 @@ def _texts(conversation: Conversation) -> list[tuple[str, str]]:
         return [("text", conversation.text)]
     pairs = []
     for message in conversation.messages:
-        pairs.append((message["role"], spoken(message)))
+        said = spoken(message)
+        # The marks of a thought are tokens of many models, and in their place here.
+        thought = split_thought(said) if message["role"] == "assistant" else None
+        pairs += [(message["role"], part) for part in (thought or (said,))]
+        if "reasoning_content" in message:
+            pairs.append((message["role"], message["reasoning_content"]))
         if message.get("input"):
             pairs.append((message["role"], message["input"]))
     return pairs
