@@ -11,6 +11,7 @@ from families import CHAT_FAMILIES, make_tokenizer
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from shipping import TEXTS, ask_llama_cpp, full_run, needs_llama_cpp
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -98,6 +99,23 @@ def test_llama_cpp_computes_the_same(
     assert compared >= 400
     assert answer["tokens"] == [tokenizer(text).input_ids for text in TEXTS]
     assert answer["template"] == tokenizer.chat_template
+
+
+@pytest.mark.parametrize(("template", "adds"), [("chatml", False), ("llama3", True)])
+def test_the_beginning_token_is_added_where_the_trained_prompt_has_it(
+    tmp_path: Path, template: str, adds: bool
+) -> None:
+    """A tokenizer that begins every text with it, under a template that writes it or does not."""
+    run = full_run(tmp_path / "run", "llama", "llama3")
+    tokenizer = AutoTokenizer.from_pretrained(run.model_path)
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = CHAT_FAMILIES[template].template
+    tokenizer.save_pretrained(run.model_path)
+    read = GGUFReader(write(run, tmp_path).file)
+    assert bool(read.fields["tokenizer.ggml.add_bos_token"].parts[-1][0]) == adds
 
 
 @pytest.mark.parametrize("kind", get_args(GgufType))

@@ -9,6 +9,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from transformers.tokenization_utils_base import generate_merges
 
 from luthier.data.spans import stop_token_ids
+from luthier.data.template import TemplateRejects, render
 from luthier.errors import UserError
 
 # Names of llama.cpp for ways to split text before merging (llama-vocab.cpp). Several names share a
@@ -163,8 +164,20 @@ def _special_tokens(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> N
         if index is not None:
             getattr(writer, f"add_{name}_token_id")(index)
     sample = list(tokenizer("a").input_ids)
-    writer.add_add_bos_token(len(sample) > 1 and sample[0] == tokenizer.bos_token_id)
+    begins = len(sample) > 1 and sample[0] == tokenizer.bos_token_id
+    writer.add_add_bos_token(begins and _prompts_begin_with_bos(tokenizer))
     writer.add_add_eos_token(len(sample) > 1 and sample[-1] == tokenizer.eos_token_id)
     turn_ends = [i for i in stop_token_ids(tokenizer) if i != tokenizer.eos_token_id]
     if turn_ends:
         writer.add_eot_token_id(turn_ends[0])
+
+
+def _prompts_begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the trained prompts do: llama.cpp adds the token to what the template renders."""
+    if not tokenizer.chat_template:
+        return True
+    try:
+        prompt = render(tokenizer, ({"role": "user", "content": "a"},), add_generation_prompt=True)
+    except TemplateRejects:
+        return True
+    return prompt.startswith(str(tokenizer.bos_token))
