@@ -48,7 +48,7 @@ _SETTINGS: dict[str, tuple[type | None, ...]] = {
     "extra_special_tokens": (list, dict, None),
     "auto_map": (dict, None),
 }
-_WORDS = {
+_WORDS: dict[type | None, str] = {
     str: "text",
     dict: "an object",
     list: "a list",
@@ -86,8 +86,8 @@ def check_size(folder: Path, config: Any) -> None:
         UserError: both sizes are told.
     """
     names = ("hidden_size", "vocab_size", "num_hidden_layers", "intermediate_size")
-    sizes = [getattr(config, name, None) for name in names]
-    if not all(isinstance(size, int) for size in sizes):
+    sizes = [size for name in names if isinstance(size := getattr(config, name, None), int)]
+    if len(sizes) < len(names):
         return
     hidden, words, layers, inner = sizes
     claimed = 2 * (words * hidden + layers * (4 * hidden * hidden + 3 * hidden * inner))

@@ -49,7 +49,7 @@ _UNUSUAL = re.compile(r"\\[1-9gkK]|\(\?(?!:|=|!|<=|<!|[imx]+[:)])")
 
 def suspicions(parts: dict[str, Any]) -> list[str]:
     """Why a tokenizer (the object of tokenizer.json) should be tried out; empty for the usual one."""
-    found = []
+    found: list[str] = []
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for part in _parts(parts.get(name)):
             found += _of_part(part, name)
