@@ -1,8 +1,11 @@
 """What the tests share. Tiny random models for logic; the real one only where it proves something."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,9 @@ from luthier.run import Run, claim_run
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
+# What tests trust is not what the person trusts who runs them.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="luthier-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,25 +5,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import uvicorn
 
 from luthier.serve.app import create_app
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
-from luthier.serve.server import bind
+from luthier.serve.server import bind, configuration
 
 KEY = "a key, kept"
 
 
 @contextmanager
-def running(models: Models, limits: Limits, key: str | None = None) -> Iterator[str]:
+def running(
+    models: Models, limits: Limits, key: str | None = None, adapters: Path | None = None
+) -> Iterator[str]:
     """A server on a thread of this process; its address."""
     bound = bind("127.0.0.1", 0)
-    config = uvicorn.Config(
-        create_app(models, limits, key), log_level="error", timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
+    limits = replace(limits, shutdown_seconds=5)
+    server = uvicorn.Server(configuration(create_app(models, limits, key, adapters), limits))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
     thread.start()
     while not server.started:

@@ -23,7 +23,8 @@ ALLOWED = {
     "tables": set(),
     "perplexity": set(),
     "events": {"records"},
-    "run": {"recipe", "records"},
+    "trust": {"recipe"},
+    "run": {"recipe", "records", "trust"},
     "models": {"recipe", "run"},
     "data": {"recipe", "run", "models"},
     "kernels": {"recipe", "models"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "objectives": {"models", "data", "kernels"},
     "train": {"recipe", "run", "models", "data", "kernels", "objectives", "sinks", "plugins"},
     "plan": {"recipe", "run", "models", "data", "kernels", "objectives", "train"},
-    "runs": {"recipe", "run", "plan", "train", "evaluate"},
+    "runs": {"recipe", "run", "plan", "train", "evaluate", "trust"},
     "generate": {"recipe", "run", "models", "data"},
     "serve": {"recipe", "run", "models", "data", "generate"},
     "evaluate": {"plugins", "recipe", "run", "models", "data", "kernels", "objectives", "generate"},
@@ -44,7 +45,7 @@ ALLOWED = {
     },
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "demo": {"api", "recipe", "run", "evaluate"},  # evaluate: the scripts that make its task
-    "cli": {"api", "recipe", "run", "demo"},
+    "cli": {"api", "recipe", "run", "trust", "demo"},
     "api": {
         *("recipe", "run", "runs", "models", "data", "advise", "plan"),
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export"),

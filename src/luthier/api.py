@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from luthier.runs import train_run as train_run
     from luthier.serve.limits import Limits as Limits
     from luthier.serve.models import Models as ServedModels
+    from luthier.serve.models import parse_run as parse_served_run
     from luthier.serve.server import bind as bind
     from luthier.serve.server import check_address as check_address
     from luthier.serve.server import serve as run_server
@@ -197,6 +198,7 @@ __all__ = [
     "merge_runs",
     "mix_data",
     "parse_answers",
+    "parse_served_run",
     "parse_vary",
     "plan",
     "plan_jobs",
@@ -312,6 +314,7 @@ _PARTS = {
     "train_run": ("luthier.runs", "train_run"),
     "Limits": ("luthier.serve.limits", "Limits"),
     "ServedModels": ("luthier.serve.models", "Models"),
+    "parse_served_run": ("luthier.serve.models", "parse_run"),
     "bind": ("luthier.serve.server", "bind"),
     "check_address": ("luthier.serve.server", "check_address"),
     "run_server": ("luthier.serve.server", "serve"),
@@ -358,13 +361,19 @@ def train(
     return run
 
 
-def find_run(run: RunLike) -> Run:
+def find_run(run: RunLike, trust: bool = False) -> Run:
     """The run that a program names: as such, or by its folder.
+
+    Args:
+        trust: trust what the run of someone else asks for, from now on (SECURITY.md).
 
     Raises:
         UserError: there is no run folder there.
     """
-    return run if isinstance(run, Run) else open_run(user_path(str(run)))
+    found = run if isinstance(run, Run) else open_run(user_path(str(run)))
+    if trust:
+        found.trust()
+    return found
 
 
 def evaluate(
@@ -376,6 +385,7 @@ def evaluate(
     probe: bool | None = None,
     tasks: Sequence[str] = (),
     tasks_limit: int | None = None,
+    trust: bool = False,
     on_event: OnEvent = ignore,
 ) -> Evaluation:
     """Compare a finished run with the model it began from; keep evaluation.json and report.html.
@@ -386,15 +396,17 @@ def evaluate(
         adapter_scale: multiplies what the adapter adds.
         probe: whether to look for forgetting; None: as the recipe says.
         tasks: of lm-evaluation-harness, and ``tasks_limit`` rows of each.
+        trust: as ``find_run``.
 
     Raises:
         UserError: the run has not finished, or a row, a metric or the scale is wrong.
+        Untrusted: the run is of someone else, and asks for what needs consent.
     """
     from luthier.evaluate.before_after import evaluate_run
     from luthier.evaluate.report.page import write_report
 
     runtime.prepare()
-    found = find_run(run)
+    found = find_run(run, trust)
     evaluation = evaluate_run(
         found,
         None if data is None else str(data),
@@ -537,16 +549,22 @@ def check_data(
     return DataCheck.model_validate(report)
 
 
-def load(run: RunLike, *, adapter_scale: float = 1.0, on_event: OnEvent = ignore) -> "TunedModel":
+def load(
+    run: RunLike, *, adapter_scale: float = 1.0, trust: bool = False, on_event: OnEvent = ignore
+) -> "TunedModel":
     """The tuned model of a finished run, with its tokenizer and a way to its base.
+
+    Args:
+        trust: as ``find_run``.
 
     Raises:
         UserError: the run has not finished, or a file of it is damaged.
+        Untrusted: the run is of someone else, and asks for what needs consent.
     """
     from luthier.models.tuned import load_tuned
 
     runtime.prepare()
-    return load_tuned(find_run(run), adapter_scale, on_event)
+    return load_tuned(find_run(run, trust), adapter_scale, on_event)
 
 
 def generate(
@@ -556,6 +574,7 @@ def generate(
     system: str | None = None,
     base: bool = False,
     batch_size: int = 8,
+    trust: bool = False,
     on_event: OnEvent = ignore,
     **sampling: Any,
 ) -> list[str]:
@@ -566,6 +585,7 @@ def generate(
     Args:
         model: a run, or what ``load`` returned (which need not be loaded for each call).
         base: ask the model before tuning.
+        trust: as ``find_run``.
         sampling: ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``,
             ``seed``; greedy by default.
 
@@ -584,7 +604,7 @@ def generate(
         raise UserError(
             f"there is no sampling option '{unknown[0]}'; the options are {', '.join(known)}"
         )
-    tuned = model if isinstance(model, TunedModel) else load(model, on_event=on_event)
+    tuned = model if isinstance(model, TunedModel) else load(model, trust=trust, on_event=on_event)
     opening = ({"role": "system", "content": system},) if system else ()
     asked = [
         (*opening, {"role": "user", "content": prompt}) if tuned.learned_turns else prompt
@@ -598,12 +618,14 @@ def merge(
     runs: RunLike | Sequence[RunLike],
     out: Path | str,
     *,
+    trust: bool = False,
     on_event: OnEvent = ignore,
     **options: Any,
 ) -> "Merged":
     """Fold adapters into their base: one folder that Transformers loads alone, and how it compares.
 
     Args:
+        trust: as ``find_run``.
         options: ``dtype``, ``onto``, ``weights``, ``combination``, ``density``,
             ``max_shard_bytes``, ``check_rows``; see ``MergeOptions``.
 
@@ -616,7 +638,7 @@ def merge(
     runtime.prepare()
     several = [runs] if isinstance(runs, Run | Path | str) else runs
     return merge_runs(
-        [find_run(run) for run in several], Path(out), MergeOptions(**options), on_event
+        [find_run(run, trust) for run in several], Path(out), MergeOptions(**options), on_event
     )
 
 
@@ -627,12 +649,14 @@ def export(
     *,
     types: "Sequence[GgufType]" = ("q8_0",),
     check_rows: int = 64,
+    trust: bool = False,
     on_event: OnEvent = ignore,
 ) -> Exported:
     """Make a run ready for llama.cpp, Ollama or Transformers, checked against the run's own answers.
 
     Args:
         out: folder to write; None: one inside the run.
+        trust: as ``find_run``.
 
     Raises:
         UserError: the model cannot be written in that form, or the folder exists.
@@ -640,7 +664,7 @@ def export(
     from luthier.export.export import export as export_run
 
     runtime.prepare()
-    found = find_run(run)
+    found = find_run(run, trust)
     folder = found.export_path(to) if out is None else Path(out)
     done = export_run(found, to, folder, types, check_rows, on_event)
     return Exported.model_validate(done)

@@ -29,6 +29,7 @@ from luthier.records import (
     Record,
 )
 from luthier.tables import as_html
+from luthier.trust import consent, require
 from luthier.yaml_text import parse_yaml
 
 _STEP = re.compile(r"step-(\d+)")
@@ -152,7 +153,17 @@ class Run:
         return self.model_path if recipe.method.name == "full" else self.adapter_path
 
     def recipe(self) -> Recipe:
-        """The resolved recipe of the run.
+        """The resolved recipe of the run, to act on.
+
+        Raises:
+            UserError: this is not a run folder.
+            Untrusted: it comes from elsewhere, and asks for what needs the user's consent.
+        """
+        self.require_trust()
+        return self.read_recipe()
+
+    def read_recipe(self) -> Recipe:
+        """The recipe as the folder has it, to be shown and compared; ``recipe`` is to act on.
 
         Raises:
             UserError: this is not a run folder.
@@ -160,6 +171,23 @@ class Run:
         if not self.recipe_path.is_file():
             raise UserError(f"{self.root} is not a run folder: it has no recipe.yaml")
         return stored_recipe(self.recipe_path)
+
+    def require_trust(self, *, to_train: bool = False) -> None:
+        """Raise unless this user consented to what the run asks for (``trust.require``).
+
+        Raises:
+            UserError: this is not a run folder.
+            Untrusted: a key is named with its value and what it would do.
+        """
+        require(self.read_recipe(), self.root, to_train=to_train)
+
+    def trust(self, *, to_train: bool = False) -> None:
+        """Keep, outside the run, that this user trusts what it asks for (``trust.consent``).
+
+        Raises:
+            UserError: this is not a run folder.
+        """
+        consent(self.read_recipe(), self.root, to_train=to_train)
 
     def provenance(self) -> Provenance:
         """What the recipe became. Version 0.1 kept it inside recipe.yaml.
@@ -312,18 +340,23 @@ def open_run(root: Path) -> Run:
         UserError: there is no run folder there.
     """
     run = Run(root)
-    if not root.is_dir():
+    try:
+        found = root.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null character
+        raise UserError(f"no run folder at {str(root)[:80]!r}: {error.args[-1]}") from None
+    if not found:
         siblings = sorted(p.parent.name for p in root.parent.glob("*/recipe.yaml"))
         known = f"; runs there: {', '.join(siblings)}" if siblings else ""
         raise UserError(f"no run folder at {root}{known}")
-    run.recipe()
+    run.read_recipe()
     return run
 
 
 def claim_run(recipe: Recipe, stem: str) -> Run:
     """The folder for ``recipe``: a new one, or the one it was started in.
 
-    A run counts as started from its first checkpoint on; before that it is overwritten.
+    A run counts as started from its first checkpoint on; before that it is overwritten. Who gives a
+    recipe to train by consents to what it asks for.
 
     Raises:
         UserError: the folder holds a run of other settings, or is not a run folder.
@@ -337,11 +370,13 @@ def claim_run(recipe: Recipe, stem: str) -> Run:
             _check_same(run, recipe)
     elif run.root.is_dir() and any(run.root.iterdir()):
         raise UserError(f"{run.root} exists and is not a run folder; choose another run.name")
+    # Not to code that lies in the folder already: the recipe does not say what is in it.
+    consent(recipe.with_absolute_paths(), run.root, to_train=True, code=False)
     return run
 
 
 def _check_same(run: Run, recipe: Recipe) -> None:
-    changes = run.recipe().differences(recipe.with_absolute_paths())
+    changes = run.read_recipe().differences(recipe.with_absolute_paths())
     if changes:
         raise UserError(
             f"{run.root} was started with other settings:\n  "

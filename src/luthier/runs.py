@@ -8,16 +8,24 @@ from luthier.records import Measured
 from luthier.run import Run
 from luthier.train.fit import fit
 from luthier.train.launch import train_apart
+from luthier.trust import consent
 
 
 def train_run(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
     """``fit`` with a forecast before a new run and, if ``evaluate.probe`` says so, the probe.
 
+    Code that the model ships is saved with the weights: it has the consent that the recipe has.
+
     Raises:
         UserError, Interrupted: as ``fit``.
     """
     probe = QuickProbe(on_event) if recipe.evaluate.probe else None
-    return fit(recipe, run, on_event, probe=probe, forecast=forecast)
+    finished = run.finished
+    try:
+        return fit(recipe, run, on_event, probe=probe, forecast=forecast)
+    finally:
+        if not finished:
+            consent(recipe.with_absolute_paths(), run.root, to_train=True)
 
 
 def train_run_apart(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:

@@ -66,8 +66,8 @@ def models(runs: Path) -> Models:
 
 
 @pytest.fixture(scope="session")
-def address(models: Models) -> Iterator[str]:
-    with running(models, Limits(new_tokens=400), KEY) as url:
+def address(models: Models, runs: Path) -> Iterator[str]:
+    with running(models, Limits(new_tokens=400), KEY, runs) as url:
         yield url
 
 

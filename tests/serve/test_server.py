@@ -1,6 +1,7 @@
 """The server as OpenAI's own client sees it."""
 
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -233,11 +234,55 @@ def test_penalties_and_bias(client: OpenAI) -> None:
     assert len(set(always.choices[0].text)) == 1
 
 
+def test_a_replys_own_message_is_sent_back(client: OpenAI) -> None:
+    """As OpenAI's client holds it, as a dictionary with its nulls, and as it came over the wire."""
+    said = ask(client, "hi").choices[0].message
+    forms = (said, said.model_dump(), {"role": "assistant", "content": said.content,
+             "refusal": None, "annotations": [], "tool_calls": None, "audio": None})  # fmt: skip
+    answers = set()
+    for form in forms:
+        turns: Any = [*messages("hi"), form, *messages("and then?")]
+        answer = client.chat.completions.create(
+            model="one", messages=turns, temperature=0, max_tokens=8
+        )
+        answers.add((text_of(answer), answer.usage.prompt_tokens))  # type: ignore[union-attr]
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": []},
+        {"tools": [], "tool_choice": "none"},
+        {"tool_choice": "none"},
+        {"tools": None, "tool_choice": "auto", "functions": [], "function_call": "none"},
+        {"stop": None, "stream_options": None, "response_format": {"type": "text", "json_schema": None}},
+    ],
+)  # fmt: skip
+def test_what_asks_for_nothing_changes_nothing(address: str, more: dict[str, Any]) -> None:
+    body = {"model": "one", "messages": messages("hi"), "temperature": 0, "max_tokens": 8}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    url = f"{address}/v1/chat/completions"
+    plain, same = (
+        httpx2.post(url, json=sent, headers=headers) for sent in (body, {**body, **more})
+    )
+    assert same.status_code == 200, same.text
+    assert same.json()["choices"] == plain.json()["choices"]
+
+
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("no such model", {"model": "gpt-5"}, 404, "no model 'gpt-5' here"),
     ("hot", {"temperature": -1}, 400, "temperature"),
     ("not a number", {"temperature": "warm"}, 400, "temperature"),
-    ("tools", {"tools": [{"type": "function"}]}, 400, "tools"),
+    ("tools", {"tools": [{"type": "function"}]}, 400, "does not call tools"),
+    ("a tool it must call", {"tool_choice": "required"}, 400, "tool_choice"),
+    (
+        "a call",
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+        400,
+        "tool_calls",
+    ),
+    ("no content", {"messages": [{"role": "user", "content": None}]}, 400, "content"),
     ("too long an answer", {"max_tokens": 401}, 400, "at most 400"),
     ("no room", {"max_tokens": 300, "messages": messages("word " * 200)}, 400, "do not fit"),
     ("a prompt too long", {"messages": messages("word " * 900)}, 400, "context is 512"),
@@ -305,10 +350,9 @@ def test_metrics_count(client: OpenAI, address: str) -> None:
 
 def test_adapters_come_and_go(client: OpenAI, address: str, runs: Path, models: Models) -> None:
     """DoRA beside LoRA: PEFT cannot mix those in one batch, so they take turns."""
-    headers = {"Authorization": f"Bearer {KEY}"}
 
     def post(verb: str, **body: str) -> Any:
-        return httpx2.post(f"{address}/v1/{verb}_lora_adapter", json=body, headers=headers)
+        return post_adapter(address, verb, **body)
 
     before = text_of(ask(client, QUESTIONS[5], **DRAWN))
     assert post("load", lora_name="third", lora_path=str(runs / "dora")).status_code == 200
@@ -334,9 +378,61 @@ def test_adapters_come_and_go(client: OpenAI, address: str, runs: Path, models: 
         ask(client, "hi", "third")
     assert text_of(ask(client, QUESTIONS[5], **DRAWN)) == before
     assert post("load", lora_name="w", lora_path=str(runs / "whole")).status_code == 400
-    assert post("load", lora_name="w", lora_path="/etc").status_code == 400
     assert post("unload", lora_name=str(models.by_name["one"].parent)).status_code == 400
     assert post("unload", lora_name="nobody").status_code == 404
+
+
+def test_adapters_come_from_one_folder_alone(address: str, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "one", tmp_path / "elsewhere")
+    (runs / "link").symlink_to(tmp_path / "elsewhere")
+    try:
+        for path, said in (
+            ("/etc", "not in the folder"),
+            (str(tmp_path / "elsewhere"), "not in the folder"),
+            ("../elsewhere", "not in the folder"),
+            ("link", "not in the folder"),
+            (".", "not in the folder"),
+            ("a" * 4000, "File name too long"),
+            ("a" * 5000, "4096"),
+            ("a\0b", "null"),
+            ("none", "no run folder at"),
+        ):
+            got = post_adapter(address, "load", lora_name="x", lora_path=path)
+            assert got.status_code == 400, (path[:40], got.text)
+            assert said in got.json()["error"]["message"], got.text[:300]
+    finally:
+        (runs / "link").unlink()
+    # Relative to that folder, and of a run that asks for nothing.
+    assert post_adapter(address, "load", lora_name="x", lora_path="dora").status_code == 200
+    assert post_adapter(address, "unload", lora_name="x").status_code == 200
+
+
+def test_loading_never_consents(address: str, runs: Path) -> None:
+    shutil.copytree(runs / "one", runs / "asks")
+    recipe = runs / "asks" / "recipe.yaml"
+    text = recipe.read_text("utf-8").replace("trust_remote_code: false", "trust_remote_code: true")
+    recipe.write_text(text, "utf-8")
+    try:
+        got = post_adapter(address, "load", lora_name="x", lora_path="asks")
+        assert got.status_code == 400
+        assert (
+            "model.trust_remote_code: true (runs the Python code" in got.json()["error"]["message"]
+        )
+    finally:
+        shutil.rmtree(runs / "asks")
+
+
+def test_loading_is_off_unless_a_folder_was_given(models: Models, runs: Path) -> None:
+    with running(models, Limits(), KEY) as url:
+        for verb, more in (("load", {"lora_path": str(runs / "dora")}), ("unload", {})):
+            got = post_adapter(url, verb, lora_name="one", **more)
+            assert got.status_code == 403
+            assert "start it with --adapters DIR" in got.json()["error"]["message"]
+
+
+def post_adapter(address: str, verb: str, **body: str) -> Any:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return httpx2.post(f"{address}/v1/{verb}_lora_adapter", json=body, headers=headers)
 
 
 def test_a_full_run_and_its_base(runs: Path, by_generate: dict[str, list[str]]) -> None:

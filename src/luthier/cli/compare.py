@@ -12,9 +12,10 @@ from rich.text import Text
 from luthier.api import Goal
 from luthier.cli.app import Json, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
+from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import Interrupted, UserError
 from luthier.recipe import Recipe, load_recipe, model_recipe, parse_overrides
-from luthier.run import Run, open_run
+from luthier.run import Run
 
 if TYPE_CHECKING:
     from luthier.api import Approach, Variant
@@ -115,6 +116,7 @@ def compare(
     folder: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path(
         "comparison"
     ),
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compare methods or approaches side by side on the same held-out rows.
@@ -154,7 +156,7 @@ def compare(
         if data is None:
             raise UserError("--approaches needs questions: give --data")
         chosen = _approach_names(approaches)
-        tuned = open_run(run) if run else None
+        tuned = open_trusted(run, trust) if run else None
         described = _recipe(tuned, model, names, overrides or [])
         from luthier.api import ApproachQuestion as Question
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from luthier.cli.app import AdapterScale, Json, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
+from luthier.cli.trusting import Trust, open_trusted
 from luthier.records import AnsweredRow, Evaluation
 from luthier.records.evaluation import (
     AnyCompared,
@@ -21,7 +22,6 @@ from luthier.records.evaluation import (
     Outcome,
     PerplexityCompared,
 )
-from luthier.run import open_run
 
 
 @app.command()
@@ -56,6 +56,7 @@ def evaluate(
     lm_eval_limit: Annotated[
         int | None, typer.Option(min=1, help="Most rows per task of --lm-eval.")
     ] = None,
+    trust: Trust = False,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 4,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +70,7 @@ def evaluate(
 
     Example: `luthier evaluate runs/first --data test.jsonl --metrics exact_match,chrf`
     """
-    run = open_run(run_path)
+    run = open_trusted(run_path, trust)
     from luthier.api import evaluate_run
 
     with terminal() as on_event:

@@ -9,10 +9,10 @@ from rich.table import Table
 from luthier.api import GgufType, Shape
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
+from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import UserError
 from luthier.events import during
 from luthier.perplexity import perplexity
-from luthier.run import open_run
 
 
 @app.command()
@@ -40,6 +40,7 @@ def export(
     public: Annotated[
         bool, typer.Option("--public", help="Make the uploaded repository public.")
     ] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Export a run for deployment, with a model card.
@@ -54,7 +55,7 @@ def export(
 
     Example: `luthier export runs/first --to gguf --type f16 --type q4_0`
     """
-    run = open_run(run_path)
+    run = open_trusted(run_path, trust)
     if types and shape not in ("gguf", "ollama"):
         raise UserError(f"--type is for GGUF weights; --to {shape} has no --type")
     if shape == "ollama" and types and len(types) > 1:

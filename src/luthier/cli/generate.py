@@ -9,9 +9,10 @@ import typer
 
 from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
 from luthier.cli.terminal import terminal
+from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import Interrupted, UserError
 from luthier.events import OnEvent, during
-from luthier.run import Run, open_run
+from luthier.run import Run
 
 if TYPE_CHECKING:
     from luthier.api import Model, Sampling, TunedModel
@@ -57,6 +58,7 @@ def generate(
     base: Base = False,
     compare: Compare = False,
     adapter_scale: AdapterScale = 1.0,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Answer prompts with a tuned model, in the chat template it was trained with.
@@ -68,7 +70,7 @@ def generate(
     To answer a file (after Ctrl-C or a kill the same command goes on where it stopped):
     `luthier generate runs/demo --input questions.jsonl --output answers.jsonl`
     """
-    run = open_run(run_path)
+    run = open_trusted(run_path, trust)
     if (source is None) != (output is None) or (source is None) == (not prompt):
         raise UserError("give either --prompt, or --input and --output")
     from luthier.api import Messages, Sampling, answer_all

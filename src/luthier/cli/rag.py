@@ -11,6 +11,8 @@ from rich.text import Text
 
 from luthier.cli.app import Json, app, err, out, print_json
 from luthier.cli.terminal import terminal
+from luthier.cli.trusting import Trust, open_trusted
+from luthier.run import Run
 
 if TYPE_CHECKING:
     from luthier.api import Answer
@@ -78,6 +80,7 @@ def ask_documents(
         int, typer.Option("--k", min=1, max=50, help="Passages to give the model.")
     ] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Answer a question from the indexed documents, and list the passages it was answered from.
@@ -86,6 +89,8 @@ def ask_documents(
     lines, whether the answer cites it, and the share of the words which the answer adds to the
     question that occur in the passage.
     """
+    if Run(Path(model)).recipe_path.is_file():
+        open_trusted(Path(model), trust)
     from luthier.api import Embedder, Index, ask, load_answering, read_manifest
     from luthier.api import index_changes as changes
 

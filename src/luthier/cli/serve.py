@@ -2,12 +2,14 @@
 
 import os
 import shlex
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from luthier.cli.app import app, out
 from luthier.cli.terminal import terminal
+from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import UserError
 from luthier.events import during
 
@@ -29,6 +31,13 @@ def serve(
     base: Annotated[
         bool, typer.Option("--base", help="Also load the base of a full run (adapters have it).")
     ] = False,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Clients with the key may load adapters of runs in this folder."
+        ),
+    ] = None,
+    trust: Trust = False,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 16,
     max_queue: Annotated[
         int, typer.Option(min=0, help="Answers that may wait; more are refused (429).")
@@ -37,6 +46,9 @@ def serve(
     max_model_len: Annotated[
         int | None, typer.Option(min=2, help="Tokens of prompt and answer; default: the model's.")
     ] = None,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Connections at once; idle ones make room for new ones.")
+    ] = 512,
     max_body: Annotated[int, typer.Option(min=1024, help="Largest request, in bytes.")] = 1 << 20,
     request_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a request may take.")
@@ -61,9 +73,12 @@ def serve(
     `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")`
     """
     key = _key(api_key_env)
-    from luthier.api import Limits, bind, check_address
+    from luthier.api import Limits, bind, check_address, parse_served_run
 
     check_address(host, key)
+    _check_adapters(adapters, key, engine)
+    for text in runs:
+        open_trusted(parse_served_run(text)[1], trust)
     if engine == "vllm":
         from luthier.api import hand_over_to_vllm, vllm_command
 
@@ -79,6 +94,7 @@ def serve(
         queue=max_queue,
         context=max_model_len,
         new_tokens=max_new_tokens,
+        connections=max_connections,
         body=max_body,
         seconds=request_timeout,
         shutdown_seconds=shutdown_timeout,
@@ -95,7 +111,18 @@ def serve(
         out.print(f"serving {', '.join(models.by_name)} at {address}/v1", highlight=False)
         out.file.flush()  # a pipe would buffer it
 
-    run_server(models, limits, bound, key, ready)
+    run_server(models, limits, bound, key, ready, adapters)
+
+
+def _check_adapters(folder: Path | None, key: str | None, engine: str) -> None:
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise UserError(f"--adapters {folder}: there is no such folder")
+    if key is None:
+        raise UserError("--adapters lets clients load adapters, so it needs --api-key-env")
+    if engine != "own":
+        raise UserError("--adapters is for our own engine, not for --engine vllm")
 
 
 def _key(variable: str | None) -> str | None:

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
+from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import Interrupted, UserError
 from luthier.recipe import Recipe, load_recipe
-from luthier.run import Run, claim_run, open_run
+from luthier.run import Run, claim_run
 
 if TYPE_CHECKING:
     from luthier.records import Measured
@@ -38,6 +39,7 @@ def train(
             help="Only train the first 10 steps twice and compare the bytes; exit 1 if they differ.",
         ),
     ] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Train a model as a recipe says: full fine-tuning, LoRA or QLoRA.
@@ -49,7 +51,7 @@ def train(
 
     Example: `luthier train recipes/lora.yaml --set data.train=my.jsonl --set run.name=first`
     """
-    recipe, run = _find(recipe_path, overrides or [])
+    recipe, run = _find(recipe_path, overrides or [], trust)
     if check_determinism:
         _verify_determinism(recipe, as_json)
         return
@@ -91,14 +93,14 @@ def _verify_determinism(recipe: Recipe, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _find(path: Path, overrides: list[str]) -> tuple[Recipe, Run]:
+def _find(path: Path, overrides: list[str], trust: bool) -> tuple[Recipe, Run]:
     """The recipe and run that ``path`` means."""
     if path.is_dir():
         if overrides:
             raise UserError(
                 "a run's settings cannot change: use --set with a recipe, not with a run folder"
             )
-        run = open_run(path)
+        run = open_trusted(path, trust, to_train=True)
         return run.recipe(), run
     recipe = load_recipe(path, overrides)
     return recipe, claim_run(recipe, path.stem)

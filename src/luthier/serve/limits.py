@@ -13,6 +13,8 @@ class Limits:
         context: tokens of prompt and answer together; None for the model's own positions.
         new_tokens: of one answer, and what it gets that does not say.
         choices: answers that one request may ask for (`n` times its prompts).
+        connections: open at once; idle ones make room for new ones.
+        idle_seconds: for a request to arrive, and for a connection to do nothing.
         body: bytes of a request.
         seconds: from a request's arrival to its last token.
         shutdown_seconds: for running answers to finish after a stop signal.
@@ -23,6 +25,8 @@ class Limits:
     context: int | None = None
     new_tokens: int = 1024
     choices: int = 16
+    connections: int = 512
+    idle_seconds: float = 30.0
     body: int = 1 << 20
     seconds: float = 300.0
     shutdown_seconds: float = 30.0

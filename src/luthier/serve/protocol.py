@@ -18,8 +18,20 @@ _IGNORED = frozenset(
 )
 
 
+# Of the turns that clients send back as they got them: nothing that would change the answer.
+_EMPTY: tuple[Any, ...] = (None, [])
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absent(cls, values: Any) -> Any:
+        """Null means that the default is wanted."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None}
 
 
 class StreamOptions(_Strict):
@@ -46,11 +58,10 @@ class _Generation(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _absent(cls, values: Any) -> Any:
-        """Null means that the default is wanted."""
+    def _without_ignored(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {k: v for k, v in values.items() if v is not None and k not in _IGNORED}
+        return {key: value for key, value in values.items() if key not in _IGNORED}
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -87,13 +98,22 @@ class TextPart(_Strict):
     text: str
 
 
-class ChatMessage(BaseModel):
-    """A turn; `tool_calls` and the like are refused (``extra``), `name` is left alone."""
+class ChatMessage(_Strict):
+    """A turn; `tool_calls` and the like are refused (``extra``), `name` is left alone.
 
-    model_config = ConfigDict(extra="forbid")
+    Clients send a reply's own message back with all its fields, most of them null or empty.
+    """
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {k: v for k, v in values.items() if k == "content" or v not in _EMPTY}
 
     def as_turn(self) -> dict[str, str]:
         content = self.content
@@ -131,6 +151,18 @@ class ChatRequest(_Generation):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    # Tools are not supported; that none are to be called is.
+    tools: list[Any] = []
+    functions: list[Any] = []
+    tool_choice: Literal["none", "auto"] = "none"
+    function_call: Literal["none", "auto"] = "none"
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def _none(cls, given: list[Any]) -> list[Any]:
+        if given:
+            raise ValueError("this server does not call tools")
+        return given
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatRequest":
@@ -165,7 +197,7 @@ class LoadAdapter(_Strict):
     """The body of `/v1/load_lora_adapter`, vLLM's names: a run's folder, on the server."""
 
     lora_name: str
-    lora_path: str = Field(min_length=1)
+    lora_path: str = Field(min_length=1, max_length=4096)
 
 
 class UnloadAdapter(BaseModel):

@@ -1,15 +1,23 @@
 """The process around the application: address, sockets, signals."""
 
+import logging
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from luthier.errors import UserError
 from luthier.serve.app import create_app
+from luthier.serve.connections import bounded_protocol
 from luthier.serve.guard import is_loopback
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
+from luthier.serve.repeats import Repeats
+
+_BACKLOG = 64  # asyncio accepts so many before any of them is counted
+_KEPT_ALIVE = 5  # seconds that a connection may wait for its next request
 
 
 def check_address(host: str, api_key: str | None) -> None:
@@ -48,20 +56,37 @@ def serve(
     bound: socket.socket,
     api_key: str | None,
     on_ready: Callable[[], None],
+    adapters: Path | None = None,
 ) -> None:
     """Answer until SIGTERM or SIGINT, then let running answers finish, within the limits' bound.
 
     Ends as uvicorn does, by the signal that came: SIGINT is a KeyboardInterrupt here.
+
+    Args:
+        adapters: clients may load adapters of runs in this folder; None: of none.
     """
+    config = configuration(create_app(models, limits, api_key, adapters), limits)
+    _Server(config, on_ready).run(sockets=[bound])
+
+
+def configuration(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """How uvicorn serves ``app``: bounded connections, and a log that does not repeat itself."""
     config = uvicorn.Config(
-        create_app(models, limits, api_key),
+        app,
+        http=bounded_protocol(limits),
         log_level="warning",
         access_log=False,
         server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEPT_ALIVE,
         timeout_graceful_shutdown=max(1, round(limits.shutdown_seconds)),
         h11_max_incomplete_event_size=64 << 10,
     )
-    _Server(config, on_ready).run(sockets=[bound])
+    for name in ("asyncio", "uvicorn.error"):  # after uvicorn has set up its own
+        logger = logging.getLogger(name)
+        if not any(isinstance(found, Repeats) for found in logger.filters):
+            logger.addFilter(Repeats())
+    return config
 
 
 class _Server(uvicorn.Server):

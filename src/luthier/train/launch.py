@@ -42,7 +42,7 @@ def train_apart(
     with tempfile.TemporaryDirectory(prefix="luthier-") as folder:
         address = None if sys.platform == "win32" else f"{folder}/events"
         with Listener(address, authkey=key) as listener:
-            command = [sys.executable, "-m", "luthier.train.launch", str(listener.address)]
+            command = [sys.executable, "-P", "-m", "luthier.train.launch", str(listener.address)]
             environment = {**os.environ, _KEY: key.hex()}
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
             # A process that ends before it connects would leave us waiting for ever.

@@ -32,7 +32,7 @@ def write_report(run: Run) -> Path:
 
 def render_report(run: Run) -> str:
     """The page: one file, no scripts, nothing fetched; every text of data and models is escaped."""
-    recipe = run.recipe()
+    recipe = run.read_recipe()
     lines = run.metrics()
     evaluation = run.evaluation()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
