@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from data.thinkers import GPT_OSS, R1, SWITCH, TOKENS
 from families import CHAT_FAMILIES, make_model, make_tokenizer
 from transformers import DynamicCache, TopPLogitsWarper
 
+from luthier.data.thoughts import answer_shape
 from luthier.errors import UserError
 from luthier.generate.answer import Sampling
 from luthier.serve.choose import Choice, Chooser, nucleus
@@ -127,6 +129,33 @@ def test_stops_hold_back_and_cut(stops: list[str]) -> None:
     at = [text.index(stop) for stop in stops if stop in text]
     assert "".join(pieces) == text[: min(at, default=len(text))]
     assert stream.stopped == bool(at)
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "thought", "content"),
+    [
+        (SWITCH, "<think>\n\n</think>\n\nRome, é🙂", "", "Rome, é🙂"),
+        (SWITCH, "<think>\nIt is old.\n</think>\n\nRome", "It is old.", "Rome"),
+        (SWITCH, "Rome", "", "Rome"),
+        (SWITCH, "<think>\nnever closed", "", "<think>\nnever closed"),
+        (R1, "It is old.\n</think>\n\nRome", "It is old.", "Rome"),
+        (GPT_OSS, "<|channel|>final<|message|>Rome", "", "Rome"),
+    ],
+)
+def test_what_the_template_writes_before_the_content_is_not_streamed(
+    template: str, written: str, thought: str, content: str
+) -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.add_special_tokens({"additional_special_tokens": TOKENS[template]})
+    tokenizer.chat_template = template
+    stream = TextStream(tokenizer, ["never mind"], answer_shape(tokenizer))
+    pieces, thoughts = [], []
+    for token in tokenizer(written, add_special_tokens=False).input_ids:
+        pieces.append(stream.add(token))
+        thoughts.append(stream.take_thought())
+    pieces.append(stream.finish())
+    thoughts.append(stream.take_thought())
+    assert ("".join(thoughts), "".join(pieces)) == (thought, content)
 
 
 def test_grammars_refuse_what_is_no_schema() -> None:

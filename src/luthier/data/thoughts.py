@@ -66,6 +66,9 @@ class AnswerShape:
         return bool(rest.strip()) or rest.startswith(before[len(before.rstrip()) :])
 
 
+PLAIN = AnswerShape()
+
+
 def _without_space(content: str, before: str) -> str:
     """``content`` without the white space that ``before`` ends in."""
     space = before[len(before.rstrip()) :]
@@ -79,7 +82,7 @@ def answer_shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
     """The shape of answers by the tokenizer's template."""
     template = tokenizer.chat_template or ""
     if template not in _shapes:
-        _shapes[template] = _shape(tokenizer) if template else AnswerShape()
+        _shapes[template] = _shape(tokenizer) if template else PLAIN
     return _shapes[template]
 
 

@@ -117,6 +117,7 @@ class _Server:
                     served.speech.stop_tokens,
                     tuple(body.stop),
                     served.speech.vocabulary.grammar(schema) if as_json else None,
+                    served.speech.shape,
                 )
                 for number in range(body.n)
             ]
@@ -304,7 +305,7 @@ async def _stream(
                 yield _event(opening)
         yield _event(reply.chunk(*first))
         async for number, piece in rest:
-            if piece.text or piece.tokens or piece.finish:
+            if piece.text or piece.tokens or piece.finish or piece.thought:
                 yield _event(reply.chunk(number, piece))
         if with_usage:
             yield _event(reply.usage_chunk(job))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.thoughts import PLAIN, AnswerShape
 from luthier.serve.choose import Choice, Chooser, Chosen
 from luthier.serve.grammar import Grammar
 from luthier.serve.limits import Limits
@@ -42,6 +43,7 @@ class Ask:
         adapter: of ``weights``; None for the model without one.
         stops: sequences of text that end the answer.
         stop_tokens: tokens that do.
+        shape: how the chat template frames an answer.
     """
 
     weights: Weights
@@ -52,6 +54,7 @@ class Ask:
     stop_tokens: frozenset[int]
     stops: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    shape: AnswerShape = PLAIN
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Piece:
     Attributes:
         finish: ``stop`` or ``length`` in the last piece; ``timeout`` or ``error`` where it failed.
         made: tokens of the answer so far, with the one that ended it.
+        thought: what the model thought before the answer, whole.
         length: characters of an answer that a stop sequence cut: tokens from there on are not part
             of it.
     """
@@ -78,6 +82,7 @@ class Piece:
     finish: str | None = None
     made: int = 0
     length: int | None = None
+    thought: str = ""
 
 
 @dataclass(eq=False)
@@ -94,7 +99,7 @@ class Answer:
     made: int = 0
 
     def __post_init__(self) -> None:
-        self.text = TextStream(self.ask.tokenizer, self.ask.stops)
+        self.text = TextStream(self.ask.tokenizer, self.ask.stops, self.ask.shape)
         self.chooser = Chooser(self.ask.choice, self.ask.prompt, self.ask.grammar)
 
     def cancel(self) -> None:
@@ -295,7 +300,8 @@ class Engine:
         elif answer.made >= ask.choice.sampling.max_new_tokens:
             self._finish(answer, text, token, "length")
         else:
-            answer.deliver(Piece(text, token, made=answer.made))
+            thought = answer.text.take_thought()
+            answer.deliver(Piece(text, token, made=answer.made, thought=thought))
 
     def _finish(self, answer: Answer, text: str, tokens: tuple[Token, ...], finish: str) -> None:
         text += answer.text.finish()
@@ -304,4 +310,5 @@ class Engine:
         self._forget(answer)
         length = answer.text.length if answer.text.stopped else None
         kept = tuple(token for token in tokens if length is None or token.at < length)
-        answer.deliver(Piece(text, kept, finish, answer.made, length))
+        thought = answer.text.take_thought()
+        answer.deliver(Piece(text, kept, finish, answer.made, length, thought))

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.spans import stop_token_ids
+from luthier.data.thoughts import answer_shape
 from luthier.errors import UserError
 from luthier.generate.answer import Prompt, encode_prompt
 from luthier.models.load import load_tokenizer
@@ -31,6 +32,7 @@ class Speech:
         self.tokenizer = tokenizer
         self.chats = chats
         self.stop_tokens = frozenset(stop_token_ids(tokenizer))
+        self.shape = answer_shape(tokenizer)
         self.vocabulary = Vocabulary(tokenizer, size, sorted(self.stop_tokens))
         self._one_at_a_time = threading.Lock()
 

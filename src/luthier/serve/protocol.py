@@ -107,6 +107,7 @@ class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    reasoning_content: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +120,9 @@ class ChatMessage(_Strict):
         content = self.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        role = "system" if self.role == "developer" else self.role
+        thought = {"reasoning_content": self.reasoning_content} if self.reasoning_content else {}
+        return {"role": role, "content": content, **thought}
 
 
 class JsonSchema(_Strict):

@@ -16,11 +16,13 @@ class Choices:
     """All pieces of one answer, put together."""
 
     text: str = ""
+    thought: str = ""
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
+        self.thought += piece.thought
         self.tokens += piece.tokens
         self.finish = piece.finish
         if piece.length is not None:
@@ -80,7 +82,13 @@ class ChatReply(_Reply):
             "choices": [
                 {
                     "index": number,
-                    "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                    "message": {
+                        "role": "assistant",
+                        "content": choice.text,
+                        "refusal": None,
+                        # As other servers of models that think name it.
+                        **({"reasoning_content": choice.thought} if choice.thought else {}),
+                    },
                     "logprobs": self._logprobs(choice.tokens),
                     "finish_reason": choice.finish,
                 }
@@ -93,7 +101,8 @@ class ChatReply(_Reply):
         return [self._chunk(number, {"role": "assistant", "content": ""}, None, None)]
 
     def chunk(self, number: int, piece: Piece) -> dict[str, Any]:
-        delta = {"content": piece.text} if piece.text else {}
+        delta = {"reasoning_content": piece.thought} if piece.thought else {}
+        delta |= {"content": piece.text} if piece.text else {}
         return self._chunk(number, delta, self._logprobs(piece.tokens), piece.finish)
 
     def usage_chunk(self, job: Job) -> dict[str, Any]:

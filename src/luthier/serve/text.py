@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.thoughts import PLAIN, AnswerShape
+
 _BROKEN = "\ufffd"  # for bytes that are not a complete character (yet)
 _PATIENCE = 8  # tokens; no character is spread over more
 
@@ -14,13 +16,25 @@ class TextStream:
     Args:
         stops: sequences that end it; they are not part of the text, even where they span tokens.
 
+        shape: what the template writes before the content, which is no part of the text.
+
     Attributes:
         stopped: a stop sequence was found.
         length: characters so far, those held back included.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stops: Sequence[str] = (),
+        shape: AnswerShape = PLAIN,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._shape = shape
+        self._special = tokenizer.all_special_tokens if shape.special else []
+        self._framed = not shape.plain
+        self._taken_off = 0  # characters of the frame
+        self._thought = ""
         self._stops = tuple(stops)
         self._ids: list[int] = []
         self._context = self._read = 0  # ids before `_read` are in `_text`; decode from `_context`
@@ -49,25 +63,47 @@ class TextStream:
         self._read = len(self._ids)
         return self._release()
 
+    def take_thought(self) -> str:
+        """What the model thought before the content, once, as soon as it is known."""
+        thought, self._thought = self._thought, ""
+        return thought
+
     def finish(self) -> str:
         """The rest: what was held back because more might have come."""
         if not self.stopped:
             whole = self._decode(self._ids)
-            self._text += whole[len(self._text) :]
+            self._text += whole[self._taken_off + len(self._text) :]
+            self._unframe()
             self._cut()
             rest = self._text[self._sent :]
             self._sent = len(self._text)
-            return rest
+            return self._clean(rest)
         return ""
 
+    def _unframe(self) -> None:
+        if self._framed:
+            thought, content = self._shape.split(self._text)
+            self._thought = self._clean(thought)
+            self._taken_off = len(self._text) - len(content)
+            self._text, self._framed = content, False
+
+    def _clean(self, text: str) -> str:
+        for token in self._special:
+            text = text.replace(token, "")
+        return text
+
     def _release(self) -> str:
+        if self._framed:
+            if not self._shape.settled(self._text):
+                return ""
+            self._unframe()
         self._cut()
         end = len(self._text)
         if not self.stopped:
             end -= max((_overlap(self._text, stop) for stop in self._stops), default=0)
         piece = self._text[self._sent : end]
         self._sent = max(self._sent, end)
-        return piece
+        return self._clean(piece)
 
     def _cut(self) -> None:
         found = [at for stop in self._stops if (at := self._text.find(stop, self._sent)) >= 0]
@@ -76,7 +112,7 @@ class TextStream:
             self.stopped = True
 
     def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text = self._tokenizer.decode(ids, skip_special_tokens=not self._special)
         assert isinstance(text, str)
         return text
 
