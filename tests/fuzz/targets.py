@@ -5,8 +5,10 @@ again for ever. A new reader of foreign input gets a line in ``TARGETS``.
 """
 
 import atexit
+import datetime
 import gzip
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,17 +20,22 @@ from typing import Any
 import numpy as np
 import yaml
 import zstandard
+from data.thinkers import TOKENS as THINKERS
 from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3, make_tokenizer, save_tiny
 from fuzz.requests import PATHS, RIGHT, check_answer, requests, send
 from hypothesis import strategies as st
 
 from luthier.data.formats import detect_format, to_conversation
+from luthier.data.pins import pin
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.spans import renderings
 from luthier.data.template import TemplateRejects
+from luthier.data.thoughts import answer_shape
+from luthier.data.unused import unused_fields
 from luthier.errors import UserError
 from luthier.models.gguf_header import check_header
 from luthier.recipe import known_keys, parse_recipe
+from luthier.run import open_run
 
 Input = st.SearchStrategy[bytes]
 
@@ -146,6 +153,15 @@ ROWS = [
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     },
+    {
+        "system": "s", "history": [["a", "b"]], "functions": [{"name": "f"}], "images": [], "note": 1,
+        "messages": [
+            {"role": "user", "content": "a", "weight": 1},
+            {"role": "assistant", "content": "b", "weight": 0, "reasoning_content": "c", "x": {"y": 1}},
+            {"role": "user", "content": [{"type": "text", "value": "a"}]},
+            {"role": "assistant", "content": "<think>c</think>d", "training": True},
+        ],
+    },
 ]  # fmt: skip
 
 
@@ -174,11 +190,24 @@ def any_file(kind: int, row: list[Any]) -> bytes:
     return bytes([kind]) + lines
 
 
-fields = st.sampled_from([*{key for row in ROWS for key in row}, "system", "tools", "x"])
+fields = st.sampled_from([*{key for row in ROWS for key in row}, "system", "tools", "history", "x"])
 turn = st.dictionaries(
-    st.sampled_from(["role", "content", "from", "value", "tool_calls", "name"]),
-    st.sampled_from(["user", "assistant", "gpt", "tool", "", "{}", "[]"]) | values,
-    max_size=4,
+    st.sampled_from(
+        [
+            "role",
+            "content",
+            "from",
+            "value",
+            "tool_calls",
+            "name",
+            "thinking",
+            "weight",
+            "train",
+            "x",
+        ]
+    ),
+    st.sampled_from(["user", "assistant", "gpt", "tool", "", "{}", "[]", 0, 1, 0.5]) | values,
+    max_size=5,
 )
 rows = st.lists(
     st.dictionaries(fields, st.text(max_size=12) | st.lists(turn, max_size=3) | values, max_size=4),
@@ -206,11 +235,15 @@ def run_file(data: bytes) -> None:
                 assert str(bad)
                 continue
             json.dumps(conversation.to_row(), default=str)
+            assert {field.field for field in unused_fields([conversation])} >= {
+                key for key, value in row.items() if key == "note" and value
+            }
 
 
 # --- chat templates ---
 
-TEMPLATES = [family.template for family in CHAT_FAMILIES.values()] + [HERMES, MISTRAL_TOOLS, QWEN3]
+TEMPLATES = [family.template for family in CHAT_FAMILIES.values()]
+TEMPLATES += [HERMES, MISTRAL_TOOLS, QWEN3, *THINKERS]
 PIECES = [
     "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m['role'] }}", "{% if m %}",
     "{% endif %}", "{{ bos_token }}", "{{ eos_token }}", "{{ 'a' * 99999999999 }}", "{{ 2 ** 99999 }}",
@@ -238,8 +271,9 @@ message_lists = st.lists(
     st.fixed_dictionaries(
         {
             "role": st.sampled_from(["system", "user", "assistant", "tool"]),
-            "content": st.text(max_size=10),
-        }
+            "content": st.text(max_size=10) | st.just("<think>\nx\n</think>\n\ny"),
+        },
+        optional={"reasoning_content": st.text(max_size=4), "train": st.just(False)},
     ),
     min_size=1,
     max_size=4,
@@ -249,8 +283,53 @@ message_lists = st.lists(
 def run_template(data: bytes) -> None:
     value = json.loads(data)
     tokenizer().chat_template = value["template"]
-    with suppress(TemplateRejects):
-        renderings(tokenizer(), tuple(value["messages"]))
+    with suppress(TemplateRejects, UserError):
+        switches = {"enable_thinking": False} if "enable_thinking" in value["template"] else {}
+        pinned = pin(value["template"], switches, datetime.date(2024, 7, 6))
+        tokenizer().chat_template = pinned
+        shape = answer_shape(tokenizer())
+        for rendering in renderings(tokenizer(), tuple(value["messages"])):
+            for start, end in rendering.spans:
+                shape.split(rendering.text[start:end])
+
+
+# --- run folders ---
+
+RUN = Path(__file__).parents[1] / "run-0.1"
+RUN_FILES = (
+    "recipe.yaml", "provenance.json", "measured.json", "metrics.jsonl", "evaluation.json", "plan.json",
+    "evaluation/answers.jsonl", "data/data-report.json", "adapter/adapter_config.json",
+)  # fmt: skip
+
+
+@cache
+def run_seeds() -> list[bytes]:
+    """Each file of a run; the first byte of an input says which one it replaces."""
+    present = [(place, RUN / name) for place, name in enumerate(RUN_FILES)]
+    return [bytes([place]) + file.read_bytes() for place, file in present if file.is_file()]
+
+
+def run_run(data: bytes) -> None:
+    folder = scratch() / "run"
+    if not folder.exists():
+        shutil.copytree(RUN, folder)
+    name = RUN_FILES[data[0] % len(RUN_FILES)] if data else RUN_FILES[0]
+    file = folder / name
+    file.write_bytes(data[1:])
+    try:
+        with suppress(UserError):
+            run = open_run(folder)
+            for read in (run.recipe, run.provenance, run.measured, run.metrics, run.evaluation):
+                with suppress(UserError):
+                    read()
+            for read in (run.plan, run.data_report, run.answered_rows, run.require_trust):
+                with suppress(UserError):
+                    read()
+    finally:
+        if (RUN / name).is_file():
+            shutil.copy(RUN / name, file)
+        else:
+            file.unlink()
 
 
 # --- GGUF ---
@@ -337,14 +416,14 @@ TARGETS = {
         mutated([GOOD_RECIPE])
         | st.builds(as_recipe, st.lists(st.tuples(keys, values), max_size=5))
         | st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")),
-        0.25,
+        0.2,
     ),
     "data files": Target(
         run_file,
         st.deferred(lambda: mutated(file_seeds()))
         | st.builds(any_file, st.just(0), rows)
         | st.builds(lambda kind, data: bytes([kind]) + data, st.integers(0, 7), st.binary(max_size=80)),
-        0.35,
+        0.3,
     ),
     "chat template": Target(
         run_template,
@@ -356,6 +435,7 @@ TARGETS = {
         ),
         0.15,
     ),
+    "run folders": Target(run_run, st.deferred(lambda: mutated(run_seeds())), 0.1),
     "gguf": Target(run_gguf, st.deferred(lambda: mutated(gguf_seeds())) | st.binary(max_size=120), 0.15),
     "requests": Target(
         run_request,
