@@ -511,6 +511,7 @@ def check_data(
     model: str | None = None,
     template: str = "auto",
     max_length: int = 1024,
+    columns: Mapping[str, str] | None = None,
     on_event: OnEvent = ignore,
 ) -> DataCheck:
     """What is wrong with rows before they cost a run, with files and lines.
@@ -519,6 +520,7 @@ def check_data(
         train: sources of training rows, as in ``data.train``.
         validation, evaluation: rows that must not be among them.
         model: counts lengths in its tokens and holds rows against its chat template.
+        columns: what the rows call the fields of their format, as in ``data.columns``.
 
     Raises:
         UserError: a source or the model cannot be read.
@@ -533,7 +535,7 @@ def check_data(
         folder = resolve(model, on_event=on_event).folder
         tokenizer = TokenizerChoice(folder, template, max_length)
     sources = [train] if isinstance(train, str) else list(train)
-    report = check(sources, validation, evaluation, tokenizer, on_event)
+    report = check(sources, validation, evaluation, tokenizer, on_event, columns)
     return DataCheck.model_validate(report)
 
 
