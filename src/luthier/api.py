@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from luthier.data.fix import fix_data as fix_data
     from luthier.data.mix import mix_data as mix_data
     from luthier.data.mix import split_data as split_data
+    from luthier.data.rows import read_as as read_as
     from luthier.data.show import encode_row as encode_row
     from luthier.data.template import Messages as Messages
     from luthier.evaluate.before_after import evaluate_run as evaluate_run
@@ -203,6 +204,7 @@ __all__ = [
     "pull",
     "push",
     "quality_table",
+    "read_as",
     "read_manifest",
     "render_page",
     "resolve",
@@ -261,6 +263,7 @@ _PARTS = {
     "fix_data": ("luthier.data.fix", "fix_data"),
     "mix_data": ("luthier.data.mix", "mix_data"),
     "split_data": ("luthier.data.mix", "split_data"),
+    "read_as": ("luthier.data.rows", "read_as"),
     "encode_row": ("luthier.data.show", "encode_row"),
     "Messages": ("luthier.data.template", "Messages"),
     "evaluate_run": ("luthier.evaluate.before_after", "evaluate_run"),

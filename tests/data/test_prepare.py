@@ -154,7 +154,11 @@ def test_the_stored_split_gives_the_same_tokens(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "q", "answer": "a"}, "fields question, answer match no known format"),
+        (
+            {"frage": "q", "antwort": "a"},
+            r"fields frage, antwort match no known format: .* if they are question and answer, set "
+            r"data.columns: \{prompt: frage, completion: antwort\}",
+        ),
         ({}, "none"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.changes import note_changed_sources
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.rows import Layout, find_layout, layout_as, read_as, unknown_layout
@@ -134,6 +135,7 @@ def load_stored(
             f"{run.train_path.parent} has changed since this run wrote it, so the run cannot be "
             "resumed exactly; choose another run.name to start over"
         )
+    note_changed_sources(data, run, on_event)
     encoder = Tokenizer(tokenizer, data.train_on)
     train, validation = (
         tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event)

@@ -49,7 +49,7 @@ CASES: dict[str, tuple[Rows, Rows, int]] = {
     "no_answer": ([turns("a", "b", "c")], [turns("a", "b")], 1),
     "empty_answer": ([row("a", " \n")], [row("a", ".")], 1),
     "empty_prompt": ([row("", "a")], [row("?", "a")], 1),
-    "unknown_format": ([{"question": "a", "answer": "b"}], [row("a", "b")], 1),
+    "unknown_format": ([{"frage": "a", "antwort": "b"}], [row("a", "b")], 1),
     "mixed_formats": ([*plain(3), {"instruction": "x", "output": "y"}], plain(4), 1),
     "over_length": ([row("a", "word " * SPAN)], [row("a", "word " * 20)], 1),
     "exact_duplicates": ([row("List  files", "ls"), row("List files", "ls ")], [row("List files", "ls"), row("list files", "ls")], 1),
