@@ -109,7 +109,7 @@ def test_a_mapping_comes_first_and_nothing_is_lost() -> None:
 
 def test_rows_without_the_mapped_names_are_read_by_their_own() -> None:
     assert spoken({"messages": TURNS}, COLUMNS) == PLAIN
-    with pytest.raises(BadRow, match="data.columns names 'antwort', which it does not have"):
+    with pytest.raises(BadRow, match=r"data\.columns names 'antwort', which it does not have"):
         read_row({"frage": "q", "reply": "a"}, ORIGIN, COLUMNS)
 
 

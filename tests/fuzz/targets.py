@@ -22,8 +22,8 @@ from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3, make_tokenizer
 from fuzz.requests import PATHS, RIGHT, check_answer, requests, send
 from hypothesis import strategies as st
 
-from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.rows import read_row
 from luthier.data.template import TemplateRejects, render_with_spans
 from luthier.errors import UserError
 from luthier.models.gguf_header import check_header
@@ -129,6 +129,10 @@ KINDS = (
     "a.json.zst",
     "a.csv.zst",
     "a.csv.gz",
+    "a.tsv",
+    "a.arrow",
+    "a.xlsx",
+    "a.ods",
 )
 ROWS = [
     {"instruction": "i", "input": "", "output": "o"},
@@ -173,7 +177,9 @@ def any_file(kind: int, row: list[Any]) -> bytes:
     return bytes([kind]) + lines
 
 
-fields = st.sampled_from([*{key for row in ROWS for key in row}, "system", "tools", "x"])
+fields = st.sampled_from(
+    [*{key for row in ROWS for key in row}, "system", "tools", "x", "question", "Answer", "label"]
+)
 turn = st.dictionaries(
     st.sampled_from(["role", "content", "from", "value", "tool_calls", "name"]),
     st.sampled_from(["user", "assistant", "gpt", "tool", "", "{}", "[]"]) | values,
@@ -196,11 +202,8 @@ def run_file(data: bytes) -> None:
                 assert str(item)
                 continue
             origin, row = item
-            fmt = detect_format(row)
-            if fmt is None:
-                continue
             try:
-                conversation = to_conversation(row, fmt, origin)
+                _, conversation = read_row(row, origin)
             except BadRow as bad:
                 assert str(bad)
                 continue

@@ -93,7 +93,7 @@ def mix_data(
     if any(weight <= 0 for _, weight in weights):
         raise UserError("weights must be positive, as in: luthier data mix a.jsonl=3 b.jsonl=1")
     pools = [list(read_all(source, on_event)) for source, _ in weights]
-    formats = {_form(row) for pool in pools for row in pool}
+    formats = {_kind(row) for pool in pools for row in pool}
     if len(formats) > 1:
         names = ", ".join(sorted(formats))
         raise UserError(
@@ -118,13 +118,9 @@ def mix_data(
     return mixed
 
 
-def _form(row: dict[str, Any]) -> str:
-    """The format of a row; a question and an answer are one form under any names."""
+def _kind(row: dict[str, Any]) -> str:
     layout = find_layout(row)
-    if layout is None:
-        return "none"
-    by_other_names = layout.format == "alpaca" and layout.columns
-    return "prompt_completion" if by_other_names else layout.format
+    return "none" if layout is None else layout.kind
 
 
 def _seed(seed: int, source: str) -> int:

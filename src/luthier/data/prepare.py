@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.changes import note_changed_sources
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.readers import BadRow, read_rows
-from luthier.data.rows import Layout, find_layout, layout_as, read_as, unknown_layout
+from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
 from luthier.data.sources import find_files
 from luthier.data.split import sample, split, without_overlap
 from luthier.data.template import TemplateRejects
@@ -229,7 +229,7 @@ def _read(
         read.append(
             DataSource(
                 file=file,
-                format=reader.first.format if reader.first is not None else "unknown",
+                format=reader.first.kind if reader.first is not None else "unknown",
                 sha256=digest,
                 rows=len(rows) - before,
                 columns=reader.renamed or None,
@@ -260,7 +260,7 @@ class _FileReader:
         if layout.format == "preference":
             raise UserError(_no_preferences(self.file))
         self.first = self.first or layout
-        self.renamed |= {ours: theirs for ours, theirs in layout.columns.items() if theirs in row}
+        add_names(self.renamed, row, layout.columns)
         return layout.conversation(row, origin)
 
     def _layout(self, row: dict[str, Any]) -> Layout | None:

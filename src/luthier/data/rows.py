@@ -37,6 +37,12 @@ class Layout:
     format: str
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """The format, but the same one for a question and an answer of other names with a context,
+        a system prompt, or neither."""
+        return "prompt_completion" if self.columns and self.format == "alpaca" else self.format
+
     def conversation(self, row: Row, origin: Origin) -> Conversation:
         """Read ``row``. A field of its own that a mapped one displaces stays in ``extra``.
 
@@ -102,6 +108,13 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
     mapped = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     taken = set(columns.values())
     return {**mapped, **{k: v for k, v in row.items() if k not in taken and k not in mapped}}
+
+
+def add_names(known: dict[str, str], row: Row, columns: Mapping[str, str]) -> None:
+    """Add to ``known`` what ``columns`` says of fields that ``row`` has, each of them once."""
+    for ours, theirs in columns.items():
+        if theirs in row and theirs not in known.values():
+            known[ours] = theirs
 
 
 def read_as(columns: Mapping[str, str]) -> str:

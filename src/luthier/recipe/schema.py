@@ -42,9 +42,9 @@ MethodName = Literal["full", "lora", "qlora"]
 
 # The fields of rows that data.columns may map, in all formats.
 ColumnName = Literal[
-    *("instruction", "input", "output", "prompt", "completion", "text"),
-    *("messages", "conversations", "system", "tools", "chosen", "rejected"),
-]
+    "instruction", "input", "output", "prompt", "completion", "text", "messages", "conversations",
+    "system", "tools", "chosen", "rejected",
+]  # fmt: skip
 COLUMN_NAMES: tuple[str, ...] = get_args(ColumnName)
 
 # Of generated answers. A name that ends in .py is a file of the user's own.

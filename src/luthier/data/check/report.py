@@ -54,9 +54,9 @@ def check_data(
     with during("telling languages", on_event):
         languages = judge_languages(found)
     findings = _findings(found)
-    columns = found.columns
-    usable = columns["usable"] & (columns["role"] == 0)
-    total = columns["prompt_length"][usable] + columns["answer_length"][usable]
+    facts = found.columns
+    usable = facts["usable"] & (facts["role"] == 0)
+    total = facts["prompt_length"][usable] + facts["answer_length"][usable]
     return {
         "verdict": findings[0]["severity"] if findings else "clean",
         "files": [_file(found, number) for number in range(len(found.files))],
@@ -66,8 +66,8 @@ def check_data(
         "lengths": {
             "unit": "tokens" if tokenizer is not None else "characters",
             "max_length": tokenizer.max_length if tokenizer is not None else None,
-            "prompt": _lengths(columns["prompt_length"][usable]),
-            "answer": _lengths(columns["answer_length"][usable]),
+            "prompt": _lengths(facts["prompt_length"][usable]),
+            "answer": _lengths(facts["answer_length"][usable]),
             "total": _lengths(total, tokenizer.max_length if tokenizer is not None else 0),
         },
         "clusters": _cluster_texts(found, clusters[:_CLUSTERS], on_event),

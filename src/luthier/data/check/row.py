@@ -18,7 +18,7 @@ from luthier.data.check.text import (
 )
 from luthier.data.conversation import Conversation, Origin, spoken
 from luthier.data.readers import BadRow
-from luthier.data.rows import find_layout, mapping_to_write
+from luthier.data.rows import add_names, find_layout, mapping_to_write
 from luthier.data.split import split_key
 from luthier.data.template import TemplateRejects
 from luthier.data.tokens import Tokenizer
@@ -105,7 +105,8 @@ def examine(
         fields = ", ".join(map(str, row)) or "(none)"
         detail = f"fields {shortened(fields)}; {mapping_to_write(row)}"
         return RowFacts(origin, None, {"unknown_format": detail})
-    facts = RowFacts(origin, layout.format, renamed=dict(layout.columns))
+    facts = RowFacts(origin, layout.kind)
+    add_names(facts.renamed, row, layout.columns)
     try:
         conversation = layout.conversation(row, origin)
     except BadRow as bad:

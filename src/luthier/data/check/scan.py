@@ -217,7 +217,8 @@ def _take(found: Scan, role: int, facts: list[RowFacts]) -> dict[str, NDArray[An
             found.files.append(file)
             found.formats[file] = Counter()
             found.renamed[file] = {}
-        found.renamed[file] |= fact.renamed
+        names = found.renamed[file]
+        names |= {o: t for o, t in fact.renamed.items() if t not in names.values()}
         if fact.format is not None:
             found.formats[file][fact.format] += 1
         for kind, detail in fact.hits.items():
