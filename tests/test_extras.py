@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text("utf-8"))
 # Packages of the extras by the name they are imported by, and what else comes with them.
 IMPORTED = {
     "serve": {"fastapi", "llguidance", "prometheus_client", "uvicorn", "starlette"},
+    "sheets": {"python_calamine"},
     "rag": {"usearch"},
     "export": {"gguf"},
     "trackers": {"mlflow", "trackio", "wandb", "sqlalchemy", "alembic"},
@@ -106,6 +107,10 @@ def test_training_and_all_that_follows_need_no_extra(
             "luthier serve needs the extra 'serve': pip install 'luthier[serve]'",
         ),
         (
+            ("data", "check", "rows.xlsx"),
+            "a .xlsx file as data needs the extra 'sheets': pip install 'luthier[sheets]'",
+        ),
+        (
             ("rag", "index", "docs", "--out", "docs.index"),
             "retrieval from documents needs the extra 'rag': pip install 'luthier[rag]'",
         ),
@@ -121,6 +126,7 @@ def test_a_missing_extra_is_one_sentence(
     (tmp_path / "docs").mkdir()
     write_rows(tmp_path / "docs" / "a.jsonl", [{"text": "a"}])
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "rows.xlsx").write_bytes(b"PK")
     recipe = "model: {source: model.gguf}\ndata: {train: docs/a.jsonl}\n"
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     done = without_extras(*args, cwd=tmp_path)

@@ -17,7 +17,7 @@ import zstandard
 from families import save_tiny
 from helpers import Cli, write_rows
 
-from luthier.data import kinds, readers
+from luthier.data import kinds, lines
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.foreign import read_any
 from luthier.data.readers import read_rows
@@ -248,7 +248,7 @@ def test_archives_that_unpack_to_too_much_are_refused(
 def test_a_line_without_end_is_refused(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_LONGEST", 2**16)
+    monkeypatch.setattr(lines, "LONGEST", 2**16)
     line = b'{"text": "' + os.urandom(2**17).hex().encode() + b'"}\n'
     path = tmp_path / f"long{ending}"
     path.write_bytes(gzip.compress(line) if ending.endswith("gz") else line)

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from luthier.data.fix import fix_data as fix_data
     from luthier.data.mix import mix_data as mix_data
     from luthier.data.mix import split_data as split_data
+    from luthier.data.rows import read_as as read_as
     from luthier.data.show import encode_row as encode_row
     from luthier.data.template import Messages as Messages
     from luthier.evaluate.before_after import evaluate_run as evaluate_run
@@ -205,6 +206,7 @@ __all__ = [
     "pull",
     "push",
     "quality_table",
+    "read_as",
     "read_manifest",
     "render_page",
     "resolve",
@@ -263,6 +265,7 @@ _PARTS = {
     "fix_data": ("luthier.data.fix", "fix_data"),
     "mix_data": ("luthier.data.mix", "mix_data"),
     "split_data": ("luthier.data.mix", "split_data"),
+    "read_as": ("luthier.data.rows", "read_as"),
     "encode_row": ("luthier.data.show", "encode_row"),
     "Messages": ("luthier.data.template", "Messages"),
     "evaluate_run": ("luthier.evaluate.before_after", "evaluate_run"),
@@ -523,6 +526,7 @@ def check_data(
     model: str | None = None,
     template: str = "auto",
     max_length: int = 1024,
+    columns: Mapping[str, str] | None = None,
     on_event: OnEvent = ignore,
 ) -> DataCheck:
     """What is wrong with rows before they cost a run, with files and lines.
@@ -531,6 +535,7 @@ def check_data(
         train: sources of training rows, as in ``data.train``.
         validation, evaluation: rows that must not be among them.
         model: counts lengths in its tokens and holds rows against its chat template.
+        columns: what the rows call the fields of their format, as in ``data.columns``.
 
     Raises:
         UserError: a source or the model cannot be read.
@@ -545,7 +550,7 @@ def check_data(
         folder = resolve(model, on_event=on_event).folder
         tokenizer = TokenizerChoice(folder, template, max_length)
     sources = [train] if isinstance(train, str) else list(train)
-    report = check(sources, validation, evaluation, tokenizer, on_event)
+    report = check(sources, validation, evaluation, tokenizer, on_event, columns)
     return DataCheck.model_validate(report)
 
 

@@ -63,6 +63,28 @@ def test_check_of_real_rows_passes_without_errors(cli: Cli, tmp_path: Path) -> N
     assert {f["id"] for f in report["findings"] if f["severity"] == "error"} == {"too_few"}
 
 
+def test_columns_of_any_names(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
+    table = "Frage;Antwort\n" + "".join(f"q{i}?;a{i}\n" for i in range(4))
+    (tmp_path / "my.csv").write_text(table)
+    done = cli("data", "check", "my.csv", cwd=tmp_path, COLUMNS="300")
+    assert "set data.columns: {prompt: Frage, completion: Antwort}" in done.stdout
+    mapping = ("--columns", "prompt=Frage, completion=Antwort")
+    done = cli("data", "check", "my.csv", *mapping, cwd=tmp_path)
+    said = "my.csv: 4 rows, prompt_completion, reads 'Frage' as prompt, 'Antwort' as completion (train)"
+    assert said in done.stdout
+    shown = cli("data", "show", "my.csv", "-m", tiny_model, *mapping, cwd=tmp_path)
+    assert "q0?" in shown.stdout
+    cli("data", "convert", "my.csv", "--to", "messages", "--out", "o.jsonl", *mapping, cwd=tmp_path)
+    turns = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[3])["messages"]
+    assert [turn["content"] for turn in turns] == ["q3?", "a3"]
+    for wrong, why in (
+        ("Frage", "'Frage' is not FIELD=COLUMN"),
+        ("ask=x", "no format has a field 'ask'"),
+    ):
+        done = cli("data", "check", "my.csv", "--columns", wrong, cwd=tmp_path)
+        assert (done.returncode, why in done.stderr) == (2, True)
+
+
 def test_show(cli: Cli, work: Path, tiny_model: Path) -> None:
     done = cli("data", "show", "my.jsonl", "--model", tiny_model, "--row", "3", cwd=work)
     assert "⟦<|im_start|>⟧user" in done.stdout

@@ -68,7 +68,9 @@ def test_what_a_format_holds_comes_back_through_it(
     assert essence(kept, now) == essence(conversation, now)
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".csv.zst"])
+@pytest.mark.parametrize(
+    "kind", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.zst"]
+)
 def test_every_kind_of_file(kind: str, tmp_path: Path) -> None:
     rows = [{"prompt": f'q "{i}",\né', "completion": f"a{i}"} for i in range(7)]
     source, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / f"out{kind}"
@@ -115,9 +117,9 @@ def test_the_worse_answers_left_out_are_counted(tmp_path: Path) -> None:
     ("to", "name", "said"),
     [
         ("chatml", "o.jsonl", "unknown format 'chatml'"),
-        ("alpaca", "o.xlsx", "data files end in"),
+        ("alpaca", "o.xlsx", r"written to files that end in \.jsonl"),
         ("alpaca", "in.jsonl", "exists"),
-        ("messages", "o.csv", "CSV needs the same text fields"),
+        ("messages", "o.csv", "a table needs the same text fields"),
     ],
 )
 def test_wrong_requests(to: str, name: str, said: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from families import CHAT_FAMILIES, make_tokenizer
-from helpers import write_rows
+from helpers import Notes, write_rows
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.prepare import Prepared, load_stored, prepare, store
@@ -154,7 +154,11 @@ def test_the_stored_split_gives_the_same_tokens(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "q", "answer": "a"}, "fields question, answer match no known format"),
+        (
+            {"frage": "q", "antwort": "a"},
+            r"fields frage, antwort match no known format: .* if they are question and answer, set "
+            r"data.columns: \{prompt: frage, completion: antwort\}",
+        ),
         ({}, "none"),
     ],
 )
@@ -184,3 +188,63 @@ def test_replay_adds_general_examples_to_training_alone(
     assert (len(prepared.train), len(prepared.validation)) == (36 + 12, 4)
     assert not keys(prepared.train) & keys(prepared.validation)
     assert {row.conversation.origin.file for row in prepared.validation} == {str(train)}
+
+
+def test_usual_names_are_said_and_kept_in_the_report(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [{"Question": f"q{i}", "Answer": "a"} for i in range(9)]
+    file = write_rows(tmp_path / "a.jsonl", [*rows, {**rows[0], "Question": "z", "context": "c"}])
+    notes = Notes()
+    prepared = prepare(make_recipe(f"data.train={file}"), tokenizer, notes)
+    assert notes.notes == [
+        f"{file}: reads 'Question' as prompt, 'Answer' as completion, 'context' as input "
+        "(data.columns changes that)"
+    ]
+    (source,) = prepared.report.sources
+    assert (source.format, source.rows) == ("prompt_completion", 10)
+    same = write_rows(
+        tmp_path / "b.jsonl",
+        [
+            *({"prompt": f"q{i}", "completion": "a"} for i in range(9)),
+            {"prompt": "z\n\nc", "completion": "a"},
+        ],
+    )
+    assert sorted(ids(prepared)) == sorted(
+        ids(prepare(make_recipe(f"data.train={same}"), tokenizer))
+    )
+
+
+@pytest.mark.parametrize("fmt", ["auto", "prompt_completion"])
+def test_a_recipe_maps_columns(
+    fmt: str, make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("Frage;Antwort;prompt\n" + "".join(f"q{i};a;x\n" for i in range(9)))
+    chat = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]
+    more = [] if fmt != "auto" else [write_rows(tmp_path / "b.jsonl", [{"messages": chat}])]
+    sources = ", ".join(map(str, [table, *more]))
+    recipe = make_recipe(
+        f"data.train=[{sources}]", "data.columns={prompt: Frage, completion: Antwort}",
+        f"data.format={fmt}", "data.validation_fraction=0",
+    )  # fmt: skip
+    notes = Notes()
+    prepared = prepare(recipe, tokenizer, notes)
+    assert notes.notes == []
+    first = prepared.train[0].conversation
+    assert [turn["content"] for turn in first.messages] == ["q0", "a"]
+    assert first.extra == {"prompt": "x"}
+    assert prepared.report.sources[0].columns == {"prompt": "Frage", "completion": "Antwort"}
+    assert len(prepared.train) == 9 + len(more)
+
+
+def test_text_with_labels_is_text_where_the_recipe_says_so(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": i % 2} for i in range(9)])
+    notes = Notes()
+    labels = prepare(make_recipe(f"data.train={file}"), tokenizer, notes)
+    assert "reads 'text' as prompt, 'label' as completion" in notes.notes[0]
+    assert {row.conversation.reference for row in labels.train} == {"0", "1"}
+    plain = prepare(make_recipe(f"data.train={file}", "data.format=text"), tokenizer)
+    assert plain.train[0].conversation.text is not None

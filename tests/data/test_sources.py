@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from families import CHAT_FAMILIES, make_tokenizer
-from helpers import write_rows
+from helpers import Notes, write_rows
 
 from luthier.data.prepare import prepare
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.sources import find_files
 from luthier.errors import UserError
 from luthier.recipe import Recipe
+from luthier.recipe.sources import absolute_source
 
 COMMIT = "0" * 40
 
@@ -125,3 +126,133 @@ def test_a_recipe_takes_every_source(
     prepared = prepare(kept, make_tokenizer(CHAT_FAMILIES["chatml"]))
     assert [s.rows for s in prepared.report.sources] == [1, 2, 1, 1, 1, 1]
     assert (len(prepared.train), len(prepared.validation)) == (6, 1)
+
+
+def card(folder: Path, configs: str) -> None:
+    (folder / "README.md").write_text(f"---\nlicense: mit\n{configs}\n---\n# Rows\n")
+
+
+ONE_CONFIG = """configs:
+- config_name: main
+  data_files:
+  - split: train
+    path: [data/rows-*.jsonl, more]
+  - split: test
+    path: data/held.jsonl"""
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """A data set whose names tell nothing; its README does."""
+    folder = tmp_path / "set"
+    for name in ("data/rows-0", "data/rows-1", "data/held", "more/a", "other"):
+        put(folder / f"{name}.jsonl", name)
+    card(folder, ONE_CONFIG)
+    return folder
+
+
+def test_the_readme_of_a_data_set_tells_its_splits(described: Path) -> None:
+    notes = Notes()
+    files = find_files(str(described), notes)
+    names = [str(Path(file).relative_to(described)) for file in files]
+    assert names == ["data/rows-0.jsonl", "data/rows-1.jsonl", "more/a.jsonl"]
+    assert notes.notes == [
+        f"{described}: 3 of its 5 data files are read (its train split); not read: "
+        "data/held.jsonl, other.jsonl"
+    ]
+    for wanted in ("test", "main/test"):
+        assert texts(f"{described}:{wanted}") == ["data/held"]
+    assert len(texts(f"{described}:main")) == 3
+    with pytest.raises(UserError, match=r"has no split 'dev': it has train, test; choose one, as"):
+        find_files(f"{described}:dev")
+
+
+def test_a_hub_data_set_is_read_as_its_readme_says(hub: Path) -> None:
+    card(hub, "configs:\n- config_name: x\n  data_files: [{split: train, path: data/test-*}]")
+    assert texts("acme/tiny") == ["e"]
+
+
+SEVERAL = """configs:
+- {config_name: en, data_files: data/rows-0.jsonl}
+- {config_name: fr, data_dir: more}"""
+
+
+def test_several_configurations_are_the_users_choice(described: Path) -> None:
+    card(described, SEVERAL)
+    with pytest.raises(UserError) as error:
+        find_files(str(described))
+    assert str(error.value) == (
+        f"{described} has several configurations (en, fr) and names no default; choose one, as in "
+        f"{described}:en"
+    )
+    assert texts(f"{described}:en") == ["data/rows-0"]
+    assert texts(f"{described}:fr") == ["more/a"]
+    card(described, SEVERAL.replace("data_dir: more", "data_dir: more, default: true"))
+    assert texts(str(described)) == ["more/a"]
+
+
+@pytest.mark.parametrize(
+    ("configs", "said"),
+    [
+        ("configs: 3", "'configs' is not a list"),
+        ("configs: [{data_files: x}]", "entry 1 has no 'config_name'"),
+        ("configs: [{config_name: a, data_files: [{split: train}]}]", "are not paths"),
+        ("configs: [{config_name: a, data_files: [{split: test, path: more}]}]", "it has test"),
+        ("configs: [{config_name: a, data_files: ../../*}]", "no such file whose name ends in"),
+        ("configs: [{config_name: a, data_files: /etc/*}]", "no such file whose name ends in"),
+        ("configs: [{config_name: a, data_files: x.txt}]", "no such file whose name ends in"),
+        ("configs: [{config_name: a, data_dir: ../x}]", "no such file whose name ends in"),
+        ("configs: [", "not valid YAML"),
+    ],
+)
+def test_a_readme_that_cannot_be_followed(described: Path, configs: str, said: str) -> None:
+    card(described, configs)
+    with pytest.raises(UserError) as error:
+        find_files(str(described))
+    assert said in str(error.value)
+
+
+def test_a_folder_with_train_and_test_files_is_not_trained_on_its_test(tmp_path: Path) -> None:
+    for name in ("train", "test", "validation-0", "extra", "testimonials"):
+        put(tmp_path / "d" / f"{name}.jsonl", name)
+    notes = Notes()
+    assert texts(str(tmp_path / "d")) == ["extra", "testimonials", "train"]
+    find_files(str(tmp_path / "d"), notes)
+    assert "not read: test.jsonl, validation-0.jsonl" in notes.notes[0]
+    assert texts(f"{tmp_path}/d:test") == ["test"]
+
+
+def test_folders_of_save_to_disk(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    def save(folder: Path, split: str) -> None:
+        folder.mkdir(parents=True)
+        for name in ("data-00000-of-00001.arrow", "cache-123.arrow"):
+            table = pa.table({"text": [f"{split} {name[:4]}"]})
+            with pa.ipc.new_stream(str(folder / name), table.schema) as writer:
+                writer.write_table(table)
+        listed = [{"filename": "data-00000-of-00001.arrow"}]
+        (folder / "state.json").write_text(json.dumps({"_data_files": listed, "_split": split}))
+        (folder / "dataset_info.json").write_text("{}")
+
+    save(tmp_path / "one", "test")
+    assert texts(str(tmp_path / "one")) == ["test data"]
+    for split in ("train", "test"):
+        save(tmp_path / "dict" / split, split)
+    (tmp_path / "dict" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert texts(str(tmp_path / "dict")) == ["train data"]
+    assert texts(f"{tmp_path}/dict:test") == ["test data"]
+    with pytest.raises(UserError, match="has no split 'dev': it has train, test"):
+        find_files(f"{tmp_path}/dict:dev")
+    (tmp_path / "one" / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(UserError, match=r"saved data set that lacks data-00000-of-00001\.arrow"):
+        find_files(str(tmp_path / "one"))
+
+
+def test_a_split_of_a_folder_means_the_same_from_any_folder(
+    described: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(described.parent)
+    put(Path("a/b/test.jsonl"), "x")
+    assert absolute_source("a/b:test") == f"{described.parent}/a/b:test"
+    assert texts("a/b:test") == ["x"]

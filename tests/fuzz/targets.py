@@ -25,9 +25,9 @@ from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3, make_tokenizer
 from fuzz.requests import PATHS, RIGHT, check_answer, requests, send
 from hypothesis import strategies as st
 
-from luthier.data.formats import detect_format, to_conversation
 from luthier.data.pins import pin
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.rows import read_row
 from luthier.data.spans import renderings
 from luthier.data.template import TemplateRejects
 from luthier.data.thoughts import answer_shape
@@ -137,6 +137,10 @@ KINDS = (
     "a.json.zst",
     "a.csv.zst",
     "a.csv.gz",
+    "a.tsv",
+    "a.arrow",
+    "a.xlsx",
+    "a.ods",
 )
 ROWS = [
     {"instruction": "i", "input": "", "output": "o"},
@@ -190,7 +194,18 @@ def any_file(kind: int, row: list[Any]) -> bytes:
     return bytes([kind]) + lines
 
 
-fields = st.sampled_from([*{key for row in ROWS for key in row}, "system", "tools", "history", "x"])
+fields = st.sampled_from(
+    [
+        *{key for row in ROWS for key in row},
+        "system",
+        "tools",
+        "history",
+        "x",
+        "question",
+        "Answer",
+        "label",
+    ]
+)
 turn = st.dictionaries(
     st.sampled_from(
         [
@@ -226,11 +241,8 @@ def run_file(data: bytes) -> None:
                 assert str(item)
                 continue
             origin, row = item
-            fmt = detect_format(row)
-            if fmt is None:
-                continue
             try:
-                conversation = to_conversation(row, fmt, origin)
+                _, conversation = read_row(row, origin)
             except BadRow as bad:
                 assert str(bad)
                 continue

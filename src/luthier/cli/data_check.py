@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.cli.app import Json, out, print_json
-from luthier.cli.data import data
+from luthier.cli.data import Columns, data, parse_columns
 from luthier.cli.terminal import terminal
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -34,6 +34,7 @@ def check(
         list[str] | None,
         typer.Option(help="Evaluation file, to look for its rows in the training set."),
     ] = None,
+    columns: Columns = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a web page.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +59,7 @@ def check(
             model=model,
             template=template,
             max_length=max_length,
+            columns=parse_columns(columns),
             on_event=on_event,
         )
     report = checked.to_dict()
@@ -74,8 +76,12 @@ def check(
 
 
 def _show_report(report: dict[str, Any]) -> None:
+    from luthier.api import read_as
+
     for file in report["files"]:
         formats = ", ".join(file["formats"]) or "no known format"
+        if file["columns"]:
+            formats += f", reads {read_as(file['columns'])}"
         out.print(
             f"{file['file']}: {file['rows']:,} rows, {formats} ({file['role']})",
             highlight=False,
@@ -137,6 +143,7 @@ def show(
     row: Annotated[int, typer.Option(min=1, help="Which row, from 1.")] = 1,
     template: Template = "auto",
     train_on: Annotated[str, typer.Option(help="completions or all")] = "completions",
+    columns: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Show a row exactly as the model sees it, with special tokens, and which tokens are trained on.
@@ -147,7 +154,7 @@ def show(
 
     with terminal() as on_event:
         folder = resolve(model, on_event=on_event).folder
-        shown = encode_row(path, row, folder, template, train_on, on_event)
+        shown = encode_row(path, row, folder, template, train_on, on_event, parse_columns(columns))
     if as_json:
         print_json(shown)
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli.app import Json, out, print_json
-from luthier.cli.data import data
+from luthier.cli.data import Columns, data, parse_columns
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 
@@ -35,6 +35,7 @@ def convert(
     on_bad_row: Annotated[
         str, typer.Option(help="error, or skip: for rows that cannot be read or converted.")
     ] = "error",
+    columns: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Convert data from one format, or kind of file, to another.
@@ -48,7 +49,9 @@ def convert(
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"--on-bad-row must be error or skip, not '{on_bad_row}'")
     with terminal() as on_event:
-        done = convert_data(paths, to, out_path, on_bad_row == "skip", on_event)
+        done = convert_data(
+            paths, to, out_path, on_bad_row == "skip", on_event, parse_columns(columns)
+        )
     if as_json:
         print_json({"out": str(out_path), **vars(done), "formats": dict(done.formats)})
         return

@@ -2,15 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.data.conversation import Conversation, Message, flatten
 from luthier.data.foreign import read_any
-from luthier.data.formats import FORMATS, detect_format, to_conversation, unknown_format
+from luthier.data.formats import FORMATS
 from luthier.data.readers import BadRow
+from luthier.data.rows import read_row
 from luthier.data.writers import write_rows
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
@@ -138,8 +139,9 @@ def convert_data(
     out: Path,
     skip_bad: bool = False,
     on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> Converted:
-    """Write the rows of ``sources`` to ``out`` in format ``to``.
+    """Write the rows of ``sources`` to ``out`` in format ``to``; ``columns`` as in a recipe.
 
     Raises:
         UserError: an unknown format, an ``out`` that cannot be written, or a row that cannot be read
@@ -148,13 +150,18 @@ def convert_data(
     if to not in FORMATS:
         raise UserError(f"unknown format '{to}'; known: {', '.join(FORMATS)}")
     converted = Converted()
-    rows = _rows(sources, to, converted, skip_bad, on_event)
+    rows = _rows(sources, to, converted, skip_bad, on_event, columns)
     converted.written = write_rows(out, rows)
     return converted
 
 
 def _rows(
-    sources: Sequence[str], to: str, converted: Converted, skip_bad: bool, on_event: OnEvent
+    sources: Sequence[str],
+    to: str,
+    converted: Converted,
+    skip_bad: bool,
+    on_event: OnEvent,
+    columns: Mapping[str, str] | None,
 ) -> Iterator[dict[str, Any]]:
     for source in sources:
         for item in read_any(source, on_event):
@@ -162,10 +169,7 @@ def _rows(
                 if isinstance(item, BadRow):
                     raise item
                 origin, row = item
-                fmt = detect_format(row)
-                if fmt is None:
-                    raise BadRow(origin, unknown_format(row))
-                conversation = to_conversation(row, fmt, origin)
+                fmt, conversation = read_row(row, origin, columns)
                 made = to_row(conversation, to)
             except BadRow as bad:
                 converted.left_out.append(str(bad))

@@ -11,8 +11,8 @@ from typing import Any
 from luthier.data.check.row import answer_hash, exact_hash
 from luthier.data.check.text import find_secrets
 from luthier.data.conversation import Origin
-from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.rows import find_layout, unknown_layout
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.files import staged_file, write_jsonl
@@ -126,12 +126,12 @@ class _Fixer:
         changed: set[str] = set()
         row = self._mended(origin, row, "", changed)
         self.fixed.changes.update(changed)
-        fmt = detect_format(row)
-        if fmt is None:
-            self._unreadable(origin, f"its fields {', '.join(row)} match no known format")
+        layout = find_layout(row)
+        if layout is None:
+            self._unreadable(origin, unknown_layout(row))
             return None
         try:
-            conversation = to_conversation(row, fmt, origin)
+            conversation = layout.conversation(row, origin)
         except BadRow as bad:
             if "is empty" in bad.reason and "drop-empty" in self.chosen:
                 self._drop(origin, "drop-empty", bad.reason)

@@ -4,14 +4,15 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import zstandard
 
 from luthier.errors import UserError
 
-READABLE = (".jsonl", ".json", ".csv", ".parquet")
-COMPRESSED = (".gz", ".zst")  # after the ending of any kind but Parquet, which compresses itself
+TEXT = (".jsonl", ".json", ".csv", ".tsv")
+READABLE = (*TEXT, ".parquet", ".arrow", ".xlsx", ".ods")
+COMPRESSED = (".gz", ".zst")  # after the ending of a text; the other kinds compress themselves
 
 # What opening a damaged archive, or reading on in it, raises.
 ARCHIVE_ERRORS = (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError)
@@ -28,17 +29,18 @@ def kind_of(name: str) -> tuple[str, str] | None:
     suffixes = [suffix.lower() for suffix in Path(name).suffixes[-2:]]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
     kind = suffixes[-1] if suffixes else ""
-    if kind not in READABLE or (kind == ".parquet" and compression):
+    if kind not in (TEXT if compression else READABLE):
         return None
     return kind, compression
 
 
 def endings() -> str:
     """The readable endings, for messages and help."""
-    return f"{', '.join(READABLE)} (all but the last also with .gz or .zst)"
+    others = READABLE[len(TEXT) :]
+    return f"{', '.join(TEXT)} (these also with .gz or .zst), {', '.join(others)}"
 
 
-def open_bytes(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> io.BufferedReader:
     """The decompressed bytes of ``path`` as a stream.
 
     Raises:
@@ -52,13 +54,25 @@ def open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def check_unpacked(path: Path, size: int) -> None:
+    """Refuse an archive that unpacks to ``size`` bytes, or to more, where that is no text.
+
+    Raises:
+        UserError: it is an archive bomb.
+    """
+    if size > _LARGE and size > _RATIO * path.stat().st_size:
+        raise UserError(
+            f"{path} unpacks to over {_RATIO} times its size, more than text ever does; if you trust "
+            "it, unpack it yourself"
+        )
+
+
 class _Bounded(io.RawIOBase):
     """Passes on what ``inner`` unpacks, until it is too much for the file it comes from."""
 
     def __init__(self, inner: Any, path: Path) -> None:
         self._inner = inner
         self._path = path
-        self._most = max(_LARGE, _RATIO * path.stat().st_size)
         self._unpacked = 0
 
     def readable(self) -> bool:
@@ -67,11 +81,7 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         count: int = self._inner.readinto(buffer)
         self._unpacked += count
-        if self._unpacked > self._most:
-            raise UserError(
-                f"{self._path} unpacks to over {_RATIO} times its size, more than text ever does; if "
-                "you trust it, unpack it yourself"
-            )
+        check_unpacked(self._path, self._unpacked)
         return count
 
     def close(self) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.data.formats import detect_format, to_conversation, unknown_format
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.rows import find_layout, read_row
+from luthier.data.sources import find_files
 from luthier.data.split import choose_held_out, split_key
 from luthier.data.writers import write_rows
 from luthier.errors import UserError
@@ -41,26 +42,24 @@ def split_data(
     for path in (train, validation):
         if path.exists():
             raise UserError(f"{path} exists; choose another --out")
-    keys = [key for source in sources for key, _ in _keyed(source, on_event)]
+    files = [file for source in sources for file in find_files(source, on_event)]
+    keys = [key for file in files for key, _ in _keyed(file, on_event)]
     held_out = choose_held_out(keys, fraction, seed)
 
     def side(held: bool) -> Iterator[dict[str, Any]]:
-        for source in sources:
-            yield from (row for key, row in _keyed(source, on_event) if (key in held_out) == held)
+        for file in files:
+            yield from (row for key, row in _keyed(file, on_event) if (key in held_out) == held)
 
     return write_rows(train, side(False)), write_rows(validation, side(True))
 
 
-def _keyed(source: str, on_event: OnEvent) -> Iterator[tuple[str, dict[str, Any]]]:
-    for item in read_rows(source, on_event):
+def _keyed(file: str, on_event: OnEvent) -> Iterator[tuple[str, dict[str, Any]]]:
+    for item in read_rows(file, on_event):
         try:
             if isinstance(item, BadRow):
                 raise item
             origin, row = item
-            fmt = detect_format(row)
-            if fmt is None:
-                raise BadRow(origin, unknown_format(row))
-            yield split_key(to_conversation(row, fmt, origin)), row
+            yield split_key(read_row(row, origin)[1]), row
         except BadRow as bad:
             raise UserError(f"{bad}; fix it, or see `luthier data fix`") from None
 
@@ -94,9 +93,9 @@ def mix_data(
     if any(weight <= 0 for _, weight in weights):
         raise UserError("weights must be positive, as in: luthier data mix a.jsonl=3 b.jsonl=1")
     pools = [list(read_all(source, on_event)) for source, _ in weights]
-    formats = {detect_format(row) for pool in pools for row in pool}
+    formats = {_kind(row) for pool in pools for row in pool}
     if len(formats) > 1:
-        names = ", ".join(sorted(str(fmt) for fmt in formats))
+        names = ", ".join(sorted(formats))
         raise UserError(
             f"the sources have different formats ({names}); run `luthier data convert` first"
         )
@@ -117,6 +116,11 @@ def mix_data(
     random.Random(seed).shuffle(taken)  # noqa: S311
     write_rows(out, taken)
     return mixed
+
+
+def _kind(row: dict[str, Any]) -> str:
+    layout = find_layout(row)
+    return "none" if layout is None else layout.kind
 
 
 def _seed(seed: int, source: str) -> int:

@@ -2,15 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.conversation import Conversation
-from luthier.data.formats import detect_format, to_conversation, unknown_format
+from luthier.data.changes import note_changed_sources
+from luthier.data.conversation import Conversation, Origin
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
 from luthier.data.sources import find_files
 from luthier.data.split import sample, split, without_overlap
 from luthier.data.template import TemplateRejects
@@ -18,7 +20,7 @@ from luthier.data.token_cache import encode_all
 from luthier.data.tokens import Tokenizer, TokenRow, cut
 from luthier.data.unused import unused_fields
 from luthier.errors import UserError
-from luthier.events import OnEvent, during, ignore, tracked
+from luthier.events import Note, OnEvent, during, ignore, tracked
 from luthier.files import sha256, user_path, write_json, write_jsonl
 from luthier.recipe import DataGroup, Recipe
 from luthier.records.data import (
@@ -137,6 +139,7 @@ def load_stored(
             f"{run.train_path.parent} has changed since this run wrote it, so the run cannot be "
             "resumed exactly; choose another run.name to start over"
         )
+    note_changed_sources(data, run, on_event)
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
     train, validation = (
         tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event)
@@ -215,32 +218,68 @@ def _read(
     """Rows and their files; ``detect`` tells the format whatever ``data.format`` says."""
     rows: list[Conversation] = []
     read = []
+    fmt = "auto" if detect else data.format
+    columns = None if detect else data.columns
     for file in (file for source in sources for file in find_files(source, on_event)):
         before = len(rows)
-        fmt: str | None = None if detect or data.format == "auto" else data.format
+        reader = _FileReader(file, fmt, columns)
         for item in read_rows(file, on_event):
-            if isinstance(item, BadRow):
-                left_out.bad.append(item)
-                continue
-            origin, row = item
-            if fmt is None:  # the first row that can be read tells the format of the file
-                fmt = detect_format(row)
-                if fmt is None:
-                    raise UserError(f"{origin}: {unknown_format(row)}")
-                if fmt == "preference":
-                    raise UserError(_no_preferences(file))
             try:
-                rows.append(to_conversation(row, fmt, origin))
+                if isinstance(item, BadRow):
+                    raise item
+                rows.append(reader.conversation(*item))
             except BadRow as bad:
                 left_out.bad.append(bad)
+        if reader.renamed and not columns:
+            on_event(Note(f"{file}: reads {read_as(reader.renamed)} (data.columns changes that)"))
         with during(f"hashing {file}", on_event):
             digest = sha256(user_path(file))
         read.append(
-            DataSource(file=file, format=fmt or "unknown", sha256=digest, rows=len(rows) - before)
+            DataSource(
+                file=file,
+                format=reader.first.kind if reader.first is not None else "unknown",
+                sha256=digest,
+                rows=len(rows) - before,
+                columns=reader.renamed or None,
+            )
         )
     if left_out.bad and (data.on_bad_row == "error" or not rows):
         raise UserError(_bad_rows_message(left_out.bad))
     return rows, read
+
+
+class _FileReader:
+    """Reads the rows of one file. The first that can be read tells the format of all.
+
+    Attributes:
+        first: how that row is read.
+        renamed: fields of formats that were found under other names, and those.
+    """
+
+    def __init__(self, file: str, fmt: str, columns: Mapping[str, str] | None) -> None:
+        self.file, self.fmt, self.columns = file, fmt, columns
+        self.first: Layout | None = None
+        self.renamed: dict[str, str] = {}
+
+    def conversation(self, origin: Origin, row: dict[str, Any]) -> Conversation:
+        layout = self._layout(row)
+        if layout is None:
+            raise UserError(f"{origin}: {unknown_layout(row, self.columns)}")
+        if layout.format == "preference":
+            raise UserError(_no_preferences(self.file))
+        self.first = self.first or layout
+        add_names(self.renamed, row, layout.columns)
+        return layout.conversation(row, origin)
+
+    def _layout(self, row: dict[str, Any]) -> Layout | None:
+        if self.fmt != "auto":
+            return layout_as(row, self.fmt, self.columns)
+        found = find_layout(row, self.columns)
+        # Rows with other names may lack some of them, or have more: an `input`, a `system`.
+        same = found is not None and (
+            found.columns or found.format == getattr(self.first, "format", "")
+        )
+        return found if self.first is None or same else self.first
 
 
 def _no_preferences(file: str) -> str:

@@ -1,20 +1,20 @@
-"""Files to rows: JSONL, JSON, CSV and Parquet, each row with its place."""
+"""Files to rows: text, tables and Arrow, each row with its place."""
 
-import csv
-import io
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, AnyStr
+from typing import Any
 
+from luthier.data.arrow_rows import arrow_rows
 from luthier.data.conversation import Origin
+from luthier.data.delimited import delimited_rows
+from luthier.data.encodings import as_utf8
+from luthier.data.json_rows import Parsed, json_rows
 from luthier.data.kinds import ARCHIVE_ERRORS, endings, kind_of, open_bytes
+from luthier.data.sheets import sheet_rows
 from luthier.data.sources import find_files
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore, tracked
 from luthier.files import user_path
-
-_LONGEST = 64 * 2**20  # of a row; a longer one is not training data
 
 
 class BadRow(Exception):
@@ -47,12 +47,12 @@ def _read_file(file: str) -> Iterator[Item]:
     kinds = kind_of(path.name)
     if kinds is None:
         raise UserError(f"{file}: names of data files end in {endings()}")
-    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kinds[0]]
     empty = True
     try:
-        for row in reader(path, file):
+        for line, row in _READERS[kinds[0]](path, file):
             empty = False
-            yield row
+            origin = Origin(file, line)
+            yield BadRow(origin, row) if isinstance(row, str) else (origin, row)
     except ARCHIVE_ERRORS as error:
         raise UserError(
             f"{file} is a damaged {kinds[1]} archive ({error}); fetch or pack it again"
@@ -63,102 +63,28 @@ def _read_file(file: str) -> Iterator[Item]:
         raise UserError(f"{file} is empty: it has no rows")
 
 
-def _jsonl(path: Path, name: str) -> Iterator[Item]:
+def _json(path: Path, name: str) -> Iterator[Parsed]:
     with open_bytes(path) as file:
-        for number, raw in enumerate(_lines(file, b"", name), start=1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as Windows writes it
-            if raw.strip():
-                yield _parse(raw, Origin(name, number))
+        yield from json_rows(as_utf8(file, name), name)
 
 
-def _lines(file: Any, end: AnyStr, name: str) -> Iterator[AnyStr]:
-    """The lines of a file, none longer than ``_LONGEST``; ``end`` is what an ended file reads."""
-    number = 0
-    while (line := file.readline(_LONGEST + 1)) != end:
-        number += 1
-        if len(line) > _LONGEST:
-            raise UserError(
-                f"{name}, line {number}: longer than {_LONGEST >> 20} Mi characters, the limit for a row"
-            )
-        yield line
+def _csv(path: Path, name: str) -> Iterator[Parsed]:
+    with open_bytes(path) as file:
+        yield from delimited_rows(as_utf8(file, name), name, separator=None)
 
 
-def _json(path: Path, name: str) -> Iterator[Item]:
-    try:
-        with open_bytes(path) as file:
-            value = json.loads(file.read().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise UserError(
-            f"{name}: not valid JSON: {reason} (if it has one object per line, name it .jsonl)"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{name}: nested too deeply to read") from None
-    if not isinstance(value, list):
-        raise UserError(f"{name}: a .json data file must hold a list of objects")
-    for number, row in enumerate(value, start=1):
-        yield _checked(row, Origin(name, number))
+def _tsv(path: Path, name: str) -> Iterator[Parsed]:
+    with open_bytes(path) as file:
+        yield from delimited_rows(as_utf8(file, name), name, separator="\t")
 
 
-def _parse(raw: bytes, origin: Origin) -> Item:
-    try:
-        row = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return BadRow(origin, f"not UTF-8 at byte {error.start} of the line")
-    except json.JSONDecodeError as error:
-        return BadRow(origin, f"not valid JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return BadRow(origin, "nested too deeply to read")
-    return _checked(row, origin)
-
-
-def _checked(row: Any, origin: Origin) -> Item:
-    if not isinstance(row, dict):
-        return BadRow(origin, "not a JSON object")
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return BadRow(origin, "has half of a surrogate pair (\\ud800 …), which is not a character")
-    return origin, row
-
-
-def _csv(path: Path, name: str) -> Iterator[Item]:
-    csv.field_size_limit(_LONGEST)  # the default of 128 KiB per field refuses long documents
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(_lines(file, "", name), strict=True)
-        try:
-            for row in reader:
-                # A quoted field may span lines: the reader is on the row's last one.
-                origin = Origin(name, reader.line_num)
-                if None in row:
-                    yield BadRow(origin, "has more fields than the header")
-                elif None in row.values():
-                    yield BadRow(origin, "has fewer fields than the header")
-                else:
-                    yield origin, dict(row)
-        except csv.Error as error:
-            raise UserError(f"{name}, line {reader.line_num}: not valid CSV: {error}") from None
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name}: not UTF-8 at byte {error.start}; convert the file to UTF-8"
-            ) from None
-
-
-def _parquet(path: Path, name: str) -> Iterator[Item]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        number = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Origin(name, number), row
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: not a readable Parquet file: {error}") from None
+_READERS: dict[str, Callable[[Path, str], Iterator[Parsed]]] = {
+    ".jsonl": _json,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": arrow_rows,
+    ".arrow": arrow_rows,
+    ".xlsx": sheet_rows,
+    ".ods": sheet_rows,
+}

@@ -1,11 +1,12 @@
 """One row as the model sees it, token by token."""
 
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.rows import read_row
 from luthier.data.template import TemplateRejects, choose_template
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
@@ -20,8 +21,9 @@ def encode_row(
     template: str,
     train_on: str,
     on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Row ``number`` (from 1) of ``file`` by the tokenizer of the folder ``model``.
+    """Row ``number`` (from 1) of ``file`` by the tokenizer of the folder ``model``; ``columns`` as in a recipe.
 
     Returns:
         ``row`` (file and line), ``format``, ``template``, and ``tokens``: each with ``id``,
@@ -42,10 +44,7 @@ def encode_row(
         if isinstance(item, BadRow):
             raise item
         origin, row = item
-        fmt = detect_format(row)
-        if fmt is None:
-            raise BadRow(origin, f"fields {', '.join(map(str, row))} match no known format")
-        conversation = to_conversation(row, fmt, origin)
+        fmt, conversation = read_row(row, origin, columns)
         mode = cast("Literal['completions', 'all']", train_on)
         pieces = Tokenizer(tokenizer, mode).encode(conversation)
     except (BadRow, TemplateRejects) as error:

@@ -4,14 +4,16 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
-from luthier.data.kinds import endings, kind_of
+from luthier.data.arrow_rows import to_table
+from luthier.data.kinds import kind_of
 from luthier.errors import UserError
 from luthier.files import staged_file
 
@@ -19,19 +21,19 @@ Row = dict[str, Any]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Write ``rows`` to ``path`` (.jsonl .json .csv .parquet; .gz and .zst too); how many it were.
+    """Write ``rows`` to ``path`` (.jsonl .json .csv .tsv .parquet); how many it were.
 
-    JSONL and CSV are written as the rows come; the others hold them all first.
+    A text may end in .gz or .zst besides. JSONL and tables are written as the rows come; the others hold them all first.
 
     Raises:
         UserError: an unknown ending, a file that is there already, or rows the kind cannot hold.
     """
     kinds = kind_of(path.name)
-    if kinds is None:
-        raise UserError(f"{path}: names of data files end in {endings()}")
+    writer = _WRITERS.get(kinds[0]) if kinds is not None else None
+    if kinds is None or writer is None:
+        raise UserError(f"{path}: data is written to files that end in {', '.join(_WRITERS)}")
     if path.exists():
         raise UserError(f"{path} exists; choose another --out")
-    writer = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[kinds[0]]
     count = 0
 
     def counted() -> Iterator[Row]:
@@ -75,10 +77,10 @@ def _json(stream: IO[bytes], rows: Iterable[Row]) -> None:
     stream.write(text.encode("utf-8") + b"\n")
 
 
-def _csv(stream: IO[bytes], rows: Iterable[Row]) -> None:
+def _csv(stream: IO[bytes], rows: Iterable[Row], separator: str = ",") -> None:
     names: list[str] = []
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    writer = csv.writer(text, delimiter=separator)
 
     def flush(values: Iterable[str]) -> None:
         writer.writerow(values)
@@ -91,16 +93,20 @@ def _csv(stream: IO[bytes], rows: Iterable[Row]) -> None:
             names = list(row)
             flush(names)
         if list(row) != names or not all(isinstance(value, str) for value in row.values()):
-            raise _Unfit(f"CSV needs the same text fields in every row ({', '.join(names)})")
+            raise _Unfit(f"a table needs the same text fields in every row ({', '.join(names)})")
         flush(row.values())
 
 
 def _parquet(stream: IO[bytes], rows: Iterable[Row]) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        table = pa.Table.from_pylist(list(rows))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _Unfit(f"Parquet cannot store these rows ({error})") from None
-    pq.write_table(table, stream)
+    pq.write_table(to_table(list(rows)), stream)
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], Iterable[Row]], None]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": partial(_csv, separator="\t"),
+    ".parquet": _parquet,
+}

@@ -9,6 +9,7 @@ from luthier.recipe.reading import (
     stored_recipe,
 )
 from luthier.recipe.schema import (
+    COLUMN_NAMES,
     METHOD_DEFAULTS,
     METRICS,
     DataGroup,
@@ -26,6 +27,7 @@ from luthier.recipe.schema import (
 from luthier.recipe.sources import hub_dataset
 
 __all__ = [
+    "COLUMN_NAMES",
     "METHOD_DEFAULTS",
     "METRICS",
     "DataGroup",

@@ -137,6 +137,8 @@ def _allowed(kind: dict[str, Any]) -> str:
     if "properties" in kind:
         parts = (f"{name} ({field['description']})" for name, field in kind["properties"].items())
         return f"keys {', '.join(parts)}"
+    if "propertyNames" in kind:
+        return f"keys {_allowed(kind['propertyNames'])}"
     choice = kind.get("enum") or ([kind["const"]] if "const" in kind else None)
     if choice:
         return ", ".join(choice)

@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -40,6 +40,13 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 MethodName = Literal["full", "lora", "qlora"]
+
+# The fields of rows that data.columns may map, in all formats.
+ColumnName = Literal[
+    "instruction", "input", "output", "prompt", "completion", "text", "messages", "conversations",
+    "system", "tools", "chosen", "rejected",
+]  # fmt: skip
+COLUMN_NAMES: tuple[str, ...] = get_args(ColumnName)
 
 # Of generated answers. A name that ends in .py is a file of the user's own.
 METRICS = (
@@ -152,8 +159,9 @@ class DataGroup(_Group):
     """What the model learns from, and which part of each row counts."""
 
     train: str | list[str] = Field(
-        description="training data, one source or a list: files (.jsonl .json .csv .parquet), "
-        "folders, patterns such as data/*.csv, or owner/name[:split] on the hub",
+        description="training data, one source or a list: files (.jsonl .json .csv .tsv .parquet "
+        ".arrow .xlsx .ods), folders, patterns such as data/*.csv, or owner/name on the hub; a folder "
+        "or owner/name may end in :split or :configuration/split",
         examples=["my.jsonl"],
     )
     validation: str | None = Field(
@@ -170,6 +178,11 @@ class DataGroup(_Group):
     )
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = Field(
         "auto", description="format of the rows; auto detects it and says which one it is"
+    )
+    columns: dict[ColumnName, str] | None = Field(
+        None,
+        description="what the rows call the fields of their format, where they have names of their own",
+        examples=[{"prompt": "question", "completion": "answer"}],
     )
     template: str = Field(
         "auto",
@@ -226,6 +239,13 @@ class DataGroup(_Group):
         description="mix general examples into the training rows, against forgetting",
         examples=[{"source": "general.jsonl", "share": 0.1}],
     )
+
+    @field_validator("columns")
+    @classmethod
+    def _each_column_once(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        if columns is not None and len(set(columns.values())) < len(columns):
+            raise ValueError("two fields cannot be read from one column")
+        return columns
 
 
 class TrainGroup(_Group):

@@ -6,13 +6,17 @@ from pathlib import Path
 from luthier.files import user_path
 
 _HUB_DATASET = re.compile(r"(?P<id>[\w-][\w.-]*/[\w.-]+)(?::(?P<split>[\w./-]+))?")
-_DATA_FILE = re.compile(r"\.(jsonl|json|csv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
+_DATA_FILE = re.compile(
+    r"\.(jsonl|json|csv|tsv|parquet|arrow|xlsx|ods)(\.gz|\.zst)?$", re.IGNORECASE
+)
 
 
 def hub_dataset(source: str) -> tuple[str, str | None] | None:
     """(id, split) where a data source names a dataset on the hub, None where it is a path here."""
     match = _HUB_DATASET.fullmatch(source)
-    if match is None or _DATA_FILE.search(source) or Path(source).exists():
+    if match is None or _DATA_FILE.search(source):
+        return None
+    if Path(source).exists() or Path(match["id"]).is_dir():  # a folder may be given as folder:split
         return None
     return match["id"], match["split"]
 

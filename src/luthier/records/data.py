@@ -6,12 +6,17 @@ from luthier.records.record import Record
 
 
 class DataSource(Record):
-    """One file as it was read."""
+    """One file as it was read.
+
+    Attributes:
+        columns: fields of its format that its rows have under other names, and those names.
+    """
 
     file: str
     format: str
     sha256: str
     rows: int
+    columns: dict[str, str] | None = None
 
 
 class RowCounts(Record):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from luthier.data.changes import note_changed_sources
 from luthier.errors import Interrupted, UserError
 from luthier.events import Finished, OnEvent, ignore
 from luthier.recipe import Recipe
@@ -41,6 +42,7 @@ def fit(
         )
     with run.locked():
         if run.finished:
+            note_changed_sources(recipe.data, run, on_event)
             return run.measured()
         with stream_of(recipe, run, on_event) as stream:
             asked = Asked(recipe, run, stream, probe, forecast)

@@ -10,6 +10,7 @@ from helpers import write_rows
 
 from luthier.data.check import scan
 from luthier.data.check.findings import KINDS
+from luthier.data.check.page import render_page
 from luthier.data.check.report import check_data
 from luthier.data.check.scan import TokenizerChoice
 
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[Rows, Rows, int]] = {
     "no_answer": ([turns("a", "b", "c")], [turns("a", "b")], 1),
     "empty_answer": ([row("a", " \n")], [row("a", ".")], 1),
     "empty_prompt": ([row("", "a")], [row("?", "a")], 1),
-    "unknown_format": ([{"question": "a", "answer": "b"}], [row("a", "b")], 1),
+    "unknown_format": ([{"frage": "a", "antwort": "b"}], [row("a", "b")], 1),
     "mixed_formats": ([*plain(3), {"instruction": "x", "output": "y"}], plain(4), 1),
     "over_length": ([row("a", "word " * SPAN)], [row("a", "word " * 20)], 1),
     "exact_duplicates": ([row("List  files", "ls"), row("List files", "ls ")], [row("List files", "ls"), row("list files", "ls")], 1),
@@ -195,3 +196,27 @@ def test_several_workers_find_what_one_finds(
     assert f"{whole}:4301" in [e["row"] for e in found["near_duplicates"]["examples"]]
     monkeypatch.setattr(scan, "_WORTH_WORKERS", 10**9)
     assert findings([whole]) == found
+
+
+def test_fields_of_other_names_are_read_and_shown(tmp_path: Path) -> None:
+    asked = [{"Question": "a", "answer": "b"}, {"Question": "b", "answer": "c", "context": "d"}]
+    path = write_rows(tmp_path / "a.jsonl", asked)
+    (file,) = check_data([str(path)])["files"]
+    assert file["formats"] == {"prompt_completion": 2}
+    assert file["columns"] == {"prompt": "Question", "completion": "answer", "input": "context"}
+    assert "‘Question’ as prompt" in render_page(check_data([str(path)]))
+    path = write_rows(tmp_path / "b.jsonl", [{"frage": "a", "antwort": "b"}])
+    found = findings([path])["unknown_format"]
+    assert (
+        "set data.columns: {prompt: frage, completion: antwort}" in found["examples"][0]["detail"]
+    )
+    assert "data.columns" in found["remedy"]
+    mapped = findings([path], columns={"prompt": "frage", "completion": "antwort"})
+    assert "unknown_format" not in mapped
+
+
+def test_a_list_in_a_file_for_lines_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps([row("a", "b"), row("c", "d")], indent=1))
+    assert "unreadable" not in findings([path])
+    assert check_data([str(path)])["rows"] == {"read": 2, "usable": 2}

@@ -28,7 +28,7 @@ KINDS: dict[str, Kind] = {
     for kind in [
         Kind("unreadable", "error", "cannot be read", "fix the lines, or `data fix --apply drop-unreadable`"),
         Kind("encoding", "error", "are not UTF-8", "convert the file to UTF-8 (iconv -f … -t utf-8)"),
-        Kind("unknown_format", "error", "have fields of no known format", "rename the fields, or give data.format"),
+        Kind("unknown_format", "error", "have fields of no known format", "say which fields to read in data.columns of the recipe, or with --columns here"),
         Kind("mixed_formats", "warning", "are in another format than most of their file", "use one format per file: `data convert`"),
         Kind("bad_turns", "error", "have turns that cannot be trained on", "fix the order and the roles of their turns"),
         Kind("no_answer", "error", "have no answer to learn", "add the assistant's turn, or drop the rows"),

@@ -1,6 +1,6 @@
 """`luthier data check`: from files to the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from luthier.data.check.row import shortened
 from luthier.data.check.scan import ROLES, Scan, TokenizerChoice, scan
 from luthier.data.packing import best_fit_decreasing
 from luthier.data.readers import BadRow, read_rows
+from luthier.data.sources import find_files
 from luthier.events import OnEvent, during, ignore
 
 _CLUSTERS = 10  # near-duplicate clusters shown
@@ -28,31 +29,34 @@ def check_data(
     evaluation: Sequence[str] = (),
     tokenizer: TokenizerChoice | None = None,
     on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that is wrong with data, or worth a look, as plain data for JSON.
 
     Args:
-        train, validation, evaluation: files; leaks are looked for between them.
+        train, validation, evaluation: sources as ``find_files`` takes them; leaks are looked for between them.
         tokenizer: with one, lengths are in tokens and rows are held against ``max_length`` and the
             chat template; without, lengths are in characters.
+        columns: what the rows call the fields of their format, as in a recipe.
 
     Raises:
         UserError: a file cannot be read at all.
     """
     files = [
-        (role, f)
-        for role, fs in zip(ROLES, (train, validation, evaluation), strict=True)
-        for f in fs
+        (role, file)
+        for role, sources in zip(ROLES, (train, validation, evaluation), strict=True)
+        for source in sources
+        for file in find_files(source, on_event)
     ]
-    found = scan(files, tokenizer, on_event)
+    found = scan(files, tokenizer, on_event, columns)
     with during("comparing rows with each other", on_event):
         clusters = judge(found)
     with during("telling languages", on_event):
         languages = judge_languages(found)
     findings = _findings(found)
-    columns = found.columns
-    usable = columns["usable"] & (columns["role"] == 0)
-    total = columns["prompt_length"][usable] + columns["answer_length"][usable]
+    facts = found.columns
+    usable = facts["usable"] & (facts["role"] == 0)
+    total = facts["prompt_length"][usable] + facts["answer_length"][usable]
     return {
         "verdict": findings[0]["severity"] if findings else "clean",
         "files": [_file(found, number) for number in range(len(found.files))],
@@ -62,8 +66,8 @@ def check_data(
         "lengths": {
             "unit": "tokens" if tokenizer is not None else "characters",
             "max_length": tokenizer.max_length if tokenizer is not None else None,
-            "prompt": _lengths(columns["prompt_length"][usable]),
-            "answer": _lengths(columns["answer_length"][usable]),
+            "prompt": _lengths(facts["prompt_length"][usable]),
+            "answer": _lengths(facts["answer_length"][usable]),
             "total": _lengths(total, tokenizer.max_length if tokenizer is not None else 0),
         },
         "clusters": _cluster_texts(found, clusters[:_CLUSTERS], on_event),
@@ -82,6 +86,7 @@ def _file(found: Scan, number: int) -> dict[str, Any]:
         "role": ROLES[found.columns["role"][rows][0]],
         "rows": int(rows.sum()),
         "formats": dict(found.formats[name].most_common()),
+        "columns": found.renamed[name],
     }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,8 +17,8 @@ from luthier.data.check.text import (
     template_text_in,
 )
 from luthier.data.conversation import Conversation, Origin, spoken
-from luthier.data.formats import detect_format, to_conversation
 from luthier.data.readers import BadRow
+from luthier.data.rows import add_names, find_layout, mapping_to_write
 from luthier.data.split import split_key
 from luthier.data.template import TemplateRejects, split_thought
 from luthier.data.tokens import Tokenizer
@@ -37,6 +38,7 @@ class RowFacts:
 
     Attributes:
         hits: what was found, kind -> detail of the first place.
+        renamed: fields of the format that have another name in the row, and that name.
         prompt_key, exact_key, answer_key: 64-bit hashes, 0 where there is none. Rows with one
             ``prompt_key`` have the same prompt, spacing and case aside; with one ``exact_key``,
             spacing aside.
@@ -51,6 +53,7 @@ class RowFacts:
     origin: Origin
     format: str | None
     hits: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
     usable: bool = False
     prompt_key: int = 0
     exact_key: int = 0
@@ -82,24 +85,31 @@ class Model:
         )
 
 
-def examine(origin: Origin, row: dict[str, Any] | str, model: Model | None) -> RowFacts:
+def examine(
+    origin: Origin,
+    row: dict[str, Any] | str,
+    model: Model | None,
+    columns: Mapping[str, str] | None = None,
+) -> RowFacts:
     """Everything that one row alone can tell.
 
     Args:
         row: the row, or in words why it could not be read.
         model: None measures lengths in characters.
+        columns: as in a recipe.
     """
     if isinstance(row, str):
         kind = "encoding" if "not UTF-8" in row or "surrogate" in row else "unreadable"
         return RowFacts(origin, None, {kind: row})
-    fmt = detect_format(row)
-    facts = RowFacts(origin, fmt)
-    if fmt is None:
+    layout = find_layout(row, columns)
+    if layout is None:
         fields = ", ".join(map(str, row)) or "(none)"
-        facts.hits.setdefault("unknown_format", f"fields {shortened(fields)}")
-        return facts
+        detail = f"fields {shortened(fields)}; {mapping_to_write(row)}"
+        return RowFacts(origin, None, {"unknown_format": detail})
+    facts = RowFacts(origin, layout.kind)
+    add_names(facts.renamed, row, layout.columns)
     try:
-        conversation = to_conversation(row, fmt, origin)
+        conversation = layout.conversation(row, origin)
     except BadRow as bad:
         facts.hits[_kind_of(bad.reason)] = bad.reason
         return facts

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -82,6 +82,7 @@ class Scan:
         hits: how often each kind of finding was met.
         examples: the first rows of each kind.
         formats: rows of each format by file.
+        renamed: by file, fields of formats that its rows have under other names, and those names.
         labels: how often each short answer occurs; None when they are too many to be labels.
         samples: (row, start of its answer) of the first training rows.
         label_set: the labels and their numbers, where the answers turn out to be some.
@@ -93,6 +94,7 @@ class Scan:
     hits: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[Example]] = field(default_factory=lambda: defaultdict(list))
     formats: dict[str, Counter[str]] = field(default_factory=dict)
+    renamed: dict[str, dict[str, str]] = field(default_factory=dict)
     labels: Counter[str] | None = field(default_factory=Counter)
     samples: list[tuple[str, str]] = field(default_factory=list)
     label_set: dict[str, int] = field(default_factory=dict)
@@ -111,8 +113,11 @@ def scan(
     files: Sequence[tuple[str, str]],
     tokenizer: TokenizerChoice | None,
     on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> Scan:
     """Read and examine ``files``, pairs of a role of ``ROLES`` and a path.
+
+    ``columns`` are as in a recipe.
 
     Raises:
         UserError: a file cannot be read at all, or the model's tokenizer cannot.
@@ -120,7 +125,7 @@ def scan(
     found = Scan()
     chunks: list[dict[str, NDArray[Any]]] = []
     prints: list[U32] = []
-    examined = _examined(files, tokenizer)
+    examined = _examined(files, tokenizer, columns)
     for role, facts, signature in tracked(
         examined, "examining rows", on_event, size=lambda chunk: len(chunk[1])
     ):
@@ -134,7 +139,9 @@ def scan(
 
 
 def _examined(
-    files: Sequence[tuple[str, str]], tokenizer: TokenizerChoice | None
+    files: Sequence[tuple[str, str]],
+    tokenizer: TokenizerChoice | None,
+    columns: Mapping[str, str] | None,
 ) -> Iterator[tuple[int, list[RowFacts], U32]]:
     """Chunks in order, few of them in flight, so that memory stays bounded."""
     work = _chunks(files)
@@ -144,11 +151,11 @@ def _examined(
     if sum(len(rows) for _, rows in first) < _WORTH_WORKERS:
         model = tokenizer.load() if tokenizer is not None else None
         for role, rows in first:
-            yield role, *_examine_chunk(rows, model)
+            yield role, *_examine_chunk(rows, model, columns)
         return
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer,)
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer, columns)
     ) as pool:
         waiting: deque[tuple[int, Future[tuple[list[RowFacts], U32]]]] = deque()
         try:
@@ -175,21 +182,26 @@ def _raw(item: tuple[Origin, dict[str, Any]] | BadRow) -> Raw:
     return (item.origin, item.reason) if isinstance(item, BadRow) else item
 
 
-_model: Model | None = None  # of this worker process
+# Of this worker process.
+_model: Model | None = None
+_columns: Mapping[str, str] | None = None
 
 
-def _start_worker(tokenizer: TokenizerChoice | None) -> None:
-    global _model
+def _start_worker(tokenizer: TokenizerChoice | None, columns: Mapping[str, str] | None) -> None:
+    global _model, _columns
+    _columns = columns
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _model = tokenizer.load() if tokenizer is not None else None
 
 
 def _work(rows: list[Raw]) -> tuple[list[RowFacts], U32]:
-    return _examine_chunk(rows, _model)
+    return _examine_chunk(rows, _model, _columns)
 
 
-def _examine_chunk(rows: Iterable[Raw], model: Model | None) -> tuple[list[RowFacts], U32]:
-    facts = [examine(origin, row, model) for origin, row in rows]
+def _examine_chunk(
+    rows: Iterable[Raw], model: Model | None, columns: Mapping[str, str] | None
+) -> tuple[list[RowFacts], U32]:
+    facts = [examine(origin, row, model, columns) for origin, row in rows]
     signature = signatures([fact.shingles for fact in facts])
     for fact in facts:
         fact.shingles = []  # the signature replaces them from here on
@@ -204,6 +216,9 @@ def _take(found: Scan, role: int, facts: list[RowFacts]) -> dict[str, NDArray[An
         if file not in found.formats:
             found.files.append(file)
             found.formats[file] = Counter()
+            found.renamed[file] = {}
+        names = found.renamed[file]
+        names |= {o: t for o, t in fact.renamed.items() if t not in names.values()}
         if fact.format is not None:
             found.formats[file][fact.format] += 1
         for kind, detail in fact.hits.items():
