@@ -358,13 +358,24 @@ def train(
     return run
 
 
-def find_run(run: RunLike) -> Run:
-    """The run that a program names: as such, or by its folder.
+def find_run(run: RunLike, base_model: str | None = None, on_event: OnEvent = ignore) -> Run:
+    """The run that a program names: as such, by its folder, or by a PEFT folder of another tool.
+
+    Args:
+        base_model: the base of a PEFT folder that does not say its own, or says a place that is gone.
 
     Raises:
         UserError: there is no run folder there.
     """
-    return run if isinstance(run, Run) else open_run(user_path(str(run)))
+    if isinstance(run, Run):
+        return run
+    path = user_path(str(run))
+    if base_model is None and not (path / "adapter_config.json").is_file():
+        return open_run(path)
+    from luthier.models.foreign import open_tuned
+
+    runtime.prepare()
+    return open_tuned(path, base_model, on_event)
 
 
 def evaluate(
@@ -376,6 +387,7 @@ def evaluate(
     probe: bool | None = None,
     tasks: Sequence[str] = (),
     tasks_limit: int | None = None,
+    base_model: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Evaluation:
     """Compare a finished run with the model it began from; keep evaluation.json and report.html.
@@ -386,6 +398,7 @@ def evaluate(
         adapter_scale: multiplies what the adapter adds.
         probe: whether to look for forgetting; None: as the recipe says.
         tasks: of lm-evaluation-harness, and ``tasks_limit`` rows of each.
+        base_model: see ``find_run``.
 
     Raises:
         UserError: the run has not finished, or a row, a metric or the scale is wrong.
@@ -394,7 +407,7 @@ def evaluate(
     from luthier.evaluate.report.page import write_report
 
     runtime.prepare()
-    found = find_run(run)
+    found = find_run(run, base_model, on_event)
     evaluation = evaluate_run(
         found,
         None if data is None else str(data),
@@ -537,8 +550,16 @@ def check_data(
     return DataCheck.model_validate(report)
 
 
-def load(run: RunLike, *, adapter_scale: float = 1.0, on_event: OnEvent = ignore) -> "TunedModel":
+def load(
+    run: RunLike,
+    *,
+    adapter_scale: float = 1.0,
+    base_model: str | None = None,
+    on_event: OnEvent = ignore,
+) -> "TunedModel":
     """The tuned model of a finished run, with its tokenizer and a way to its base.
+
+    ``base_model``: see ``find_run``.
 
     Raises:
         UserError: the run has not finished, or a file of it is damaged.
@@ -546,7 +567,7 @@ def load(run: RunLike, *, adapter_scale: float = 1.0, on_event: OnEvent = ignore
     from luthier.models.tuned import load_tuned
 
     runtime.prepare()
-    return load_tuned(find_run(run), adapter_scale, on_event)
+    return load_tuned(find_run(run, base_model, on_event), adapter_scale, on_event)
 
 
 def generate(
@@ -598,26 +619,28 @@ def merge(
     runs: RunLike | Sequence[RunLike],
     out: Path | str,
     *,
+    base_model: str | None = None,
     on_event: OnEvent = ignore,
     **options: Any,
 ) -> "Merged":
     """Fold adapters into their base: one folder that Transformers loads alone, and how it compares.
 
     Args:
+        base_model: see ``find_run``.
         options: ``dtype``, ``onto``, ``weights``, ``combination``, ``density``,
             ``max_shard_bytes``, ``check_rows``; see ``MergeOptions``.
 
     Raises:
         UserError: the runs do not go together, or ``out`` exists.
+        CheckFailed: what was merged answers otherwise than base and adapter.
     """
     from luthier.export.merge import MergeOptions
     from luthier.export.merge import merge as merge_runs
 
     runtime.prepare()
     several = [runs] if isinstance(runs, Run | Path | str) else runs
-    return merge_runs(
-        [find_run(run) for run in several], Path(out), MergeOptions(**options), on_event
-    )
+    found = [find_run(run, base_model, on_event) for run in several]
+    return merge_runs(found, Path(out), MergeOptions(**options), on_event)
 
 
 def export(
@@ -627,12 +650,14 @@ def export(
     *,
     types: "Sequence[GgufType]" = ("q8_0",),
     check_rows: int = 64,
+    base_model: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Exported:
     """Make a run ready for llama.cpp, Ollama or Transformers, checked against the run's own answers.
 
     Args:
         out: folder to write; None: one inside the run.
+        base_model: see ``find_run``.
 
     Raises:
         UserError: the model cannot be written in that form, or the folder exists.
@@ -640,7 +665,8 @@ def export(
     from luthier.export.export import export as export_run
 
     runtime.prepare()
-    found = find_run(run)
-    folder = found.export_path(to) if out is None else Path(out)
+    found = find_run(run, base_model, on_event)
+    place = run if isinstance(run, Run) else Run(user_path(str(run)))
+    folder = place.export_path(to) if out is None else Path(out)
     done = export_run(found, to, folder, types, check_rows, on_event)
     return Exported.model_validate(done)

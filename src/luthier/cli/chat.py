@@ -25,9 +25,9 @@ from luthier.cli.generate import (
     TopP,
 )
 from luthier.cli.terminal import terminal
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.files import user_path, write_jsonl
-from luthier.run import open_run
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding.key_processor import KeyPressEvent
@@ -58,6 +58,7 @@ def chat(
     base: Base = False,
     compare: Compare = False,
     adapter_scale: AdapterScale = 1.0,
+    base_model: BaseModel = None,
 ) -> None:
     """Chat with a tuned model; answers are streamed.
 
@@ -66,7 +67,7 @@ def chat(
 
     Example: `luthier chat runs/first --system "Answer in one line."`
     """
-    run = open_run(run_path)
+    run = open_tuned(run_path, base_model)
     from luthier.api import Sampling, load_tuned
 
     if not run.provenance().learned_turns:

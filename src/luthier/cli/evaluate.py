@@ -12,6 +12,7 @@ from rich.text import Text
 
 from luthier.cli.app import AdapterScale, Json, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.records import AnsweredRow, Evaluation
 from luthier.records.evaluation import (
     AnyCompared,
@@ -21,7 +22,6 @@ from luthier.records.evaluation import (
     Outcome,
     PerplexityCompared,
 )
-from luthier.run import open_run
 
 
 @app.command()
@@ -57,6 +57,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Most rows per task of --lm-eval.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 4,
+    base_model: BaseModel = None,
     as_json: Json = False,
 ) -> None:
     """Compare the tuned model with its base on held-out rows, and say how certain the result is.
@@ -69,7 +70,7 @@ def evaluate(
 
     Example: `luthier evaluate runs/first --data test.jsonl --metrics exact_match,chrf`
     """
-    run = open_run(run_path)
+    run = open_tuned(run_path, base_model)
     from luthier.api import evaluate_run
 
     with terminal() as on_event:

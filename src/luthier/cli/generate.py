@@ -9,9 +9,10 @@ import typer
 
 from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
 from luthier.cli.terminal import terminal
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import Interrupted, UserError
 from luthier.events import OnEvent, during
-from luthier.run import Run, open_run
+from luthier.run import Run
 
 if TYPE_CHECKING:
     from luthier.api import Model, Sampling, TunedModel
@@ -57,6 +58,7 @@ def generate(
     base: Base = False,
     compare: Compare = False,
     adapter_scale: AdapterScale = 1.0,
+    base_model: BaseModel = None,
     as_json: Json = False,
 ) -> None:
     """Answer prompts with a tuned model, in the chat template it was trained with.
@@ -68,9 +70,9 @@ def generate(
     To answer a file (after Ctrl-C or a kill the same command goes on where it stopped):
     `luthier generate runs/demo --input questions.jsonl --output answers.jsonl`
     """
-    run = open_run(run_path)
     if (source is None) != (output is None) or (source is None) == (not prompt):
         raise UserError("give either --prompt, or --input and --output")
+    run = open_tuned(run_path, base_model)
     from luthier.api import Messages, Sampling, answer_all
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)

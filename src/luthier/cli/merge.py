@@ -10,9 +10,9 @@ from rich.table import Table
 from luthier.api import Combination, Onto
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.perplexity import perplexity
-from luthier.run import open_run
 
 if TYPE_CHECKING:
     from luthier.api import Difference
@@ -50,6 +50,7 @@ def merge(
     check_rows: Annotated[
         int, typer.Option(min=0, help="Held-out rows to compare outputs on; 0: no comparison.")
     ] = 64,
+    base_model: BaseModel = None,
     as_json: Json = False,
 ) -> None:
     """Merge a run's adapter into its base: one folder that Transformers loads by itself.
@@ -62,7 +63,7 @@ def merge(
 
     Several: `luthier merge runs/a runs/b --weights 0.7,0.3 --combination svd --out both`
     """
-    runs = [open_run(path) for path in run_paths]
+    runs = [open_tuned(path, base_model) for path in run_paths]
     import torch
 
     from luthier.api import MergeOptions, merge_runs

@@ -2,12 +2,14 @@
 
 import os
 import shlex
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from luthier.cli.app import app, out
 from luthier.cli.terminal import terminal
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.events import during
 
@@ -48,6 +50,7 @@ def serve(
         Literal["own", "vllm"],
         typer.Option(help="`vllm`: use vLLM's server, on a GPU (not run yet)."),
     ] = "own",
+    base_model: BaseModel = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With `--engine vllm`: only print its command.")
     ] = False,
@@ -64,6 +67,7 @@ def serve(
     from luthier.api import Limits, bind, check_address
 
     check_address(host, key)
+    runs = [_named(text, base_model) for text in runs]
     if engine == "vllm":
         from luthier.api import hand_over_to_vllm, vllm_command
 
@@ -96,6 +100,16 @@ def serve(
         out.file.flush()  # a pipe would buffer it
 
     run_server(models, limits, bound, key, ready)
+
+
+def _named(text: str, base_model: str | None) -> str:
+    """``NAME=FOLDER`` of a run as it is, of a PEFT folder with the run that stands for it."""
+    name, equals, place = text.partition("=")
+    if not equals or Path(text).exists():
+        name, place = Path(text).resolve().name, text
+    if base_model is None and not (Path(place) / "adapter_config.json").is_file():
+        return text
+    return f"{name}={open_tuned(Path(place), base_model).root}"
 
 
 def _key(variable: str | None) -> str | None:
