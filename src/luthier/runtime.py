@@ -41,6 +41,9 @@ def prepare() -> None:
     _hide_bars()
     # One library's advice to another, told at each model.
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    # Of PEFT, about what is done right here: tied ends that come apart, bases whose biases train.
+    warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+    warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias", UserWarning)
     if not waits and _has_spinning_threads() and _others_are_busy():
         warnings.warn(
             "torch was imported before luthier, so its threads spin while they wait, and other "

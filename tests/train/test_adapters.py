@@ -13,7 +13,9 @@ from luthier.export.merge import MergeOptions, merge
 from luthier.models.tuned import load_tuned
 from luthier.recipe import Recipe
 from luthier.run import Run, claim_run
+from luthier.train.checkpoints import Checkpoints
 from luthier.train.fit import fit
+from luthier.train.state import State
 
 EXACT = MergeOptions(dtype=torch.float32)
 SHORT = ("train.max_steps=4", "train.eval_steps=4", "train.save_steps=2")
@@ -77,23 +79,24 @@ def test_plain_peft_and_the_merged_folder_answer_as_the_run(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
-    make_recipe: Callable[..., Recipe], train: Callable[..., Run], kind: str
+    make_recipe: Callable[..., Recipe],
+    train: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     whole = train(make_recipe(*SHORT, *KINDS[kind], "run.name=whole"))
     recipe = make_recipe(*SHORT, *KINDS[kind], "run.name=cut")
     cut = claim_run(recipe, "x")
 
-    class Cut(Exception):
-        pass
+    save = Checkpoints.save
 
-    def stop(event: object) -> None:
-        from luthier.events import Checkpoint
+    def save_once(self: Checkpoints, state: State, best: bool) -> None:
+        save(self, state, best)
+        raise KeyboardInterrupt
 
-        if isinstance(event, Checkpoint):
-            raise Cut
-
-    with pytest.raises(Cut):
-        fit(recipe, cut, stop)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checkpoints, "save", save_once)
+        fit(recipe, cut)
     assert list(cut.checkpoints()) == [2]
     fit(recipe, cut)
     one, other = (r.adapter_path / "adapter_model.safetensors" for r in (whole, cut))

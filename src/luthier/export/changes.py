@@ -69,11 +69,13 @@ class Changes:
 
     def set_apart(self, one: str, other: str) -> bool:
         """Whether two parameters that the base holds as one are two under the adapter."""
+        ends = [name.rpartition(".")[0] for name in (one, other)]
+        if set(ends) & self.layers.keys():
+            return True
         if one in self.replaced and other in self.replaced:
             mine, theirs = (self._file[self.replaced[name]] for name in (one, other))
             return not torch.equal(mine, theirs)
-        ends = [name.rpartition(".")[0] for name in (one, other)]
-        if {one, other} & self.replaced.keys() or set(ends) & self.layers.keys():
+        if {one, other} & self.replaced.keys():
             return True
         rows = [self.tokens.get(end) for end in ends]
         # PEFT trains the rows of tied ends once: the second's adapter points to the first's.

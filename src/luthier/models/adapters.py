@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,11 @@ def attach_adapter(
     exact_modules(config, model)
     wanted = [] if isinstance(targets, str) else targets
     try:
-        adapted = get_peft_model(
-            model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=on_meta
-        )
+        with warnings.catch_warnings():  # about ends that come apart, which is done and told
+            warnings.simplefilter("ignore", UserWarning)
+            adapted = get_peft_model(
+                model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=on_meta
+            )
     except (ValueError, TypeError) as error:
         if "lora_dropout" in str(error):  # PEFT adapts a stack of experts as one parameter
             raise UserError(
@@ -96,6 +99,7 @@ def attach_adapter(
     refuse_missing_layers([name for name in wanted if name in left], names, leaves)
     check_patterns(method, adapted)
     _check_biases(adapted, method)
+    _check_start(adapted, method)
     config.base_model_name_or_path, config.revision = base, revision
     if not on_meta:
         _train_in_float32(adapted)
@@ -131,6 +135,25 @@ def _rows_of(
     return {name: list(tokens) for name in alone} if tokens and alone else None
 
 
+def _check_start(model: PeftModel, method: MethodGroup) -> None:
+    if method.init_lora_weights in (True, "gaussian"):
+        return
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer) and layer.lora_embedding_A:
+            raise UserError(
+                f"method.init_lora_weights {method.init_lora_weights} is for linear layers, and {name} "
+                "is an embedding; take it out of method.target_modules"
+            )
+        if method.changes_base and isinstance(layer, LoraLayer):
+            least = min(layer.in_features, layer.out_features)
+            if max(layer.r.values()) > least:
+                raise UserError(
+                    f"method.init_lora_weights {method.init_lora_weights} takes apart {name}, whose rank "
+                    f"is {least} at most; set method.lora_r={least} or less, or another rank for it in "
+                    "method.rank_pattern"
+                )
+
+
 def _check_biases(model: PeftModel, method: MethodGroup) -> None:
     if method.bias == "none":
         return
@@ -163,11 +186,6 @@ def _compute_in_float32(module: nn.Module) -> None:
     outside = next(module.parameters()).dtype
     if outside == torch.float32:
         return
-    if not outside.is_floating_point:
-        raise UserError(
-            "method.modules_to_save names a layer that qlora keeps in 4 bits, which cannot train; "
-            "name modules such as embed_tokens, lm_head or norm"
-        )
     module.float()
     module.register_forward_pre_hook(
         lambda _module, inputs: tuple(_cast(each, torch.float32) for each in inputs)
@@ -218,9 +236,25 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str = "default") ->
         raise UserError(f"{folder} has no adapter_model.safetensors, and pickle files are not read")
     try:
         fit_embedding(model, _rows_needed(folder))
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
+        with warnings.catch_warnings():  # what the file lacks would stay random
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    except (
+        RuntimeError,
+        ValueError,
+        OSError,
+        KeyError,
+        TypeError,
+        SafetensorError,
+        UserWarning,
+    ) as error:
         raise UserError(f"the adapter in {folder} does not fit the model: {error}") from error
+
+
+def changes_bases_biases(folder: Path) -> bool:
+    """Whether biases of the base trained with the adapter: PEFT writes them over the base's."""
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    return config.get("bias", "none") != "none"
 
 
 def fit_embedding(model: PreTrainedModel, rows: int) -> None:
@@ -274,6 +308,17 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     """
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} has no adapter; has the run finished?")
+    if changes_bases_biases(folder):
+        raise UserError(
+            f"the adapter in {folder} was trained with biases of its base, which the adapters beside "
+            "it share; load it alone"
+        )
+    rows = int(inner(model).get_input_embeddings().weight.shape[0])
+    if _rows_needed(folder) > rows:
+        raise UserError(
+            f"the adapter in {folder} has tokens of its own, and the base that is loaded has {rows} "
+            "rows in its embedding; load it alone"
+        )
     try:
         model.load_adapter(str(folder), adapter_name=name)
     except (RuntimeError, ValueError, OSError) as error:

@@ -65,6 +65,21 @@ def check_method(method: MethodGroup, model: nn.Module) -> None:
             f"method.modules_to_save: this model has no module called {listed(missing)}; modules "
             f"with weights are called {listed(list(owners))}"
         )
+    for name, module in model.named_modules():
+        if not any(is_called(name, wanted) for wanted in method.modules_to_save):
+            continue
+        if any(not parameter.is_floating_point() for parameter in module.parameters()):
+            raise UserError(
+                f"method.modules_to_save names {name}, which qlora keeps in 4 bits, so it cannot "
+                "train completely; name modules such as embed_tokens, lm_head or norm"
+            )
+    targets = method.target_modules if isinstance(method.target_modules, list) else []
+    twice = sorted({*targets} & {*method.modules_to_save})
+    if twice:
+        raise UserError(
+            f"{listed(twice)} cannot both get an adapter (method.target_modules) and train completely "
+            "(method.modules_to_save); choose one"
+        )
     parameters = [name for name, _ in model.named_parameters()]
     missing = _missing(method.target_parameters, parameters)
     if missing:

@@ -48,9 +48,18 @@ def begin_adapter(
 def _eva(model: PeftModel, rows: Sequence[TokenRow]) -> None:
     """A of each layer: the main directions of its inputs (Paischer et al. 2024), by PEFT."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    rho = model.peft_config["default"].eva_config.rho  # type: ignore[attr-defined]
+    config = model.peft_config["default"].eva_config  # type: ignore[attr-defined]
+    rank = max(rank for layer in layers for rank in layer.r.values())
+    narrowest = min(layer.in_features for layer in layers)
+    if rank > narrowest:
+        raise UserError(
+            f"method.init_lora_weights eva: rank {rank} is more than the {narrowest} inputs of a layer; "
+            f"set method.lora_r={narrowest} or less"
+        )
+    # A layer may get up to so many times its rank, but has no more directions than inputs.
+    config.rho = min(config.rho, narrowest / rank)
     # PEFT takes no batch with fewer tokens than it looks for directions, and waits for one.
-    most = 2 * round(rho * max(rank for layer in layers for rank in layer.r.values()))
+    most = 2 * round(config.rho * rank)
     batches = _batches(rows, most, next(model.parameters()).device)
     if not batches:
         raise UserError(
