@@ -364,8 +364,14 @@ def train(
     return run
 
 
-def find_run(run: RunLike, trust: bool = False) -> Run:
-    """The run that a program names: as such, or by its folder.
+def find_run(
+    run: RunLike, base_model: str | None = None, trust: bool = False, on_event: OnEvent = ignore
+) -> Run:
+    """The run that a program names: as such, by its folder, or by a PEFT folder of another tool.
+
+    Args:
+        base_model: the base of a PEFT folder that does not say its own, or says a place that is gone.
+        trust: trust what the run of someone else asks for, from now on (SECURITY.md).
 
     Args:
         trust: trust what the run of someone else asks for, from now on (SECURITY.md).
@@ -373,7 +379,17 @@ def find_run(run: RunLike, trust: bool = False) -> Run:
     Raises:
         UserError: there is no run folder there.
     """
-    found = run if isinstance(run, Run) else open_run(user_path(str(run)))
+    if isinstance(run, Run):
+        found = run
+    else:
+        path = user_path(str(run))
+        if base_model is None and not (path / "adapter_config.json").is_file():
+            found = open_run(path)
+        else:
+            from luthier.models.foreign import open_tuned
+
+            runtime.prepare()
+            found = open_tuned(path, base_model, on_event)
     if trust:
         found.trust()
     return found
@@ -388,6 +404,7 @@ def evaluate(
     probe: bool | None = None,
     tasks: Sequence[str] = (),
     tasks_limit: int | None = None,
+    base_model: str | None = None,
     trust: bool = False,
     on_event: OnEvent = ignore,
 ) -> Evaluation:
@@ -399,7 +416,7 @@ def evaluate(
         adapter_scale: multiplies what the adapter adds.
         probe: whether to look for forgetting; None: as the recipe says.
         tasks: of lm-evaluation-harness, and ``tasks_limit`` rows of each.
-        trust: as ``find_run``.
+        base_model, trust: see ``find_run``.
 
     Raises:
         UserError: the run has not finished, or a row, a metric or the scale is wrong.
@@ -409,7 +426,7 @@ def evaluate(
     from luthier.evaluate.report.page import write_report
 
     runtime.prepare()
-    found = find_run(run, trust)
+    found = find_run(run, base_model, trust, on_event)
     evaluation = evaluate_run(
         found,
         None if data is None else str(data),
@@ -555,12 +572,16 @@ def check_data(
 
 
 def load(
-    run: RunLike, *, adapter_scale: float = 1.0, trust: bool = False, on_event: OnEvent = ignore
+    run: RunLike,
+    *,
+    adapter_scale: float = 1.0,
+    base_model: str | None = None,
+    trust: bool = False,
+    on_event: OnEvent = ignore,
 ) -> "TunedModel":
     """The tuned model of a finished run, with its tokenizer and a way to its base.
 
-    Args:
-        trust: as ``find_run``.
+    ``base_model``, ``trust``: see ``find_run``.
 
     Raises:
         UserError: the run has not finished, or a file of it is damaged.
@@ -569,7 +590,7 @@ def load(
     from luthier.models.tuned import load_tuned
 
     runtime.prepare()
-    return load_tuned(find_run(run, trust), adapter_scale, on_event)
+    return load_tuned(find_run(run, base_model, trust, on_event), adapter_scale, on_event)
 
 
 def generate(
@@ -623,6 +644,7 @@ def merge(
     runs: RunLike | Sequence[RunLike],
     out: Path | str,
     *,
+    base_model: str | None = None,
     trust: bool = False,
     on_event: OnEvent = ignore,
     **options: Any,
@@ -630,21 +652,21 @@ def merge(
     """Fold adapters into their base: one folder that Transformers loads alone, and how it compares.
 
     Args:
-        trust: as ``find_run``.
+        base_model, trust: see ``find_run``.
         options: ``dtype``, ``onto``, ``weights``, ``combination``, ``density``,
             ``max_shard_bytes``, ``check_rows``; see ``MergeOptions``.
 
     Raises:
         UserError: the runs do not go together, or ``out`` exists.
+        CheckFailed: what was merged answers otherwise than base and adapter.
     """
     from luthier.export.merge import MergeOptions
     from luthier.export.merge import merge as merge_runs
 
     runtime.prepare()
     several = [runs] if isinstance(runs, Run | Path | str) else runs
-    return merge_runs(
-        [find_run(run, trust) for run in several], Path(out), MergeOptions(**options), on_event
-    )
+    found = [find_run(run, base_model, trust, on_event) for run in several]
+    return merge_runs(found, Path(out), MergeOptions(**options), on_event)
 
 
 def export(
@@ -654,6 +676,7 @@ def export(
     *,
     types: "Sequence[GgufType]" = ("q8_0",),
     check_rows: int = 64,
+    base_model: str | None = None,
     trust: bool = False,
     on_event: OnEvent = ignore,
 ) -> Exported:
@@ -661,7 +684,7 @@ def export(
 
     Args:
         out: folder to write; None: one inside the run.
-        trust: as ``find_run``.
+        base_model, trust: see ``find_run``.
 
     Raises:
         UserError: the model cannot be written in that form, or the folder exists.
@@ -669,7 +692,8 @@ def export(
     from luthier.export.export import export as export_run
 
     runtime.prepare()
-    found = find_run(run, trust)
-    folder = found.export_path(to) if out is None else Path(out)
+    found = find_run(run, base_model, trust, on_event)
+    place = run if isinstance(run, Run) else Run(user_path(str(run)))
+    folder = place.export_path(to) if out is None else Path(out)
     done = export_run(found, to, folder, types, check_rows, on_event)
     return Exported.model_validate(done)

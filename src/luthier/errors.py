@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The user stopped a run and everything was saved; the command line exits with 130."""
+
+
+class CheckFailed(UserError):
+    """What was made does not pass its own check, so it was not written; the message is complete."""

@@ -38,8 +38,12 @@ def prepare() -> None:
     waits = "OMP_WAIT_POLICY" in os.environ  # the user's choice, or ours of an earlier call
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _hide_bars()
     # One library's advice to another, told at each model.
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    # Of PEFT, about what is done right here: tied ends that come apart, bases whose biases train.
+    warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+    warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias", UserWarning)
     if not waits and _has_spinning_threads() and _others_are_busy():
         warnings.warn(
             "torch was imported before luthier, so its threads spin while they wait, and other "
@@ -47,6 +51,16 @@ def prepare() -> None:
             "first, or start Python with OMP_WAIT_POLICY=PASSIVE",
             stacklevel=3,
         )
+
+
+def _hide_bars() -> None:
+    """Turn off the bars of libraries that were imported before; they have read their environment."""
+    if os.environ["HF_HUB_DISABLE_PROGRESS_BARS"].upper() not in ("1", "TRUE", "YES", "ON"):
+        return  # the user wants to see them
+    if hub := sys.modules.get("huggingface_hub.utils"):
+        hub.disable_progress_bars()
+    if logging := sys.modules.get("transformers.utils.logging"):
+        logging.disable_progress_bar()
 
 
 def _has_spinning_threads() -> bool:

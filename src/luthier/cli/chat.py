@@ -25,7 +25,8 @@ from luthier.cli.generate import (
     TopP,
 )
 from luthier.cli.terminal import terminal
-from luthier.cli.trusting import Trust, open_trusted
+from luthier.cli.trusting import Trust
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.files import user_path, write_jsonl
 
@@ -58,6 +59,7 @@ def chat(
     base: Base = False,
     compare: Compare = False,
     adapter_scale: AdapterScale = 1.0,
+    base_model: BaseModel = None,
     trust: Trust = False,
 ) -> None:
     """Chat with a tuned model; answers are streamed.
@@ -67,7 +69,7 @@ def chat(
 
     Example: `luthier chat runs/first --system "Answer in one line."`
     """
-    run = open_trusted(run_path, trust)
+    run = open_tuned(run_path, base_model, trust)
     from luthier.api import Sampling, load_tuned
 
     if not run.provenance().learned_turns:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from luthier.cli.app import AdapterScale, Json, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
-from luthier.cli.trusting import Trust, open_trusted
+from luthier.cli.trusting import Trust
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.records import AnsweredRow, Evaluation
 from luthier.records.evaluation import (
     AnyCompared,
@@ -58,6 +59,7 @@ def evaluate(
     ] = None,
     trust: Trust = False,
     samples: Annotated[int, typer.Option(min=0, help="Answers to show side by side.")] = 4,
+    base_model: BaseModel = None,
     as_json: Json = False,
 ) -> None:
     """Compare the tuned model with its base on held-out rows, and say how certain the result is.
@@ -70,7 +72,7 @@ def evaluate(
 
     Example: `luthier evaluate runs/first --data test.jsonl --metrics exact_match,chrf`
     """
-    run = open_trusted(run_path, trust)
+    run = open_tuned(run_path, base_model, trust)
     from luthier.api import evaluate_run
 
     with terminal() as on_event:

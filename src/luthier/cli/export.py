@@ -9,10 +9,12 @@ from rich.table import Table
 from luthier.api import GgufType, Shape
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
-from luthier.cli.trusting import Trust, open_trusted
+from luthier.cli.trusting import Trust
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.events import during
 from luthier.perplexity import perplexity
+from luthier.run import Run
 
 
 @app.command()
@@ -40,6 +42,7 @@ def export(
     public: Annotated[
         bool, typer.Option("--public", help="Make the uploaded repository public.")
     ] = False,
+    base_model: BaseModel = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +58,6 @@ def export(
 
     Example: `luthier export runs/first --to gguf --type f16 --type q4_0`
     """
-    run = open_trusted(run_path, trust)
     if types and shape not in ("gguf", "ollama"):
         raise UserError(f"--type is for GGUF weights; --to {shape} has no --type")
     if shape == "ollama" and types and len(types) > 1:
@@ -67,9 +69,10 @@ def export(
         )
     if public and push is None:
         raise UserError("--public needs a repository to upload to: add --push owner/name")
+    run = open_tuned(run_path, base_model, trust)
     from luthier.api import export_run
 
-    folder = to or run.export_path(shape)
+    folder = to or Run(run_path).export_path(shape)
     chosen = cast(list[GgufType], list(dict.fromkeys(types or ["q8_0"])))
     with terminal() as on_event:
         result = export_run(run, shape, folder, chosen, check_rows, on_event)

@@ -9,7 +9,8 @@ import typer
 
 from luthier.cli.app import AdapterScale, Json, app, err, out, print_json
 from luthier.cli.terminal import terminal
-from luthier.cli.trusting import Trust, open_trusted
+from luthier.cli.trusting import Trust
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import Interrupted, UserError
 from luthier.events import OnEvent, during
 from luthier.run import Run
@@ -58,6 +59,7 @@ def generate(
     base: Base = False,
     compare: Compare = False,
     adapter_scale: AdapterScale = 1.0,
+    base_model: BaseModel = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -70,9 +72,9 @@ def generate(
     To answer a file (after Ctrl-C or a kill the same command goes on where it stopped):
     `luthier generate runs/demo --input questions.jsonl --output answers.jsonl`
     """
-    run = open_trusted(run_path, trust)
     if (source is None) != (output is None) or (source is None) == (not prompt):
         raise UserError("give either --prompt, or --input and --output")
+    run = open_tuned(run_path, base_model, trust)
     from luthier.api import Messages, Sampling, answer_all
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)

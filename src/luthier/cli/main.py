@@ -32,7 +32,7 @@ from luthier.cli import (  # noqa: F401  # they register
     train,
 )
 from luthier.cli.app import app, err
-from luthier.errors import Interrupted, UserError
+from luthier.errors import CheckFailed, Interrupted, UserError
 
 # Wrong options and commands; Typer carries its own copy of Click and names only some of its errors.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -71,7 +71,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, CheckFailed) else 2)
     except Interrupted as stop:
         err.print(str(stop), style="yellow", highlight=False, markup=False, soft_wrap=True)
         sys.exit(130)

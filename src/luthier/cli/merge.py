@@ -10,7 +10,8 @@ from rich.table import Table
 from luthier.api import Combination, Onto
 from luthier.cli.app import Json, app, out, print_json
 from luthier.cli.terminal import terminal
-from luthier.cli.trusting import Trust, open_trusted
+from luthier.cli.trusting import Trust
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.perplexity import perplexity
 
@@ -50,6 +51,7 @@ def merge(
     check_rows: Annotated[
         int, typer.Option(min=0, help="Held-out rows to compare outputs on; 0: no comparison.")
     ] = 64,
+    base_model: BaseModel = None,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +65,7 @@ def merge(
 
     Several: `luthier merge runs/a runs/b --weights 0.7,0.3 --combination svd --out both`
     """
-    runs = [open_trusted(path, trust) for path in run_paths]
+    runs = [open_tuned(path, base_model, trust) for path in run_paths]
     import torch
 
     from luthier.api import MergeOptions, merge_runs

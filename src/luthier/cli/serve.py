@@ -9,7 +9,8 @@ import typer
 
 from luthier.cli.app import app, out
 from luthier.cli.terminal import terminal
-from luthier.cli.trusting import Trust, open_trusted
+from luthier.cli.trusting import Trust
+from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.events import during
 
@@ -60,6 +61,7 @@ def serve(
         Literal["own", "vllm"],
         typer.Option(help="`vllm`: use vLLM's server, on a GPU (not run yet)."),
     ] = "own",
+    base_model: BaseModel = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With `--engine vllm`: only print its command.")
     ] = False,
@@ -73,12 +75,11 @@ def serve(
     `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")`
     """
     key = _key(api_key_env)
-    from luthier.api import Limits, bind, check_address, parse_served_run
+    from luthier.api import Limits, bind, check_address
 
     check_address(host, key)
     _check_adapters(adapters, key, engine)
-    for text in runs:
-        open_trusted(parse_served_run(text)[1], trust)
+    runs = [_named(text, base_model, trust) for text in runs]
     if engine == "vllm":
         from luthier.api import hand_over_to_vllm, vllm_command
 
@@ -123,6 +124,15 @@ def _check_adapters(folder: Path | None, key: str | None, engine: str) -> None:
         raise UserError("--adapters lets clients load adapters, so it needs --api-key-env")
     if engine != "own":
         raise UserError("--adapters is for our own engine, not for --engine vllm")
+
+
+def _named(text: str, base_model: str | None, trust: bool) -> str:
+    """``NAME=FOLDER`` of a run as it is, of a PEFT folder with the run that stands for it."""
+    name, equals, place = text.partition("=")
+    if not equals or Path(text).exists():
+        name, place = Path(text).resolve().name, text
+    run = open_tuned(Path(place), base_model, trust)
+    return text if run.root == Path(place) else f"{name}={run.root}"
 
 
 def _key(variable: str | None) -> str | None:

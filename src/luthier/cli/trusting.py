@@ -20,16 +20,24 @@ Trust = Annotated[
 
 
 def open_trusted(path: Path, trust: bool, *, to_train: bool = False) -> Run:
-    """The run at ``path``; in a terminal a person is asked once whether to trust it.
-
-    Args:
-        to_train: also what only training acts on.
+    """The run at ``path``, trusted: see ``trusted``.
 
     Raises:
         UserError: there is no run folder there.
         Untrusted: the run needs consent that was not given.
     """
-    run = open_run(path)
+    return trusted(open_run(path), trust, to_train=to_train)
+
+
+def trusted(run: Run, trust: bool, *, to_train: bool = False) -> Run:
+    """``run``; in a terminal a person is asked once whether to trust it.
+
+    Args:
+        to_train: also what only training acts on.
+
+    Raises:
+        Untrusted: the run needs consent that was not given.
+    """
     if trust:
         run.trust(to_train=to_train)
     try:
@@ -37,9 +45,8 @@ def open_trusted(path: Path, trust: bool, *, to_train: bool = False) -> Run:
     except Untrusted as untrusted:
         if not (sys.stdin.isatty() and err.is_terminal):
             raise
-        err.print(
-            f"{path} was not trained here by you. It asks for:", markup=False, highlight=False
-        )
+        told = f"{run.root} was not trained here by you. It asks for:"
+        err.print(told, markup=False, highlight=False)
         err.print(untrusted.asks, markup=False, highlight=False, soft_wrap=True)
         if not typer.confirm("Do you trust it?", err=True):
             raise

@@ -40,7 +40,9 @@ class BaseWeights:
         trust_remote_code: bool,
     ) -> None:
         self.weights = Weights(folder)
-        self._model, self._onto, self._dtype = model, onto, dtype
+        self._onto, self._dtype = onto, dtype
+        # Asked now: an adapter will wrap these layers.
+        self._transposed = {n for n, m in model.named_modules() if isinstance(m, Conv1D)}
         self._quantization = quantization if onto == "trained" else None
         self._four_bit: set[str] = set()
         if self._quantization is not None:
@@ -67,7 +69,7 @@ class BaseWeights:
     def _through_4bit(self, layer: str, tensor: Tensor) -> Tensor:
         assert self._quantization is not None
         device = pick_device()  # the GPU's rounding and the processor's are not quite the same
-        rows = tensor.T if isinstance(self._model.get_submodule(layer), Conv1D) else tensor
+        rows = tensor.T if layer in self._transposed else tensor
         if device.type == "cpu":
             refuse_cut_blocks(layer, rows.shape[1], _BLOCK)
         expanded = through_4bit(rows.to(device), self._quantization, _BLOCK).cpu()

@@ -3,6 +3,7 @@
 Tensor by tensor, in float32, by PEFT's own formulas; at most one shard is in memory.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from transformers import GenerationConfig
 
 from luthier.data.spans import stop_token_ids
 from luthier.data.tokens import TokenRow
-from luthier.errors import UserError
+from luthier.errors import CheckFailed, UserError
 from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
 from luthier.export.combine import combine
@@ -96,6 +97,7 @@ def merge(
     Raises:
         UserError: a run has not finished, the runs do not share a base, ``out`` is in use, or a
             weight is non-finite.
+        CheckFailed: what was merged answers otherwise than base and adapter.
     """
     refuse_occupied(out)
     recipe = _common_recipe(runs, bool(options.weights))
@@ -117,12 +119,37 @@ def merge(
                 combine(
                     model, weights, options.combination, options.density, recipe.train.seed, adapter
                 )
-        merged = _write(runs[0], adapter, out, options, on_event)
-        if rows:
-            merged.checks.update(_compare(runs[0], recipe, adapter, merged, rows, on_event))
-    if len(runs) == 1:
-        write_card(runs[0], out, "safetensors", _facts(merged))
+        with staged_folder(out) as folder:
+            merged = _write(runs[0], adapter, folder, out, options, on_event)
+            if rows:
+                checks = _compare(runs[0], recipe, adapter, folder, merged.dtype, rows, on_event)
+                _refuse_another_model(checks, merged)
+                merged.checks.update(checks)
+            if len(runs) == 1:
+                write_card(runs[0], folder, "safetensors", _facts(merged))
     return merged
+
+
+# Nats per token that rounding the weights may cost: float32, and the 16-bit formats.
+_MOST_KL = {"float32": 1e-3}
+_MOST_KL_ROUNDED = 0.05
+
+
+def _refuse_another_model(checks: dict[str, Difference], merged: Merged) -> None:
+    """Raise where a merged model is not base and adapter; onto the published base it need not be."""
+    most = _MOST_KL.get(merged.dtype, _MOST_KL_ROUNDED)
+    for name, check in checks.items():
+        if merged.onto == "original" and merged.layers and math.isfinite(check.loss_after):
+            continue
+        if not check.kl <= most:
+            raise CheckFailed(
+                f"the merged model does not answer as base and adapter do, so nothing was written: "
+                f"on rows of {name} the loss goes from {check.loss_before:.4f} to "
+                f"{check.loss_after:.4f} nats per token (KL {check.kl:.2g}), and the most likely "
+                f"token is the same at {check.same_top:.1%} of {check.positions} positions. "
+                "Use the adapter beside its base instead, and report this with the adapter's "
+                "adapter_config.json"
+            )
 
 
 def _facts(merged: Merged) -> dict[str, Any]:
@@ -190,10 +217,12 @@ def _what_it_learned_on(run: Run) -> dict[str, Any]:
 def _write(
     run: Run,
     adapter: Path,
+    folder: Path,
     out: Path,
     options: MergeOptions,
     on_event: OnEvent,
 ) -> Merged:
+    """Write to ``folder`` what will be ``out``."""
     dtype = options.dtype or run_dtype(run)
     with during("opening the weights", on_event):
         model = TunedWeights(run, adapter, options.onto)
@@ -211,22 +240,15 @@ def _write(
             raise UserError(f"{name} does not fit {dtype}: its largest is {value.abs().max():g}")
         return cast
 
-    with staged_folder(out) as folder:
-        size = write_shards(
-            folder,
-            plan,
-            make,
-            options.max_shard_bytes,
-            on_event,
-        )
-        write_companions(folder, model, dtype)
+    size = write_shards(folder, plan, make, options.max_shard_bytes, on_event)
+    write_companions(folder, model, dtype)
     return Merged(
         folder=out,
         dtype=str(dtype).removeprefix("torch."),
         onto=model.onto,
         layers=model.layers,
         bytes=size,
-        files=len(list(out.glob("*.safetensors"))),
+        files=len(list(folder.glob("*.safetensors"))),
         untied=model.untied,
     )
 
@@ -234,8 +256,8 @@ def _write(
 def write_companions(folder: Path, model: TunedWeights, dtype: torch.dtype) -> None:
     """All of a model folder but its weights: config, generation settings, tokenizer, own code.
 
-    The generation settings stop at what the chat template ends a turn with, so that the folder
-    answers as it was trained wherever it is loaded.
+    The generation settings stop where the base's own do, and at what the chat template ends a turn
+    with, so that the folder answers as it was trained wherever it is loaded.
     """
     config, source, tokenizer = model.config, model.source, model.tokenizer
     config.dtype = dtype
@@ -244,7 +266,11 @@ def write_companions(folder: Path, model: TunedWeights, dtype: torch.dtype) -> N
         generation = GenerationConfig.from_pretrained(str(source), local_files_only=True)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
-    generation.eos_token_id = stop_token_ids(tokenizer)
+    own = generation.eos_token_id
+    if own is None:
+        own = config.get_text_config().eos_token_id
+    ends = own if isinstance(own, list) else [] if own is None else [own]
+    generation.eos_token_id = list(dict.fromkeys([*ends, *stop_token_ids(tokenizer)]))
     generation.pad_token_id = tokenizer.pad_token_id
     try:
         generation.save_pretrained(str(folder))
@@ -263,11 +289,12 @@ def _compare(
     run: Run,
     recipe: Recipe,
     adapter: Path,
-    merged: Merged,
+    folder: Path,
+    dtype: str,
     rows: dict[str, list[TokenRow]],
     on_event: OnEvent,
 ) -> dict[str, Difference]:
-    """Base and adapter against the merged model, on held-out rows of each run."""
+    """Base and adapter against the merged model in ``folder``, on held-out rows of each run."""
     if recipe.method.name == "full":
         before_model: nn.Module = load_model(
             run.model_path,
@@ -285,8 +312,8 @@ def _compare(
     }
     del before_model
     after_model = load_model(
-        merged.folder,
-        getattr(torch, merged.dtype),
+        folder,
+        getattr(torch, dtype),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
         on_event=on_event,

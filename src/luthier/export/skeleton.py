@@ -23,8 +23,10 @@ def skeleton(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedMod
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             # Not on the meta device: PEFT moves an adapter to where its layer is. It also stores
-            # the base's embedding beside an adapter on it, which then needs room of its own.
-            value = torch.zeros(parameter.shape) if module in ends else _one_zero(parameter.shape)
+            # the base's embedding beside an adapter on it, and biases that train, which then need
+            # room of their own.
+            own = module in ends or parameter.ndim < 2
+            value = torch.zeros(parameter.shape) if own else _one_zero(parameter.shape)
             module.register_parameter(name, nn.Parameter(value, requires_grad=False))
     return model
 

@@ -1,17 +1,15 @@
 """The weights of a finished run, tensor by tensor, its adapter folded in."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig
 
-from luthier.errors import UserError
 from luthier.export.base import BaseWeights, config_of
+from luthier.export.changes import Changes
 from luthier.export.options import Onto
-from luthier.export.skeleton import lora_layers, skeleton
+from luthier.export.skeleton import skeleton
 from luthier.models.adapters import load_adapter
 from luthier.models.load import load_tokenizer, quantization
 from luthier.models.source import resolve
@@ -21,14 +19,16 @@ from luthier.run import Run
 
 
 class TunedWeights:
-    """W + scale · B A for each adapted layer and W elsewhere, in float32, one tensor in memory.
+    """W + scale · B A for each adapted layer, what was trained whole as it was trained, and W elsewhere.
+
+    In float32, one tensor in memory.
 
     Attributes:
         config: as it has to be written beside these weights.
         source: folder of the frozen weights.
         tokenizer: with the chat template that the run trained with.
         onto: what the frozen weights are (``base.py``).
-        layers: how many layers an adapter is folded into.
+        layers: how many layers an adapter changes.
         untied: the output layer has weights of its own here, since an adapter changed one end alone.
         parameters: names of all tensors, as the model calls them.
 
@@ -47,10 +47,11 @@ class TunedWeights:
         model = skeleton(self.config, trust)
         quantised = quantization(recipe.method, compute)
         self._base = BaseWeights(self.source, model, self.onto, compute, quantised, trust)
-        self._adapted: dict[str, LoraLayer] = {}
+        self._changes: Changes | None = None
         if not full:
-            self._adapted = lora_layers(load_adapter(model, adapter or run.adapter_path))
-        self.layers = len(self._adapted)
+            folder = adapter or run.adapter_path
+            self._changes = Changes(load_adapter(model, folder), folder, self._base.names)
+        self.layers = len(self._changes) if self._changes is not None else 0
         self.untied = self._needs_own_head()
         if self.untied:
             self.config.tie_word_embeddings = False
@@ -58,9 +59,14 @@ class TunedWeights:
         self.parameters = [
             name for name in self._base.names if self.untied or name != self._base.tied_head
         ]
+        self.config.get_text_config().vocab_size = self.shape(self._base.ends[0])[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._base.weights.shapes[self._base.names[name]]
+        shape = self._base.weights.shapes[self._base.names[name]]
+        if name not in self._base.ends or self._changes is None:
+            return shape
+        rows = max(self._changes.rows(end) or 0 for end in self._base.ends)
+        return (rows or shape[0], *shape[1:])
 
     def stored_dtype(self, name: str) -> torch.dtype:
         return self._base.weights.dtypes[self._base.names[name]]
@@ -71,16 +77,18 @@ class TunedWeights:
     def __call__(self, name: str) -> Tensor:
         """The value of a parameter; float32 where it is a real number."""
         value = self._base(name)
-        layer, _, leaf = name.rpartition(".")
-        if layer in self._adapted and leaf == "weight":
-            return _fold(layer, self._adapted[layer], value)
-        return value
+        if self._changes is None:
+            return value
+        missing = self.shape(name)[0] - len(value) if name in self._base.ends else 0
+        if missing > 0:  # rows of new tokens, which the adapter fills
+            value = torch.cat([value, value.new_zeros(missing, value.shape[1])])
+        return self._changes.apply(name, value)
 
     def _needs_own_head(self) -> bool:
-        if self._base.tied_head is None:
+        head = self._base.tied_head
+        if head is None or self._changes is None:
             return False
-        ends = {name.removesuffix(".weight") for name in self._base.ends}
-        return bool(ends & set(self._adapted))
+        return self._changes.set_apart(self._base.ends[0], head)
 
 
 def base_of(run: Run, recipe: Recipe) -> tuple[Path, PreTrainedConfig]:
@@ -90,19 +98,3 @@ def base_of(run: Run, recipe: Recipe) -> tuple[Path, PreTrainedConfig]:
     else:
         folder = resolve(recipe.model.source, recipe.model.revision).folder
     return folder, config_of(folder, recipe.model.trust_remote_code)
-
-
-def _fold(name: str, layer: LoraLayer, weight: Tensor) -> Tensor:
-    """The layer's weight with its adapter in it, by PEFT's own ``merge``."""
-    inner: Any = layer.get_base_layer()
-    empty = inner.weight
-    inner.weight = nn.Parameter(weight, requires_grad=False)
-    try:
-        layer.merge(safe_merge=True)
-    except ValueError as error:
-        raise UserError(f"the adapter of {name} does not merge: {error}") from error
-    finally:
-        folded: Tensor = inner.weight.data
-        inner.weight = empty
-        layer.merged_adapters.clear()  # so that the same tensor can be asked for again
-    return folded

@@ -34,6 +34,8 @@ _DTYPES = {
 class Weights:
     """The tensors of a Transformers folder by name; only one tensor at a time is in memory.
 
+    ``file`` names the one file of the folder to read, for an adapter.
+
     Attributes:
         shapes: name → shape.
         dtypes: name → dtype.
@@ -42,17 +44,17 @@ class Weights:
         UserError: the folder has no safetensors file, or one of them is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: str | None = None) -> None:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
-        for file in _weight_files(folder):
-            for name, entry in _header(file).items():
+        for path in [folder / file] if file is not None else _weight_files(folder):
+            for name, entry in _header(path).items():
                 if entry["dtype"] not in _DTYPES:
                     raise UserError(
-                        f"{file}: {name} is stored as {entry['dtype']}, which is not a numeric type"
+                        f"{path}: {name} is stored as {entry['dtype']}, which is not a numeric type"
                     )
-                self._files[name] = file
+                self._files[name] = path
                 self.shapes[name] = tuple(entry["shape"])
                 self.dtypes[name] = _DTYPES[entry["dtype"]]
 

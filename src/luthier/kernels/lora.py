@@ -67,6 +67,8 @@ def is_known(layer: nn.Module) -> bool:
     base = layer.get_base_layer()
     if not is_4bit(base) and not (isinstance(layer, LoraLinear) and type(base) is nn.Linear):
         return False
+    if base.bias is not None and base.bias.requires_grad:  # it would get no gradient
+        return False
     active = layer.active_adapters
     return (
         len(active) == 1

@@ -65,3 +65,9 @@ KNOWN_MODELS = {
         ),
     ]
 }
+
+
+def public_name(source: str) -> str:
+    """What others call the model that a recipe names: its id on the hub, else what it says."""
+    known = KNOWN_MODELS.get(source)
+    return known.hub_id if known else source

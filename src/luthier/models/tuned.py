@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
-from luthier.models.adapters import load_adapter, scale_adapter
+from luthier.models.adapters import changes_bases_biases, load_adapter, scale_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization, template_hash
 from luthier.models.source import resolve
@@ -36,6 +36,8 @@ class TunedModel:
         self._run = run
         self._on_event = on_event
         self._base: PreTrainedModel | None = None
+        # Trained biases are written over the base's, so that without its adapter it is not the base.
+        self._biases = isinstance(tuned, PeftModel) and changes_bases_biases(run.adapter_path)
 
     @property
     def learned_turns(self) -> bool:
@@ -45,7 +47,7 @@ class TunedModel:
     @contextmanager
     def as_base(self) -> Iterator[PreTrainedModel | PeftModel]:
         """The model before tuning: the adapter off, or the base loaded when first wanted."""
-        if isinstance(self.tuned, PeftModel):
+        if isinstance(self.tuned, PeftModel) and not self._biases:
             with self.tuned.disable_adapter():
                 yield self.tuned
             return

@@ -14,6 +14,7 @@ from luthier.data.batches import IGNORED, Batch, Item, collate
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.kernels.head import HeadLoss
+from luthier.models.adapters import adds_nothing
 from luthier.objectives.objective import Parts, mean_over
 from luthier.objectives.supervised import loss_sum
 
@@ -65,13 +66,17 @@ def few_short(rows: Sequence[TokenRow]) -> list[TokenRow]:
 
 @torch.no_grad()
 def plain_loss(model: PreTrainedModel | PeftModel, rows: Sequence[TokenRow]) -> float:
-    """Mean loss (nats per supervised token) the plain way: row by row, from all logits, no adapter."""
+    """Mean loss (nats per supervised token) the plain way: row by row, from all logits, no adapter.
+
+    With the adapter where it does not begin as nothing (PiSSA, OLoRA, LoftQ).
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     total, count = 0.0, 0
     try:
-        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        silent = isinstance(model, PeftModel) and adds_nothing(model)
+        with model.disable_adapter() if silent else nullcontext():
             for row in rows:
                 ids = torch.tensor([row.input_ids], device=device)
                 labels = torch.tensor(row.input_ids, device=device)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from luthier.kernels.nf4 import is_4bit
 from luthier.models.adapters import attach_adapter
+from luthier.models.names import choose_trained
 from luthier.recipe import MethodGroup
 
 _BLOCK = 64  # weights that share a quantisation constant
@@ -20,10 +21,12 @@ def meta_model(
     method: MethodGroup,
     dtype: torch.dtype,
     trained: torch.dtype = torch.float32,
+    tokens: int = 0,
 ) -> PreTrainedModel | PeftModel:
     """The model of ``config``, ready to train by ``method``, on the meta device.
 
-    ``dtype`` is that of frozen weights, ``trained`` that of weights that train as a whole.
+    ``dtype`` is that of frozen weights, ``trained`` that of weights that train as a whole; the rows
+    of ``tokens`` tokens train beside an adapter.
 
     Attached by the same code that trains, so that adapters and frozen parts are those of a real run.
     """
@@ -34,7 +37,10 @@ def meta_model(
         )
         if method.name == "qlora":
             _quantise(model, method, dtype)
-        ready = model if whole else attach_adapter(model, method, on_meta=True)
+        if whole:
+            choose_trained(model, method)
+            return model.train()
+        ready = attach_adapter(model, method, on_meta=True, tokens=range(tokens))
     return ready.train()
 
 

@@ -7,17 +7,16 @@ from transformers import PreTrainedConfig
 
 from luthier.data.batches import RowDataset
 from luthier.data.prepare import Prepared, prepare
-from luthier.data.template import set_template
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.known import KNOWN_MODELS
-from luthier.models.load import load_tokenizer
 from luthier.models.pull import cached
 from luthier.models.source import resolve
 from luthier.plan.catalogues import Accelerator, as_on_gpu, find_config
 from luthier.plan.job import Job, check_length, job_from_lengths, job_from_shape
 from luthier.recipe import Recipe
+from luthier.train.setup import load_prepared_tokenizer
 
 
 def dtype_on(asked: str, accelerator: Accelerator, here: bool) -> torch.dtype:
@@ -50,8 +49,7 @@ def job_of_recipe(
             f"assumes 1,000 rows of data.max_length ({recipe.data.max_length:,}) tokens"
         )
         return job_from_shape(recipe, config, dtype, rows=1000), assumed
-    tokenizer = load_tokenizer(folder, trusted)
-    set_template(tokenizer, recipe.data)
+    tokenizer = load_prepared_tokenizer(recipe, folder).tokenizer
     return job_of_data(recipe, prepare(recipe, tokenizer, on_event), config, dtype), None
 
 

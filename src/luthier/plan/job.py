@@ -39,6 +39,7 @@ class Job:
     tokens: int
     steps: int
     kernels: KernelsGroup
+    tokens_added: int = 0
 
     def step(self, lengths: Sequence[int]) -> Step:
         """Simulate one micro-batch of rows of ``lengths`` tokens, and the optimiser's step."""
@@ -51,6 +52,7 @@ class Job:
             self.gradient_checkpointing,
             self.optimizer_in_backward,
             self.kernels,
+            self.tokens_added,
         )
         return simulate(self.config, self.method, work)
 
@@ -115,6 +117,7 @@ def job_from_lengths(
         tokens=round(tokens * steps / per_epoch),
         steps=steps,
         kernels=recipe.kernels,
+        tokens_added=len(recipe.data.add_tokens),
     )
 
 

@@ -39,6 +39,7 @@ class Workload:
         lengths: tokens of each row; the batch is laid end to end, without padding.
         supervised: tokens that count in the loss, of all rows together.
         optim: the recipe's name.
+        tokens: whose rows of the embedding train beside an adapter, so many.
     """
 
     lengths: Sequence[int]
@@ -48,6 +49,7 @@ class Workload:
     gradient_checkpointing: bool = False
     optimizer_in_backward: bool = False
     kernels: KernelsGroup = field(default_factory=KernelsGroup)
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
             a layer, or the model has an operation that cannot be simulated (experts in float32).
     """
-    model = meta_model(config, method, work.dtype, trained_dtype(work.optim))
+    model = meta_model(config, method, work.dtype, trained_dtype(work.optim), work.tokens)
     model.config.use_cache = False
     _check_rank(model, method)
     total, multiplied = _sizes(model)

@@ -8,6 +8,7 @@ explain`, the JSON Schema and docs/recipe.md show them as they stand here.
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -47,6 +48,8 @@ ColumnName = Literal[
     "system", "tools", "chosen", "rejected",
 ]  # fmt: skip
 COLUMN_NAMES: tuple[str, ...] = get_args(ColumnName)
+
+_STARTS = re.compile(r"gaussian|pissa|pissa_niter_\d+|olora|eva|loftq")
 
 # Of generated answers. A name that ends in .py is a file of the user's own.
 METRICS = (
@@ -132,6 +135,53 @@ class MethodGroup(_Group):
         description="layers that get an adapter: all-linear, or names such as [q_proj, v_proj]",
         examples=[["q_proj", "v_proj"]],
     )
+    target_parameters: list[str] = Field(
+        [],
+        description="parameters that get an adapter although they are no layers, such as the experts "
+        "of some models: [mlp.experts.gate_up_proj]; needs method.lora_dropout 0",
+        examples=[["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]],
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        min_length=1,
+        description="numbers of the layers that get an adapter, from 0; without it all do",
+        examples=[[0, 1]],
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="ranks that differ from method.lora_r, by the name of a layer or a regular "
+        "expression",
+        examples=[{"q_proj": 32}],
+    )
+    alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="values that differ from method.lora_alpha, by the name of a layer or a regular "
+        "expression",
+        examples=[{"q_proj": 64}],
+    )
+    modules_to_save: list[str] = Field(
+        [],
+        description="modules beside the adapter that train completely and are saved with it, such as "
+        "[embed_tokens, lm_head]",
+        examples=[["embed_tokens", "lm_head"]],
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none",
+        description="biases that train beside the adapter: none, all, or those of adapted layers",
+    )
+    init_lora_weights: bool | str = Field(
+        True,
+        description="how the adapter begins: true (A random, B zero), gaussian, pissa, pissa_niter_N "
+        "(faster), olora, eva (from the training data), or loftq (qlora: from the error of the 4 "
+        "bits)",
+        examples=["pissa"],
+    )
+    loraplus_lr_ratio: float | None = Field(
+        None,
+        ge=1,
+        description="LoRA+: the adapter's B learns this many times as fast as its A",
+        examples=[16],
+    )
     use_rslora: bool = Field(
         False, description="scale the update by lora_alpha / sqrt(lora_r) instead (rsLoRA)"
     )
@@ -144,6 +194,58 @@ class MethodGroup(_Group):
     bnb_4bit_use_double_quant: bool = Field(
         True, description="qlora: quantise the quantisation constants too"
     )
+    train_modules: list[str] = Field(
+        [],
+        description="full: modules or parameters that train, by name or pattern (layers.[0-3], "
+        "*.mlp); the others stay as they are",
+        examples=[["layers.*.mlp", "lm_head"]],
+    )
+    freeze_modules: list[str] = Field(
+        [],
+        description="full: modules or parameters that stay as they are, by name or pattern",
+        examples=[["embed_tokens", "layers.[0-3]"]],
+    )
+
+    @field_validator("init_lora_weights")
+    @classmethod
+    def _known_start(cls, start: bool | str) -> bool | str:
+        if start is True or (isinstance(start, str) and _STARTS.fullmatch(start)):
+            return start
+        raise ValueError(
+            "it takes true, gaussian, pissa, pissa_niter_N (a number of iterations), olora, eva or "
+            f"loftq, not {start!r}"
+        )
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> "MethodGroup":
+        start = str(self.init_lora_weights)
+        if self.name == "qlora" and self.changes_base:
+            raise ValueError(
+                f"method.init_lora_weights {start} takes a part out of the base's weights, which qlora "
+                "keeps in 4 bits; use method.name lora, or method.init_lora_weights loftq"
+            )
+        if self.name == "lora" and start == "loftq":
+            raise ValueError(
+                "method.init_lora_weights loftq makes up for the error of 4-bit weights; use it with "
+                "method.name qlora"
+            )
+        if self.init_lora_weights is not True and self.target_parameters:
+            raise ValueError(
+                f"method.init_lora_weights {start} is for layers, not for method.target_parameters; "
+                "leave it at true"
+            )
+        if self.name != "full" and (self.train_modules or self.freeze_modules):
+            key = "train_modules" if self.train_modules else "freeze_modules"
+            raise ValueError(
+                f"method.{key} is for method.name full; what an adapter changes is chosen by "
+                "method.target_modules, method.layers_to_transform and method.modules_to_save"
+            )
+        return self
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the adapter begins with a part of the base's weights, taken out of them."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
 
 class ReplayGroup(_Group):
@@ -234,6 +336,12 @@ class DataGroup(_Group):
         "skip",
         description="what to do with rows longer than data.max_length; the data report counts them",
     )
+    add_tokens: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="tokens to add to the model's vocabulary where it lacks them, and to train; "
+        "beside an adapter their rows of the embedding train alone",
+        examples=[["<|im_start|>", "<|im_end|>"]],
+    )
     replay: ReplayGroup | None = Field(
         None,
         description="mix general examples into the training rows, against forgetting",
@@ -317,6 +425,13 @@ class TrainGroup(_Group):
         ge=0,
         description="clip the norm of the gradients to this; 0: no clipping",
         examples=[0.3],
+    )
+    neftune_noise_alpha: float | None = Field(
+        None,
+        gt=0,
+        description="NEFTune: in training, add uniform noise of up to alpha / sqrt(tokens of the row x "
+        "hidden size) to the embeddings",
+        examples=[5],
     )
     gradient_checkpointing: bool = Field(
         False,

@@ -24,7 +24,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from luthier.errors import UserError
 from luthier.events import Checkpoint, Note, OnEvent
 from luthier.files import remove_folder, sha256, staged_folder, write_json
-from luthier.models.adapters import inner
+from luthier.models.adapters import inner, save_adapter
+from luthier.models.residual import Start, parted, take_out
 from luthier.run import Run
 from luthier.train.state import State, load_state
 
@@ -148,6 +149,7 @@ class Checkpoints:
     Attributes:
         embedding_rows: of the model as its own folder holds it.
         resumed_from: None in a new run.
+        start: what the adapter began with where that was taken out of the base.
     """
 
     run: Run
@@ -159,6 +161,7 @@ class Checkpoints:
     embedding_rows: int
     resumed_from: Path | None
     on_event: OnEvent
+    start: Start | None = None
 
     def save(self, state: State, best: bool) -> None:
         """Write a checkpoint aside and rename it, then delete those that are no longer kept.
@@ -169,7 +172,10 @@ class Checkpoints:
         target = self.run.checkpoint_path(state.step)
         try:
             with staged_folder(target) as folder:
-                self.model.save_pretrained(str(folder))  # type: ignore[operator]
+                if isinstance(self.model, PeftModel):
+                    save_adapter(self.model, folder, self.start)
+                else:
+                    self.model.save_pretrained(str(folder))  # type: ignore[operator]
                 torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
                 torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
                 if self.scaler is not None:
@@ -203,6 +209,9 @@ class Checkpoints:
             return
         if isinstance(self.model, PeftModel):
             weights = load_peft_weights(str(folder), device="cpu")
+            if self.start is not None:
+                weights, self.start = parted(weights)
+                take_out(self.model, self.start)
             set_peft_model_state_dict(self.model, weights)
         self.optimizer.load_state_dict(_load(folder / "optimizer.pt"))
         self.scheduler.load_state_dict(_load(folder / "scheduler.pt"))

@@ -15,10 +15,16 @@ from luthier.train.bf16_adamw import BF16AdamW
 _NOT_DECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 
 
-def make_optimizer(model: nn.Module, train: TrainGroup, name: str) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, train: TrainGroup, name: str, loraplus_lr_ratio: float | None = None
+) -> Optimizer:
     """The optimiser ``name`` over all that trains in ``model``.
 
     Weight decay spares biases and norms, as in Transformers' Trainer.
+
+    Args:
+        loraplus_lr_ratio: the adapter's B, and vectors beside it, learn so many times as fast as
+            the rest (LoRA+, Hayou et al. 2024).
     """
     rate, decay = train.learning_rate, train.weight_decay
     assert rate is not None and decay is not None  # the recipe filled in the method's
@@ -28,6 +34,17 @@ def make_optimizer(model: nn.Module, train: TrainGroup, name: str) -> Optimizer:
         {"params": [p for n, p in trained if n in decayed], "weight_decay": decay},
         {"params": [p for n, p in trained if n not in decayed], "weight_decay": 0.0},
     ]
+    if loraplus_lr_ratio is not None:
+        fast = {id(p) for n, p in trained if "lora_B" in n or p.ndim == 1}
+        groups = [
+            {
+                "params": [p for p in group["params"] if (id(p) in fast) is faster],
+                "weight_decay": group["weight_decay"],
+                "lr": rate * loraplus_lr_ratio if faster else rate,
+            }
+            for faster in (False, True)
+            for group in groups
+        ]
     if name == "adamw_bf16":
         return BF16AdamW(groups, lr=rate)
     if name == "adafactor":

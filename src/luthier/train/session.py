@@ -22,7 +22,9 @@ from luthier.kernels.fast import install_checked
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
 from luthier.models.load import load_config
+from luthier.models.residual import start_of
 from luthier.models.source import ResolvedModel
+from luthier.objectives.noise import Noisy
 from luthier.objectives.objective import Objective
 from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
 from luthier.recipe import Recipe
@@ -31,6 +33,7 @@ from luthier.run import Run, save_recipe
 from luthier.runtime import keep_freed_memory
 from luthier.train.checkpoints import Checkpoints, usable_checkpoint
 from luthier.train.course import plan_course
+from luthier.train.first_weights import begin_adapter
 from luthier.train.guards import check_embedding, check_rows
 from luthier.train.loop import Learner, Loop
 from luthier.train.memory import with_micro_batch
@@ -131,7 +134,8 @@ def open_session(asked: Asked) -> Session:
     resolved = resolve_model(recipe, on_event)
     checkpoint = usable_checkpoint(run, on_event)
     begun = run.provenance() if checkpoint is not None else None
-    tokenizer, template = load_prepared_tokenizer(recipe, resolved, begun, on_event)
+    writing = load_prepared_tokenizer(recipe, resolved.folder, begun, on_event)
+    tokenizer, template = writing.tokenizer, writing.template
     if checkpoint is None:
         start = _new(asked, resolved, tokenizer, template)
     else:
@@ -147,7 +151,9 @@ def open_session(asked: Asked) -> Session:
         keep_freed_memory()
 
     set_seed(recipe.train.seed)
-    model = build_model(recipe, resolved, setup, start.checkpoint, on_event)
+    model = build_model(recipe, resolved, setup, start.checkpoint, on_event, writing.tokens)
+    if start.checkpoint is None:
+        begin_adapter(model, recipe.method, resolved.folder, data.train, on_event)
     sizes = trainable_parameters(model)
     on_event(
         Note(
@@ -168,7 +174,9 @@ def open_session(asked: Asked) -> Session:
     course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
     start.write()
 
-    learner = _make_learner(recipe, setup, model, objective, course.max_steps)
+    alpha = recipe.train.neftune_noise_alpha
+    learned = Noisy(objective, alpha) if alpha is not None else objective
+    learner = _make_learner(recipe, setup, model, learned, course.max_steps)
     checkpoints = Checkpoints(
         run,
         model,
@@ -179,6 +187,7 @@ def open_session(asked: Asked) -> Session:
         load_config(resolved.folder, recipe.model.trust_remote_code).get_text_config().vocab_size,
         start.checkpoint,
         on_event,
+        start_of(model) if isinstance(model, PeftModel) and recipe.method.changes_base else None,
     )
     checkpoints.load()
     probe = asked.probe if data.validation else None
@@ -316,7 +325,9 @@ def _make_learner(
     set_seed(train.seed)  # what was drawn before the first step must not matter to it
     if train.gradient_checkpointing:
         recompute_activations(model)
-    optimizer = make_optimizer(model, train, setup.optim)
+    adapted = recipe.method.name != "full"
+    ratio = recipe.method.loraplus_lr_ratio if adapted else None
+    optimizer = make_optimizer(model, train, setup.optim, ratio)
     if train.optimizer_in_backward:
         step_in_backward(optimizer)
     half = setup.dtype == torch.float16

@@ -1,5 +1,6 @@
 """What the recipe asks for, on the device that is there: dtype, optimiser, the model to train."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from luthier.data.pins import pinned_day
 from luthier.data.template import chat_tokens, set_template
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent, ignore
-from luthier.models.adapters import attach_adapter
+from luthier.models.adapters import attach_adapter, begun, fit_embedding
 from luthier.models.dtype import pick_device, pick_dtype, trained_dtype
+from luthier.models.known import public_name
 from luthier.models.load import (
     load_config,
     load_model,
@@ -20,6 +22,8 @@ from luthier.models.load import (
     max_positions,
     quantization,
 )
+from luthier.models.names import choose_trained
+from luthier.models.new_tokens import add_tokens
 from luthier.models.source import ResolvedModel, resolve
 from luthier.recipe import Recipe
 from luthier.records import Provenance
@@ -87,16 +91,37 @@ def choose_setup(recipe: Recipe) -> Setup:
     return Setup(device, dtype, optim, substitutes)
 
 
-def load_prepared_tokenizer(
-    recipe: Recipe, resolved: ResolvedModel, begun: Provenance | None, on_event: OnEvent
-) -> tuple[PreTrainedTokenizerBase, str]:
-    """The tokenizer with the run's chat template on it, and the name of that template.
+@dataclass(frozen=True)
+class Writing:
+    """How a run writes.
 
-    A run that has ``begun`` keeps the day that its template writes.
+    Attributes:
+        tokenizer: with the run's chat template on it, and new tokens.
+        template: the name of that template.
+        tokens: ids of ``data.add_tokens``.
     """
-    tokenizer = load_tokenizer(resolved.folder, recipe.model.trust_remote_code)
-    day = begun.template_date if begun else None
-    template = set_template(tokenizer, recipe.data, day)
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    tokens: list[int]
+
+
+def load_prepared_tokenizer(
+    recipe: Recipe,
+    folder: Path,
+    made: Provenance | None = None,
+    on_event: OnEvent = ignore,
+) -> Writing:
+    """The tokenizer in ``folder`` as the recipe wants it.
+
+    Args:
+        made: of a run that goes on: it keeps the day that its template writes.
+
+    Raises:
+        UserError: it cannot be read, or a new token, the template or a switch of it is wrong.
+    """
+    tokenizer = load_tokenizer(folder, recipe.model.trust_remote_code)
+    template = set_template(tokenizer, recipe.data, made.template_date if made else None)
     tokens = chat_tokens(tokenizer)
     if template == "alpaca" and recipe.data.template == "auto" and tokens:
         on_event(
@@ -108,14 +133,14 @@ def load_prepared_tokenizer(
             )
         )
     pinned = pinned_day(tokenizer.chat_template)
-    if pinned is not None and begun is None:
+    if pinned is not None and made is None:
         on_event(
             Note(
                 f"the chat template writes the day: {pinned} in this run, and whenever it is asked "
                 "(data.template_date)"
             )
         )
-    return tokenizer, template
+    return Writing(tokenizer, template, add_tokens(tokenizer, recipe.data.add_tokens))
 
 
 def recompute_activations(model: PreTrainedModel | PeftModel) -> None:
@@ -146,8 +171,11 @@ def build_model(
     setup: Setup,
     checkpoint: Path | None,
     on_event: OnEvent = ignore,
+    tokens: Sequence[int] = (),
 ) -> PreTrainedModel | PeftModel:
     """The model ready to train by the recipe's method, full models as ``checkpoint`` holds them.
+
+    ``tokens`` are ids of new tokens, whose rows train.
 
     Weights that train are float32, so that updates far smaller than the weights are not rounded
     away (but for ``adamw_bf16``, which rounds them by chance); frozen ones are in ``setup.dtype``,
@@ -164,6 +192,14 @@ def build_model(
         on_event=on_event,
     )
     model.config.use_cache = False
+    fit_embedding(model, 1 + max(tokens, default=-1))
     if trained_whole:
+        choose_trained(model, recipe.method)
         return model
-    return attach_adapter(model, recipe.method)
+    return attach_adapter(
+        model,
+        recipe.method if checkpoint is None else begun(recipe.method, checkpoint),
+        base=public_name(recipe.model.source),
+        revision=recipe.model.revision,
+        tokens=tokens,
+    )
