@@ -20,7 +20,7 @@ USUAL: Usual = {
     "data.on_too_long": Default("excess_length_strategy", "skip", "drop"),
     "data.validation_fraction": Default("val_set_size", 0.0),
 }
-USUAL_ADAPTER: Usual = {"method.lora_dropout": ("lora_dropout", 0.0)}
+USUAL_ADAPTER: Usual = {"method.lora_dropout": Default("lora_dropout", 0.0)}
 _WARMUP = 0.03  # of the steps, and 100 at most
 
 _TOO_LONG = {"drop": "skip", "truncate": "truncate", "raise": "error"}

@@ -165,7 +165,8 @@ class Conversion:
         kept = []
         for entry in self.entries:
             same = entry.outcome == "default" and all(
-                _value(recipe, key) == value for key, value in entry.keys.items()
+                key != "method.name" and _value(recipe, key) == value
+                for key, value in entry.keys.items()
             )
             if same:
                 for key in entry.keys:
