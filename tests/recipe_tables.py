@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from luthier.recipe.elsewhere import PEFT, TOOLS, TRANSFORMERS, counterpart, names_of, without_key
 from luthier.recipe.keys import all_keys, group_purpose
 from luthier.recipe.schema import groups
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
 BEGIN = "<!-- The tables are made by `python tests/recipe_tables.py`. -->\n"
+BEGIN_ELSEWHERE = "<!-- The names are made by `python tests/recipe_tables.py`. -->\n"
+END_ELSEWHERE = "<!-- The end of the names. -->\n"
 
 
 def tables() -> str:
@@ -22,6 +25,37 @@ def tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def names_elsewhere() -> str:
+    """What others call our keys, and what has no key."""
+    tools = [tool for tool in TOOLS if tool != PEFT]
+    lines = ["", f"| here | {' | '.join(tools).replace(TRANSFORMERS, 'Transformers, PEFT')} |"]
+    lines.append("|---" * (len(tools) + 1) + "|")
+    for key in all_keys():
+        named = names_of(key.path)
+        named[TRANSFORMERS] = named.get(TRANSFORMERS, []) + named.pop(PEFT, [])
+        cells = [", ".join(map(_with_value, named.get(tool, []))) for tool in tools]
+        if any(cells):
+            lines.append(f"| `{key.path}` | {' | '.join(cells)} |")
+    lines += ["", "| no key here | why |", "|---|---|"]
+    ours = {key.name for key in all_keys()}
+    for why, names in without_key().items():
+        told = ", ".join(f"`{name}`" for name in names if name not in ours)
+        lines.append(f"| {told} | {why} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _with_value(name: str) -> str:
+    meant = counterpart(name)
+    said = meant.said if meant is not None else None
+    return f"`{name}` ({said.partition(': ')[2]})" if said else f"`{name}`"
+
+
+def page(text: str) -> str:
+    """The page with every table as it should be."""
+    before, _, rest = text.partition(BEGIN_ELSEWHERE)
+    after = rest.partition(END_ELSEWHERE)[2].partition(BEGIN)[0]
+    return before + BEGIN_ELSEWHERE + names_elsewhere() + END_ELSEWHERE + after + BEGIN + tables()
+
+
 if __name__ == "__main__":
-    text = PAGE.read_text("utf-8")
-    PAGE.write_text(text[: text.index(BEGIN) + len(BEGIN)] + tables(), "utf-8")
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")

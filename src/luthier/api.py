@@ -106,7 +106,6 @@ if TYPE_CHECKING:
     from luthier.runs import train_run as train_run
     from luthier.serve.limits import Limits as Limits
     from luthier.serve.models import Models as ServedModels
-    from luthier.serve.models import parse_run as parse_served_run
     from luthier.serve.server import bind as bind
     from luthier.serve.server import check_address as check_address
     from luthier.serve.server import serve as run_server
@@ -199,7 +198,6 @@ __all__ = [
     "merge_runs",
     "mix_data",
     "parse_answers",
-    "parse_served_run",
     "parse_vary",
     "plan",
     "plan_jobs",
@@ -317,7 +315,6 @@ _PARTS = {
     "train_run": ("luthier.runs", "train_run"),
     "Limits": ("luthier.serve.limits", "Limits"),
     "ServedModels": ("luthier.serve.models", "Models"),
-    "parse_served_run": ("luthier.serve.models", "parse_run"),
     "bind": ("luthier.serve.server", "bind"),
     "check_address": ("luthier.serve.server", "check_address"),
     "run_server": ("luthier.serve.server", "serve"),

@@ -148,7 +148,7 @@ def test_one_adapter_without_gradient_is_said(
 def test_a_rate_of_zero_stops_the_run_and_a_low_one_is_said(
     make_recipe: MakeRecipe, train: Train
 ) -> None:
-    with pytest.raises(UserError, match=r"the model would not learn; set train.warmup_ratio=0"):
+    with pytest.raises(UserError, match=r"the model would not learn; set the warm-up \(train"):
         train(make_recipe("train.max_steps=1"))
     notes = Notes()
     train(make_recipe("train.max_steps=2", "train.warmup_ratio=0.99", "run.name=low"), notes)

@@ -7,8 +7,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier.credentials import masked
+from luthier.recipe.elsewhere import counterpart, foreign_names
 
 _SHOWN = 200  # characters of a wrong value in a message
+_NEAR = (
+    0.75  # how alike a word and the one that was meant are: a slip of the hand, not another word
+)
 
 
 def explain_errors(error: ValidationError, keys: Sequence[str], groups: Sequence[str]) -> str:
@@ -28,15 +32,36 @@ def _explain(issue: dict[str, Any], keys: Sequence[str], groups: Sequence[str]) 
         return message
     given = masked(repr(issue["input"]))
     given = given if len(given) <= _SHOWN else given[:_SHOWN] + " …"
+    if len(issue["loc"]) == 1 and issue["type"] == "model_type":
+        return f"'{where}' is a group of keys, so it takes a mapping, not {given}"
     return f"'{where}' is {given}: {message[0].lower()}{message[1:]}"
 
 
 def nearest_key(where: str, keys: Sequence[str], groups: Sequence[str]) -> str:
-    """The end of a message about the unknown key ``where``: the nearest one, else the groups."""
-    leaf = where.rpartition(".")[2]
-    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
-    near = same_leaf or difflib.get_close_matches(where, [*keys, *groups], n=1, cutoff=0.6)
-    if not near:
-        leaves = {key.rpartition(".")[2]: key for key in keys}
-        near = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
-    return f"; did you mean '{near[0]}'?" if near else f"; groups are {', '.join(groups)}"
+    """The end of a message about the unknown key ``where``: what it is here, else the nearest.
+
+    Names of other tools come first: ``batch_size`` is not what is nearest to it.
+    """
+    group, _, leaf = where.rpartition(".")
+    there = counterpart(leaf)
+    if there is not None and there.key is not None:
+        return there.hint
+    ours = [key for key in keys if key.rpartition(".")[2] == leaf]
+    if len(ours) == 1 and not group:
+        return f"; write it under {ours[0].partition('.')[0]}:, as '{ours[0]}'"
+    if ours:
+        return f"; did you mean {' or '.join(map(repr, ours))}?"
+    if there is not None:
+        return there.hint
+    if not group and (near := difflib.get_close_matches(leaf, groups, n=1, cutoff=_NEAR)):
+        return f"; did you mean '{near[0]}'?"
+    beside = {key.rpartition(".")[2]: key for key in keys if key.startswith(f"{group}.")}
+    leaves = {key.rpartition(".")[2]: key for key in keys} | beside
+    for names in (beside, [*leaves, *foreign_names()]):
+        for name in difflib.get_close_matches(leaf, names, n=1, cutoff=_NEAR):
+            if name in leaves:
+                return f"; did you mean '{leaves[name]}'?"
+            meant = counterpart(name)
+            assert meant is not None
+            return meant.hint
+    return f"; groups are {', '.join(groups)}"

@@ -8,6 +8,7 @@ explain`, the JSON Schema and docs/recipe.md show them as they stand here.
 import datetime
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -29,6 +30,7 @@ from luthier.files import user_path
 from luthier.recipe.changes import Changes, merge
 from luthier.recipe.messages import explain_errors
 from luthier.recipe.names import check_names
+from luthier.recipe.schedules import check_phases, check_schedule
 from luthier.recipe.sources import absolute_path, absolute_source
 
 # What differs between the methods. Sources: full 2e-5 (Alpaca, Taori et al. 2023); LoRA 3e-4 (Hu et
@@ -77,11 +79,36 @@ _NEEDED_BY_METRIC = {
 }
 
 
+# Of all steps; where train.warmup_steps is not given.
+_WARMUP_RATIO = 0.1
+
+
 def _as_list(given: Any) -> Any:
     """``none`` and a name alone, as Transformers takes them, too."""
-    if given == "none":
+    if given in ("none", ["none"]):
         return []
     return [given] if isinstance(given, str) else given
+
+
+def _numbers(arguments: Any) -> Any:
+    """YAML reads 1e-5 as text; Pydantic makes numbers only where a key is one."""
+    if not isinstance(arguments, dict):
+        return arguments
+    return {name: _number(value) for name, value in arguments.items()}
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _no_share(steps: Any) -> Any:
+    """Transformers takes a share below 1 as ``warmup_steps``, too."""
+    if isinstance(steps, float) and 0 < steps < 1:
+        raise ValueError(f"a share of all steps is train.warmup_ratio={steps:g}")
+    return steps
 
 
 class _Group(BaseModel):
@@ -385,14 +412,41 @@ class TrainGroup(_Group):
         None, gt=0, description="peak learning rate", examples=[0.0001]
     )
     lr_scheduler_type: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
-    ] = Field("cosine", description="how the learning rate changes after warm-up")
-    warmup_ratio: float = Field(
-        0.1,
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "warmup_stable_decay",
+    ] = Field(
+        "cosine",
+        description="how the learning rate changes after warm-up: a schedule of Transformers",
+    )
+    lr_scheduler_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(_numbers)] = Field(
+        None,
+        description="arguments of the schedule, those of Transformers: min_lr or min_lr_rate for "
+        "cosine_with_min_lr, num_decay_steps for warmup_stable_decay, num_cycles for "
+        "cosine_with_restarts, lr_end and power for polynomial, timescale for inverse_sqrt",
+        examples=[{"min_lr_rate": 0.1}],
+    )
+    warmup_ratio: float | None = Field(
+        _WARMUP_RATIO,
         ge=0,
         lt=1,
-        description="share of all steps over which the learning rate rises to its peak",
+        description="share of all steps over which the learning rate rises to its peak; it does not "
+        "count where train.warmup_steps is set",
         examples=[0.03],
+    )
+    warmup_steps: Annotated[int | None, BeforeValidator(_no_share)] = Field(
+        None,
+        ge=0,
+        description="steps over which the learning rate rises to its peak, instead of "
+        "train.warmup_ratio",
+        examples=[10],
     )
     weight_decay: float | None = Field(
         None, ge=0, description="decoupled weight decay, as in AdamW", examples=[0.1]
@@ -503,6 +557,12 @@ class TrainGroup(_Group):
     @classmethod
     def _each_once(cls, names: list[str]) -> list[str]:
         return list(dict.fromkeys(names))
+
+    def warmup_of(self, max_steps: int) -> int:
+        """Steps of warm-up in a run of ``max_steps``."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil(max_steps * (self.warmup_ratio or 0))
 
 
 class ObjectiveGroup(_Group):
@@ -719,6 +779,37 @@ class Recipe(_Group):
         self.train = TrainGroup.model_construct(
             _fields_set=self.train.model_fields_set - filled.keys(), **dict(self.train) | filled
         )
+        return self
+
+    @model_validator(mode="after")
+    def _choose_warmup(self) -> "Recipe":
+        train = self.train  # a copy, see above
+        if train.warmup_steps is None:
+            if train.warmup_ratio is None:
+                train.warmup_ratio = _WARMUP_RATIO
+        elif train.warmup_ratio is not None:
+            if "warmup_ratio" in train.model_fields_set:
+                raise ValueError(
+                    "train.warmup_steps and train.warmup_ratio are both set: take one out, or set "
+                    "it to null"
+                )
+            train.warmup_ratio = None
+            train.model_fields_set.discard("warmup_ratio")
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "Recipe":
+        train = self.train
+        assert train.learning_rate is not None  # filled in above
+        name, given = train.lr_scheduler_type, train.lr_scheduler_kwargs
+        check_schedule(name, given, train.learning_rate)
+        if name == "constant" and train.warmup_steps:
+            raise ValueError(
+                "the schedule constant has no warm-up: for train.warmup_steps set "
+                "train.lr_scheduler_type=constant_with_warmup"
+            )
+        if train.max_steps > 0:
+            check_phases(name, given, train.warmup_of(train.max_steps), train.max_steps)
         return self
 
     @model_validator(mode="after")

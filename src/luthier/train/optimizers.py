@@ -1,6 +1,5 @@
 """The recipe's optimiser and schedule, made of PyTorch's, bitsandbytes' and Transformers' own."""
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +8,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Adafactor, get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
+from luthier.errors import UserError
 from luthier.recipe import TrainGroup
+from luthier.recipe.schedules import check_phases
 from luthier.train.bf16_adamw import BF16AdamW
 
 _NOT_DECAYED = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
@@ -75,12 +76,24 @@ def _bitsandbytes(
 
 
 def make_scheduler(optimizer: Optimizer, train: TrainGroup, max_steps: int) -> LRScheduler:
-    """Warm-up over ``warmup_ratio`` of ``max_steps``, then ``lr_scheduler_type``."""
+    """Warm-up, then ``lr_scheduler_type``, over ``max_steps``.
+
+    Raises:
+        UserError: its phases do not fit into the steps that the epochs come to.
+    """
+    name, arguments = train.lr_scheduler_type, train.lr_scheduler_kwargs
+    warmup = train.warmup_of(max_steps)
+    if train.max_steps < 0:  # else it was checked when the recipe was read
+        try:
+            check_phases(name, arguments, warmup, max_steps)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     return get_scheduler(
-        train.lr_scheduler_type,
+        name,
         optimizer,
-        num_warmup_steps=math.ceil(max_steps * train.warmup_ratio),
+        num_warmup_steps=warmup,
         num_training_steps=max_steps,
+        scheduler_specific_kwargs=arguments,
     )
 
 

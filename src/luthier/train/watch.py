@@ -49,8 +49,11 @@ class Watch:
             f"train.learning_rate {self.learning_rate:.2g}"
         )
         if peak == 0:
-            raise UserError(f"{said}: the model would not learn; set train.warmup_ratio=0")
-        self.on_event(Note(f"{said}; lower train.warmup_ratio, or train longer", warning=True))
+            raise UserError(
+                f"{said}: the model would not learn; set the warm-up (train.warmup_ratio or "
+                "train.warmup_steps) to 0"
+            )
+        self.on_event(Note(f"{said}; shorten the warm-up, or train longer", warning=True))
 
     def on_gradients(self) -> None:
         """Look at the gradients of the first step that counts."""
