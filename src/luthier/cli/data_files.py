@@ -44,7 +44,7 @@ def convert(
     error that names the rows. Example:
     `luthier data convert chat.parquet --to messages --out chat.jsonl`
     """
-    from luthier.api import convert_data
+    from luthier.api import convert_data, read_as
 
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"--on-bad-row must be error or skip, not '{on_bad_row}'")
@@ -56,6 +56,8 @@ def convert(
         print_json({"out": str(out_path), **vars(done), "formats": dict(done.formats)})
         return
     formats = ", ".join(f"{n:,} {name}" for name, n in done.formats.items())
+    if done.columns:
+        _say(f"read {read_as(done.columns)}")
     _say(f"{done.written:,} rows ({formats}) written to {out_path} as {to}")
     if done.rejected_dropped:
         _say(

@@ -61,6 +61,7 @@ def _batches(path: Path) -> Iterator[Any]:
             source.seek(0)
             batches = pa.ipc.open_stream(source)
         for batch in batches:
+            batch.validate(full=True)  # a length that lies would end the process
             yield from (batch.slice(at, 1024) for at in range(0, batch.num_rows, 1024))
 
 
