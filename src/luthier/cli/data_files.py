@@ -77,6 +77,7 @@ def split(
         float, typer.Option(min=0.0001, max=0.9, help="Share of the rows held out.")
     ] = 0.1,
     seed: Seed = 42,
+    columns: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Split data into train.jsonl and validation.jsonl; no prompt is in both.
@@ -86,7 +87,9 @@ def split(
     from luthier.api import split_data
 
     with terminal() as on_event:
-        train, validation = split_data(paths, out_path, fraction, seed, on_event)
+        train, validation = split_data(
+            paths, out_path, fraction, seed, on_event, parse_columns(columns)
+        )
     if as_json:
         print_json({"out": str(out_path), "train": train, "validation": validation})
         return
