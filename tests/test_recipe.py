@@ -51,6 +51,8 @@ def test_what_the_user_sets_beats_the_method() -> None:
         ("train.seed", "--set takes group.key=value"),
         ("run.name=a/b", "plain folder name"),
         ("data.validation_fraction=1", "less than 1"),
+        ("data.columns={promt: q}", "no format has a field 'promt'; fields are instruction, input"),
+        ("data.columns={prompt: q, completion: q}", "cannot be read from one column"),
         ("evaluate.metrics=[sql_execution]", "needs evaluate.sql_databases"),
     ],
 )

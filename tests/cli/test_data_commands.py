@@ -74,7 +74,11 @@ def test_columns_of_any_names(cli: Cli, tmp_path: Path, tiny_model: Path) -> Non
     assert said in done.stdout
     shown = cli("data", "show", "my.csv", "-m", tiny_model, *mapping, cwd=tmp_path)
     assert "q0?" in shown.stdout
-    cli("data", "convert", "my.csv", "--to", "messages", "--out", "o.jsonl", *mapping, cwd=tmp_path)
+    assert "with 'Frage' as prompt" in shown.stdout
+    done = cli(
+        "data", "convert", "my.csv", "--to", "messages", "--out", "o.jsonl", *mapping, cwd=tmp_path
+    )
+    assert "read 'Frage' as prompt, 'Antwort' as completion\n4 rows" in done.stdout
     turns = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[3])["messages"]
     assert [turn["content"] for turn in turns] == ["q3?", "a3"]
     for wrong, why in (

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from luthier.data.convert import convert_data
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.writers import write_rows as write_data
+from luthier.errors import UserError
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=6)
 names = st.sampled_from(["a", "b", "c", "name"])
@@ -137,3 +138,18 @@ def test_labels_are_read_by_the_names_that_the_data_set_gives_them(tmp_path: Pat
     )
     pq.write_table(table, tmp_path / "a.parquet")
     assert [row["label"] for row in read(tmp_path / "a.parquet")] == ["good", "bad", -1]
+
+
+def test_json_in_parquet_by_a_stranger(tmp_path: Path) -> None:
+    def write(text: str, **metadata: str) -> None:
+        column = pa.ExtensionArray.from_storage(pa.json_(pa.string()), pa.array(["{}", text]))
+        table = pa.table({"a": column}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / "a.parquet")
+
+    write('"\\ud800"')
+    (bad,) = [item for item in read_rows(str(tmp_path / "a.parquet")) if isinstance(item, BadRow)]
+    assert "a.parquet:2: has half of a surrogate pair" in str(bad)
+    for text, metadata in (("{", {}), ("[" * 100_000, {}), ("1", {"luthier.nulls": "5"})):
+        write(text, **metadata)
+        with pytest.raises(UserError, match="not a readable Parquet file"):
+            list(read_rows(str(tmp_path / "a.parquet")))

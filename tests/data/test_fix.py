@@ -7,6 +7,7 @@ from helpers import write_rows
 
 from luthier.data.check.report import check_data
 from luthier.data.fix import REMEDIES, fix_data
+from luthier.data.mix import split_data
 from luthier.errors import UserError
 
 
@@ -122,3 +123,13 @@ def test_wrong_requests(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"written as \.jsonl"):
         fix_data([str(source)], tmp_path / "out.csv", ["redact"])
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_rows_of_any_names_are_fixed_and_split(tmp_path: Path) -> None:
+    rows = [{"frage": f"q{n // 2}", "antwort": "a"} for n in range(8)]
+    source, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    columns = {"prompt": "frage", "completion": "antwort"}
+    fixed = fix_data([str(source)], out, ["drop-exact-duplicates"], columns=columns)
+    assert (fixed.read, fixed.written) == (8, 4)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows[::2]
+    assert split_data([str(source)], tmp_path / "parts", 0.25, 1, columns=columns) == (6, 2)

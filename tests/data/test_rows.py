@@ -101,8 +101,8 @@ def test_a_mapping_reads_any_names() -> None:
 
 def test_a_mapping_comes_first_and_nothing_is_lost() -> None:
     row = {"frage": "q", "antwort": "a", "prompt": "old", "messages": TURNS}
-    fmt, conversation = read_row(row, ORIGIN, COLUMNS)
-    assert fmt == "prompt_completion"
+    layout, conversation = read_row(row, ORIGIN, COLUMNS)
+    assert layout.format == "prompt_completion"
     assert spoken(row, COLUMNS) == PLAIN
     assert conversation.extra == {"prompt": "old", "messages": TURNS}
 

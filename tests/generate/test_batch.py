@@ -78,6 +78,14 @@ def test_plain_text_is_gone_on_from_and_nonsense_is_refused() -> None:
             to_question(row, Origin("f", 1))
 
 
+def test_rows_of_any_names(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"frage": "Number 1", "antwort": "b"}])
+    columns = {"prompt": "frage", "completion": "antwort"}
+    assert go(source, tmp_path / "out.jsonl", columns=columns).errors == 0
+    (line,) = read(tmp_path / "out.jsonl")
+    assert (line["prompt"][0]["content"], line["reference"]) == ("Number 1", "b")
+
+
 def test_every_row_in_its_order(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", rows(21))
     done = go(source, tmp_path / "out.jsonl", sampling=Sampling(max_new_tokens=6))

@@ -150,7 +150,7 @@ def show(
 
     Example: `luthier data show my.jsonl --model smollm2-135m --row 3`
     """
-    from luthier.api import encode_row, resolve
+    from luthier.api import encode_row, read_as, resolve
 
     with terminal() as on_event:
         folder = resolve(model, on_event=on_event).folder
@@ -167,8 +167,9 @@ def show(
         text.append("·" if piece["supervised"] else "", style="green")
     out.print(text, soft_wrap=False)
     learned = sum(piece["supervised"] for piece in shown["tokens"])
+    renamed = f" with {read_as(shown['columns'])}" if shown["columns"] else ""
     out.print(
-        f"{shown['row']}, format {shown['format']}, template {shown['template']}: "
+        f"{shown['row']}, format {shown['format']}{renamed}, template {shown['template']}: "
         f"{len(shown['tokens'])} tokens, {learned} of them supervised (marked), ⟦special⟧",
         highlight=False,
         markup=False,

@@ -44,7 +44,7 @@ def convert(
     error that names the rows. Example:
     `luthier data convert chat.parquet --to messages --out chat.jsonl`
     """
-    from luthier.api import convert_data
+    from luthier.api import convert_data, read_as
 
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"--on-bad-row must be error or skip, not '{on_bad_row}'")
@@ -56,6 +56,8 @@ def convert(
         print_json({"out": str(out_path), **vars(done), "formats": dict(done.formats)})
         return
     formats = ", ".join(f"{n:,} {name}" for name, n in done.formats.items())
+    if done.columns:
+        _say(f"read {read_as(done.columns)}")
     _say(f"{done.written:,} rows ({formats}) written to {out_path} as {to}")
     if done.rejected_dropped:
         _say(
@@ -75,6 +77,7 @@ def split(
         float, typer.Option(min=0.0001, max=0.9, help="Share of the rows held out.")
     ] = 0.1,
     seed: Seed = 42,
+    columns: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Split data into train.jsonl and validation.jsonl; no prompt is in both.
@@ -84,7 +87,9 @@ def split(
     from luthier.api import split_data
 
     with terminal() as on_event:
-        train, validation = split_data(paths, out_path, fraction, seed, on_event)
+        train, validation = split_data(
+            paths, out_path, fraction, seed, on_event, parse_columns(columns)
+        )
     if as_json:
         print_json({"out": str(out_path), "train": train, "validation": validation})
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli.app import Json, out, print_json
-from luthier.cli.data import data
+from luthier.cli.data import Columns, data, parse_columns
 from luthier.cli.terminal import terminal
 
 
@@ -17,6 +17,7 @@ def fix(
     ],
     out_path: Annotated[Path, typer.Option("--out", help="File for the fixed rows (.jsonl).")],
     apply: Annotated[str, typer.Option(help="Fixes to apply, separated by commas; see above.")],
+    columns: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Apply fixes to a copy of the data, and log every change beside it.
@@ -33,7 +34,7 @@ def fix(
 
     remedies = [name.strip() for name in apply.split(",") if name.strip()]
     with terminal() as on_event:
-        fixed = fix_data(paths, out_path, remedies, on_event)
+        fixed = fix_data(paths, out_path, remedies, on_event, parse_columns(columns))
     if as_json:
         counts = {"read": fixed.read, "written": fixed.written, "changes": dict(fixed.changes)}
         print_json({"out": str(out_path), **counts})

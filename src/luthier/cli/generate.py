@@ -138,6 +138,7 @@ def _answer_file(
                     batch_size,
                     f"{side} of {run.root.resolve()}, scale {adapter_scale:g}",
                     on_event,
+                    run.recipe().data.columns,
                 )
     except KeyboardInterrupt:
         raise Interrupted(

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.data.json_rows import Parsed
+from luthier.data.json_rows import Parsed, checked
 from luthier.errors import UserError
 
 Row = dict[str, Any]
@@ -38,11 +38,17 @@ def arrow_rows(path: Path, name: str) -> Iterator[Parsed]:
     try:
         for batch in _batches(path):
             clean = _cleaner(batch.schema)
+            # Arrow sees to it that its own texts are characters, but not to what JSON escapes.
+            see_to: Callable[[Row], Row | str] = checked if _JSON in str(batch.schema) else _same
             for row in batch.to_pylist(maps_as_pydicts="lossy"):
                 number += 1
-                yield number, clean(row)
-    except (pa.ArrowException, UnicodeDecodeError, ValueError) as error:
+                yield number, see_to(clean(row))
+    except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{name}: not a readable {kind} file: {error}") from None
+
+
+def _same(row: Row) -> Row:
+    return row
 
 
 def _batches(path: Path) -> Iterator[Any]:
@@ -61,6 +67,7 @@ def _batches(path: Path) -> Iterator[Any]:
             source.seek(0)
             batches = pa.ipc.open_stream(source)
         for batch in batches:
+            batch.validate(full=True)  # a length that lies would end the process
             yield from (batch.slice(at, 1024) for at in range(0, batch.num_rows, 1024))
 
 
@@ -111,7 +118,8 @@ def _as_json(value: Any) -> str:
 def _cleaner(schema: Any) -> Callable[[Row], Row]:
     """What turns a row of ``schema`` into the JSON object that was meant."""
     metadata = schema.metadata or {}
-    nulls = set(json.loads(metadata[_OURS])) if _OURS in metadata else set(schema.names)
+    listed = json.loads(metadata[_OURS]) if _OURS in metadata else schema.names
+    nulls = {name for name in schema.names if name in listed}
     columns = {field.name: _reader(field.type) for field in schema}
     columns |= {
         name: partial(_named, names)
@@ -143,7 +151,7 @@ def _label_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
             for name, kind in features.items()
             if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {
         name: names

@@ -11,7 +11,7 @@ from luthier.data.conversation import Conversation, Message, flatten
 from luthier.data.foreign import read_any
 from luthier.data.formats import FORMATS
 from luthier.data.readers import BadRow
-from luthier.data.rows import read_row
+from luthier.data.rows import add_names, read_row
 from luthier.data.writers import write_rows
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
@@ -123,12 +123,14 @@ class Converted:
 
     Attributes:
         formats: rows by the format they had.
+        columns: fields of it that rows had under other names, and those names.
         left_out: ``file:line: why`` of rows that could not be read or held.
         rejected_dropped: preference pairs of which only the chosen answer was kept.
     """
 
     written: int = 0
     formats: Counter[str] = field(default_factory=Counter)
+    columns: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     rejected_dropped: int = 0
 
@@ -169,14 +171,15 @@ def _rows(
                 if isinstance(item, BadRow):
                     raise item
                 origin, row = item
-                fmt, conversation = read_row(row, origin, columns)
+                layout, conversation = read_row(row, origin, columns)
                 made = to_row(conversation, to)
             except BadRow as bad:
                 converted.left_out.append(str(bad))
             except CannotHold as error:
                 converted.left_out.append(f"{origin}: {error}")
             else:
-                converted.formats[fmt] += 1
+                converted.formats[layout.kind] += 1
+                add_names(converted.columns, row, layout.columns)
                 converted.rejected_dropped += (
                     conversation.rejected is not None and to != "preference"
                 )

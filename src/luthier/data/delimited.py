@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
@@ -10,6 +11,7 @@ from luthier.data.lines import LONGEST, bounded_lines
 from luthier.errors import UserError
 
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+_TOLD = re.compile(r"sep=([^\w\"\s]|\t)\s*", re.IGNORECASE)  # Excel's own way, in the first line
 _TRIED = 20  # lines after the header that tell the separator
 
 
@@ -29,9 +31,10 @@ def delimited_rows(file: io.BufferedReader, name: str, separator: str | None) ->
             lines = bounded_lines(text, name)
             start = list(islice(lines, _TRIED + 1))
             skipped = 0
-            if start and start[0].strip().lower()[:4] == "sep=":  # Excel's own way of telling
-                separator = start.pop(0).strip("\r\n")[4:5]
-                skipped = 1
+            told = _TOLD.fullmatch(start[0]) if start else None
+            if told is not None:
+                separator, skipped = told[1], 1
+                start.pop(0)
             separator = separator or _separator(start, name)
             reader = csv.reader(chain(start, lines), delimiter=separator, strict=True)
             names = column_names(next(reader, []), name)

@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,17 @@ class Fixed:
 
 
 def fix_data(
-    sources: Sequence[str], out: Path, remedies: Sequence[str], on_event: OnEvent = ignore
+    sources: Sequence[str],
+    out: Path,
+    remedies: Sequence[str],
+    on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> Fixed:
     """Write the rows of ``sources`` to ``out`` (JSONL, their own fields) with ``remedies`` applied.
 
     Beside it ``<out>.changes.jsonl`` has a line for each change: row, remedy, field, before, after
     (for ``redact`` only what kind was there). Only conversation fields count for empty or equal rows;
-    texts are changed wherever they are in a row.
+    texts are changed wherever they are in a row. ``columns`` are as in a recipe.
 
     Raises:
         UserError: an unknown remedy, ``out`` exists or is not a .jsonl, or rows cannot be read and
@@ -93,7 +97,7 @@ def fix_data(
         if path.exists():
             raise UserError(f"{path} exists; choose another --out (the source is never changed)")
     fixed = Fixed()
-    fixer = _Fixer(set(remedies), fixed)
+    fixer = _Fixer(set(remedies), fixed, columns)
     with staged_file(log) as changes:
         fixer.log = changes.write
         write_jsonl(out, fixer.rows(sources, on_event))
@@ -101,8 +105,9 @@ def fix_data(
 
 
 class _Fixer:
-    def __init__(self, chosen: set[str], fixed: Fixed) -> None:
+    def __init__(self, chosen: set[str], fixed: Fixed, columns: Mapping[str, str] | None) -> None:
         self.chosen = chosen
+        self.columns = columns
         self.texts = {name: fix for name, fix in TEXT_REMEDIES.items() if name in chosen}
         self.fixed = fixed
         self.log: Callable[[bytes], Any] = lambda _line: None
@@ -126,9 +131,9 @@ class _Fixer:
         changed: set[str] = set()
         row = self._mended(origin, row, "", changed)
         self.fixed.changes.update(changed)
-        layout = find_layout(row)
+        layout = find_layout(row, self.columns)
         if layout is None:
-            self._unreadable(origin, unknown_layout(row))
+            self._unreadable(origin, unknown_layout(row, self.columns))
             return None
         try:
             conversation = layout.conversation(row, origin)

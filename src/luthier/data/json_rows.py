@@ -176,7 +176,8 @@ def _objects(text: str, name: str) -> Iterator[Parsed]:
         try:
             value, at = _decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            row: dict[str, Any] | str = f"not valid JSON: {_place(text, error.pos)}: {error.msg}"
+            place = f"line {line + text.count(chr(10), at, error.pos)}, column {error.colno}"
+            row: dict[str, Any] | str = f"not valid JSON: {place}: {error.msg}"
             at = _next_object(text, at)
         except (RecursionError, ValueError) as error:
             row, at = _odd(error), _next_object(text, at)

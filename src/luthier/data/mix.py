@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,17 @@ def read_all(source: str, on_event: OnEvent = ignore) -> Iterator[dict[str, Any]
 
 
 def split_data(
-    sources: Sequence[str], out: Path, fraction: float, seed: int, on_event: OnEvent = ignore
+    sources: Sequence[str],
+    out: Path,
+    fraction: float,
+    seed: int,
+    on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
     """Write ``out``/train.jsonl and ``out``/validation.jsonl; how many rows went to each.
 
-    Rows with one prompt go to one side, as in ``data.validation_fraction``.
+    Rows with one prompt go to one side, as in ``data.validation_fraction``; ``columns`` are as
+    in a recipe.
 
     Raises:
         UserError: a row cannot be read, or the files are there already.
@@ -43,23 +49,27 @@ def split_data(
         if path.exists():
             raise UserError(f"{path} exists; choose another --out")
     files = [file for source in sources for file in find_files(source, on_event)]
-    keys = [key for file in files for key, _ in _keyed(file, on_event)]
+    keys = [key for file in files for key, _ in _keyed(file, columns, on_event)]
     held_out = choose_held_out(keys, fraction, seed)
 
     def side(held: bool) -> Iterator[dict[str, Any]]:
         for file in files:
-            yield from (row for key, row in _keyed(file, on_event) if (key in held_out) == held)
+            yield from (
+                row for key, row in _keyed(file, columns, on_event) if (key in held_out) == held
+            )
 
     return write_rows(train, side(False)), write_rows(validation, side(True))
 
 
-def _keyed(file: str, on_event: OnEvent) -> Iterator[tuple[str, dict[str, Any]]]:
+def _keyed(
+    file: str, columns: Mapping[str, str] | None, on_event: OnEvent
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for item in read_rows(file, on_event):
         try:
             if isinstance(item, BadRow):
                 raise item
             origin, row = item
-            yield split_key(read_row(row, origin)[1]), row
+            yield split_key(read_row(row, origin, columns)[1]), row
         except BadRow as bad:
             raise UserError(f"{bad}; fix it, or see `luthier data fix`") from None
 

@@ -68,8 +68,8 @@ class Layout:
 
 def read_row(
     row: Row, origin: Origin, columns: Mapping[str, str] | None = None
-) -> tuple[str, Conversation]:
-    """The format of a row, and the conversation in it.
+) -> tuple[Layout, Conversation]:
+    """How a row is read, and the conversation in it.
 
     Raises:
         BadRow: it matches no format, or cannot be read as the one it matches.
@@ -77,7 +77,7 @@ def read_row(
     layout = find_layout(row, columns)
     if layout is None:
         raise BadRow(origin, unknown_layout(row, columns))
-    return layout.format, layout.conversation(row, origin)
+    return layout, layout.conversation(row, origin)
 
 
 def find_layout(row: Row, columns: Mapping[str, str] | None = None) -> Layout | None:

@@ -26,7 +26,7 @@ def encode_row(
     """Row ``number`` (from 1) of ``file`` by the tokenizer of the folder ``model``; ``columns`` as in a recipe.
 
     Returns:
-        ``row`` (file and line), ``format``, ``template``, and ``tokens``: each with ``id``,
+        ``row`` (file and line), ``format``, ``columns`` of other names, ``template``, and ``tokens``: each with ``id``,
         ``text``, whether it is ``supervised`` and whether it is ``special``.
 
     Raises:
@@ -44,7 +44,7 @@ def encode_row(
         if isinstance(item, BadRow):
             raise item
         origin, row = item
-        fmt, conversation = read_row(row, origin, columns)
+        layout, conversation = read_row(row, origin, columns)
         mode = cast("Literal['completions', 'all']", train_on)
         pieces = Tokenizer(tokenizer, mode).encode(conversation)
     except (BadRow, TemplateRejects) as error:
@@ -52,7 +52,8 @@ def encode_row(
     special = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
     return {
         "row": str(conversation.origin),
-        "format": fmt,
+        "format": layout.format,
+        "columns": dict(layout.columns),
         "template": chosen if conversation.text is None else "none",
         "tokens": [
             {

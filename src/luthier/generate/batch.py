@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,7 @@ def answer_file(
     batch_size: int,
     who: str,
     on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> Answered:
     """Write one JSON object per row of ``source`` to ``output``, in its order.
 
@@ -51,6 +52,7 @@ def answer_file(
 
     Args:
         who: identifies what answers; answers of another model are not mixed in.
+        columns: what the rows call the fields of their format, as in a recipe.
 
     Raises:
         UserError: ``output`` exists, or its unfinished part is of other settings.
@@ -70,7 +72,7 @@ def answer_file(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         done = _resume(part, settings, chunk_size, total)
-        items = islice(_items(source), done, None)
+        items = islice(_items(source, columns), done, None)
         chunks = iter(lambda: list(islice(items, chunk_size)), [])
         with part.open("ab") as file:
             for chunk in tracked(chunks, "answering rows", on_event, total - done, size=len):
@@ -85,14 +87,14 @@ def answer_file(
     return Answered(total, errors, done)
 
 
-def _items(source: str) -> Iterator[Item]:
+def _items(source: str, columns: Mapping[str, str] | None) -> Iterator[Item]:
     for item in read_rows(source):
         if isinstance(item, BadRow):
             yield item
             continue
         origin, row = item
         try:
-            yield to_question(row, origin)
+            yield to_question(row, origin, columns)
         except BadRow as bad:
             yield bad
 

@@ -11,15 +11,17 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -45,11 +47,10 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 MethodName = Literal["full", "lora", "qlora"]
 
 # The fields of rows that data.columns may map, in all formats.
-ColumnName = Literal[
+COLUMN_NAMES = (
     "instruction", "input", "output", "prompt", "completion", "text", "messages", "conversations",
     "system", "tools", "chosen", "rejected",
-]  # fmt: skip
-COLUMN_NAMES: tuple[str, ...] = get_args(ColumnName)
+)  # fmt: skip
 
 _STARTS = re.compile(r"gaussian|pissa|pissa_niter_\d+|olora|eva|loftq")
 
@@ -81,6 +82,19 @@ _NEEDED_BY_METRIC = {
 
 # Of all steps; where train.warmup_steps is not given.
 _WARMUP_RATIO = 0.1
+
+
+def _field_of_a_format(name: str) -> str:
+    if name not in COLUMN_NAMES:
+        raise ValueError(f"no format has a field '{name}'; fields are {', '.join(COLUMN_NAMES)}")
+    return name
+
+
+_ColumnName = Annotated[
+    str,
+    AfterValidator(_field_of_a_format),
+    WithJsonSchema({"type": "string", "enum": list(COLUMN_NAMES)}),
+]
 
 
 def _as_list(given: Any) -> Any:
@@ -308,7 +322,7 @@ class DataGroup(_Group):
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = Field(
         "auto", description="format of the rows; auto detects it and says which one it is"
     )
-    columns: dict[ColumnName, str] | None = Field(
+    columns: dict[_ColumnName, str] | None = Field(
         None,
         description="what the rows call the fields of their format, where they have names of their own",
         examples=[{"prompt": "question", "completion": "answer"}],
