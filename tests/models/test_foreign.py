@@ -132,7 +132,7 @@ def test_weights_that_are_missing_are_not_made_up(theirs: Path) -> None:
     tensors = load_file(file)
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, file)
-    with pytest.raises(UserError, match="does not fit the model.*missing"):
+    with pytest.raises(UserError, match=r"does not fit the model.*missing"):
         luthier.load(theirs)
 
 

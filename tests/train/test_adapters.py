@@ -123,7 +123,7 @@ def test_a_merge_that_is_another_model_writes_nothing_and_ends_with_1(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = train(make_recipe(*SHORT, *KINDS["modules_to_save"]))
+    run = train(make_recipe(*SHORT, *KINDS["modules_to_save"], "train.learning_rate=5e-2"))
     # What version 0.1 did: it saw A and B alone.
     monkeypatch.setattr(changes, "_in_base", lambda _stored: "")
     with pytest.raises(CheckFailed, match=r"does not answer as base and adapter do.*\d+\.\d% of"):
@@ -344,18 +344,18 @@ def test_marks_that_are_no_tokens_and_rows_that_nobody_trained_are_told(
 ) -> None:
     plain = save_tiny(tmp_path / "plain", chat="mistral-bytes")
     template = tmp_path / "chatml.jinja"
-    template.write_text(CHATML.replace("'<|im_end|>'", "'<|im_end|>' + eos_token"))
+    template.write_text(CHATML.replace("'<|im_end|>'", "eos_token"))
     chosen = (*SHORT, f"model.source={plain}", f"data.template={template}")
     notes = Notes()
     train(make_recipe(*chosen), notes)
     (told,) = [note for note in notes.warnings if "has no token" in note]
-    assert "data.add_tokens=['<|im_start|>', '<|im_end|>']" in told
+    assert "data.add_tokens=['<|im_start|>']" in told
     notes = Notes()
-    added = "data.add_tokens=['<|im_start|>', '<|im_end|>']"
+    added = "data.add_tokens=['<|im_start|>']"
     run = train(make_recipe(*chosen, added, "run.name=added"), notes)
     assert not [note for note in notes.warnings if "token" in note]
     tokenizer = AutoTokenizer.from_pretrained(run.adapter_path)
-    assert len(tokenizer("<|im_end|>", add_special_tokens=False).input_ids) == 1
+    assert len(tokenizer("<|im_start|>", add_special_tokens=False).input_ids) == 1
     # Added by hand, saved with the model, and trained by nobody.
     model = AutoModelForCausalLM.from_pretrained(plain)
     model.resize_token_embeddings(len(tokenizer))

@@ -146,9 +146,9 @@ def open_session(asked: Asked) -> Session:
     setup, data = start.setup, start.data
     recipe = with_micro_batch(recipe, start.micro_batch)
     _describe_data(data, start.template, on_event)
-    check_rows(data.train, data.validation, tokenizer, on_event)
     if start.template != "none":
         check_marks(tokenizer, on_event)
+    check_rows(data.train, data.validation, tokenizer, on_event)
     for substitute in setup.substitutes:
         on_event(Note(substitute))
     start.announce()
