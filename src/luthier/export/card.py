@@ -78,12 +78,16 @@ def base_on_the_hub(recipe: Recipe, provenance: Provenance) -> str | None:
 def _summary(recipe: Recipe, provenance: Provenance) -> str:
     base = base_on_the_hub(recipe, provenance)
     name = f"[{base}](https://huggingface.co/{base})" if base else Path(recipe.model.source).name
+    if not recipe.train_files:
+        return f"{name} with a LoRA adapter."
     how = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.method.name]
     version = provenance.versions.get("luthier", "")
     return f"{name}, fine-tuned by {how} with Luthier {version}".rstrip() + "."
 
 
 def _training(recipe: Recipe, measured: Measured, report: DataReport | None) -> str:
+    if not recipe.train_files:
+        return "Another tool trained the adapter; what it was trained on was not kept with it."
     method, train = recipe.method, recipe.train
     sources = ", ".join(
         source if hub_dataset(source) else Path(source).name for source in recipe.train_files

@@ -16,7 +16,6 @@ from transformers import (
 )
 
 from luthier.data.conversation import Conversation
-from luthier.data.prepare import held_out, trained_on
 from luthier.data.split import sample
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
@@ -28,6 +27,7 @@ from luthier.export.same import (
     difference,
     exact_arithmetic,
     outputs,
+    rows_of,
 )
 from luthier.generate.answer import Prompt, Sampling, answer_all
 from luthier.models.dtype import pick_device
@@ -86,7 +86,7 @@ def reference(run: Run, row_count: int, on_event: OnEvent = ignore) -> Reference
     """
     rows = check_rows(run, row_count, on_event)
     seed = run.recipe().train.seed
-    spoken: list[Conversation] = [row for row in held_out(run) or trained_on(run) if row.messages]
+    spoken: list[Conversation] = [row for row in rows_of(run) if row.messages]
     prompts: list[Prompt] = [row.prompt for row in sample(spoken, _ANSWERED, seed)]
     models = load_tuned(run, on_event=on_event)
     arithmetic = exact_arithmetic(models.tuned)

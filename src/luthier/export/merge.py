@@ -130,15 +130,16 @@ def merge(
     return merged
 
 
-# Nats per token that rounding the weights may cost: float32, and the 16-bit formats.
-_MOST_KL = {"float32": 1e-3}
-_MOST_KL_ROUNDED = 0.05
+# Nats per token that rounding may cost: where all is float32, and where weights or products are in
+# 16 bits.
+_MOST_KL, _MOST_KL_ROUNDED = 1e-5, 0.05
 
 
 def _refuse_another_model(checks: dict[str, Difference], merged: Merged) -> None:
     """Raise where a merged model is not base and adapter; onto the published base it need not be."""
-    most = _MOST_KL.get(merged.dtype, _MOST_KL_ROUNDED)
     for name, check in checks.items():
+        exact = merged.dtype == check.arithmetic == "float32"
+        most = _MOST_KL if exact else _MOST_KL_ROUNDED
         if merged.onto == "original" and merged.layers and math.isfinite(check.loss_after):
             continue
         if not check.kl <= most:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.data.batches import by_length, collate
-from luthier.data.conversation import Conversation
+from luthier.data.conversation import Conversation, Origin
 from luthier.data.prepare import held_out, tokenise, trained_on
 from luthier.data.split import sample
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
-from luthier.events import OnEvent, ignore, tracked
+from luthier.events import Note, OnEvent, ignore, tracked
 from luthier.kernels.nf4 import is_4bit
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.load import load_tokenizer
@@ -22,6 +22,16 @@ from luthier.objectives.supervised import supervised_logits
 from luthier.run import Run
 
 _BATCH = 8
+_OURS = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("Count from one to five.", "One, two, three, four, five."),
+    ("Name a colour of the rainbow.", "Red is the first colour of the rainbow."),
+    ("How many days are there in a week?", "There are seven days in a week."),
+    ("Write a line of Python that prints hello.", 'print("hello")'),
+    ("What do bees make?", "Bees make honey and wax."),
+    ("Translate 'good morning' into Spanish.", "Buenos días."),
+    ("What is 12 times 3?", "12 times 3 is 36."),
+)
 _KEPT = 256  # positions whose logits are kept: 256 k words of Gemma make 0.25 GiB
 
 
@@ -61,10 +71,30 @@ class Outputs:
     logits: Tensor
 
 
-def check_rows(run: Run, limit: int, on_event: OnEvent = ignore) -> list[TokenRow]:
-    """Validation rows of a run as tokens, or training rows where it has no validation set."""
-    recipe = run.recipe()
+def rows_of(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
+    """Validation rows of a run, its training rows, or rows of ours for a run that has kept none."""
     rows: list[Conversation] = held_out(run, on_event) or trained_on(run, on_event)
+    if rows:
+        return rows
+    on_event(
+        Note(f"{run.root.name} keeps no rows, so outputs are compared on {len(_OURS)} of ours")
+    )
+    talks = run.provenance().learned_turns
+    return [_own_row(number, *row, talks) for number, row in enumerate(_OURS, 1)]
+
+
+def _own_row(number: int, question: str, answer: str, talks: bool) -> Conversation:
+    origin = Origin("luthier", number)
+    if not talks:
+        return Conversation(origin, text=f"{question}\n{answer}")
+    turns = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Conversation(origin, turns)
+
+
+def check_rows(run: Run, limit: int, on_event: OnEvent = ignore) -> list[TokenRow]:
+    """The rows of ``rows_of`` as tokens, ``limit`` of them at most."""
+    recipe = run.recipe()
+    rows = rows_of(run, on_event)
     tokenizer = load_tokenizer(run.weights_path(recipe), recipe.model.trust_remote_code)
     chosen = sample(rows, limit, recipe.train.seed)
     tokens = tokenise(chosen, recipe.data, Tokenizer(tokenizer, recipe.data.train_on))

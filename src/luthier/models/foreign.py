@@ -5,18 +5,20 @@ The run is a folder in the cache that points to the adapter, so that every comma
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from luthier import __version__
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent, ignore
-from luthier.files import staged_folder, user_path, write_json
+from luthier.files import staged_folder, user_path, write_json, write_text
 from luthier.models.known import KNOWN_MODELS
 from luthier.models.load import load_config, load_tokenizer, template_hash
 from luthier.models.pull import cache_folder
@@ -62,8 +64,13 @@ def _as_run(folder: Path, base: str | None, on_event: OnEvent) -> Run:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target.parent}.lock"):
         if not target.is_dir():
-            with staged_folder(target) as staging:
-                _write(Run(staging), folder, config, resolved, source, revision, tokenizer)
+            try:
+                with staged_folder(target) as staging:
+                    _write(Run(staging), folder, config, resolved, source, revision, tokenizer)
+            except SafetensorError as error:
+                raise UserError(f"{folder / _WEIGHTS} or the base is damaged: {error}") from error
+            except OSError as error:
+                raise UserError(f"cannot write in {target.parent}: {error}") from error
     return Run(target)
 
 
@@ -164,6 +171,8 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     run.adapter_path.mkdir()
+    for rows in (run.train_path, run.validation_path):  # nobody knows them any more
+        write_text(rows, "")
     tokenizer.save_pretrained(str(run.adapter_path))
     for name in (_CONFIG, _WEIGHTS):
         _point_to(folder / name, run.adapter_path / name)
@@ -179,6 +188,7 @@ def _write(
         },
         evaluate={"probe": False},
     )
+    adapter = _numbers(run.adapter_path)
     template = "model" if tokenizer.chat_template else "none"
     write_json(
         run.provenance_path,
@@ -204,14 +214,24 @@ def _write(
             tokens=0,
             tokens_per_second=0.0,
             peak_memory_bytes=0,
-            trainable_parameters=0,
-            total_parameters=0,
+            trainable_parameters=adapter,
+            total_parameters=adapter + _numbers(resolved.folder),
             device="unknown",
             dtype=dtype,
             weights=run.adapter_path.name,
         ).to_dict(),
     )
     save_recipe(run, recipe.with_absolute_paths())
+
+
+def _numbers(folder: Path) -> int:
+    """All numbers in the safetensors files of a folder."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        total += sum(math.prod(shape) for shape in shapes)
+    return total
 
 
 def _point_to(file: Path, place: Path) -> None:

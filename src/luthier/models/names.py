@@ -55,6 +55,9 @@ def check_method(method: MethodGroup, model: nn.Module) -> None:
     Raises:
         UserError: one fits nothing in the model.
     """
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(method, key):
+            _form(key, pattern)
     modules = [name for name, _ in model.named_modules() if name]
     missing = _missing(method.modules_to_save, modules)
     if missing:
@@ -109,23 +112,26 @@ def check_patterns(method: MethodGroup, model: nn.Module) -> None:
     """See that each pattern of ranks and alphas fits an adapted layer of ``model``.
 
     Raises:
-        UserError: one does not, or is not a regular expression.
+        UserError: one does not.
     """
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(method, key):
-            try:
-                form = re.compile(rf"(.*\.)?({pattern})$")  # as PEFT reads it
-            except re.error as error:
-                raise UserError(
-                    f"method.{key}: '{pattern}' is not a regular expression: {error}"
-                ) from None
+            form = _form(key, pattern)
             if not any(form.match(name) for name in adapted):
                 leaves = dict.fromkeys(name.rpartition(".")[2] for name in adapted)
                 raise UserError(
                     f"method.{key}: '{pattern}' fits no layer with an adapter; those are "
                     f"{listed(list(leaves))}"
                 )
+
+
+def _form(key: str, pattern: str) -> re.Pattern[str]:
+    """A pattern as PEFT reads it."""
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except re.error as error:
+        raise UserError(f"method.{key}: '{pattern}' is not a regular expression: {error}") from None
 
 
 def exact_modules(config: LoraConfig, model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
 from luthier.models.adapters import inner
+from luthier.models.new_tokens import broken_marks
 
 _SHOWN = 3  # examples in a message
 
@@ -150,6 +151,56 @@ def check_embedding(
             f"the data contains token id {largest}, but the model's embedding has {size} rows (the tokenizer "
             f"has {tokenizer_size} tokens): tokens were added without resizing the model; resize it "
             "and save it with the tokenizer first"
+        )
+
+
+def check_marks(tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -> None:
+    """Warn of marks of turns in the chat template that are no tokens of this model."""
+    broken = broken_marks(tokenizer)
+    if broken:
+        mark, pieces = next(iter(broken.items()))
+        wanted = ", ".join(repr(each) for each in broken)
+        on_event(
+            Note(
+                f"the chat template writes {_listed(list(broken))}, which this tokenizer has no token "
+                f"for (it splits {mark} into {pieces}); add and train them with "
+                f"data.add_tokens=[{wanted}], or use another data.template",
+                warning=True,
+            )
+        )
+
+
+def check_untrained_tokens(
+    model: PreTrainedModel | PeftModel,
+    train: Sequence[TokenRow],
+    tokenizer: PreTrainedTokenizerBase,
+    on_event: OnEvent,
+) -> None:
+    """Warn of added tokens in the rows whose embeddings nobody has trained, and this run does not.
+
+    Rows that were added to an embedding begin as its mean (Transformers), or as zeros.
+    """
+    table = inner(model).get_input_embeddings()
+    if any(parameter.requires_grad for parameter in table.parameters()):
+        return
+    used = {token for row in train for token in row.input_ids}
+    added = sorted(used & set(tokenizer.get_added_vocab().values()))
+    if not added:
+        return
+    rows = table.weight.detach()
+    centre = rows.float().mean(0)
+    usual = (rows[:: max(1, len(rows) // 1000)].float() - centre).norm(dim=-1).median()
+    apart = (rows[added].float() - centre).norm(dim=-1)
+    empty = rows[added].float().norm(dim=-1) == 0
+    new = [t for t, far, zero in zip(added, apart, empty, strict=True) if far < usual / 20 or zero]
+    if new:
+        names = [str(tokenizer.convert_ids_to_tokens(token)) for token in new]
+        on_event(
+            Note(
+                f"the embeddings of {_listed(names)} look untrained, and this run does not train them, "
+                "so the model may not learn to write them; name them in data.add_tokens",
+                warning=True,
+            )
         )
 
 

@@ -34,7 +34,12 @@ from luthier.runtime import keep_freed_memory
 from luthier.train.checkpoints import Checkpoints, usable_checkpoint
 from luthier.train.course import plan_course
 from luthier.train.first_weights import begin_adapter
-from luthier.train.guards import check_embedding, check_rows
+from luthier.train.guards import (
+    check_embedding,
+    check_marks,
+    check_rows,
+    check_untrained_tokens,
+)
 from luthier.train.loop import Learner, Loop
 from luthier.train.memory import with_micro_batch
 from luthier.train.optimizers import make_optimizer, make_scheduler, step_in_backward
@@ -143,6 +148,8 @@ def open_session(asked: Asked) -> Session:
     setup, data = start.setup, start.data
     recipe = with_micro_batch(recipe, start.micro_batch)
     _describe_data(data, start.template, on_event)
+    if start.template != "none":
+        check_marks(tokenizer, on_event)
     check_rows(data.train, data.validation, tokenizer, on_event)
     for substitute in setup.substitutes:
         on_event(Note(substitute))
@@ -162,6 +169,7 @@ def open_session(asked: Asked) -> Session:
         )
     )
     check_embedding(model, data.train, len(tokenizer))
+    check_untrained_tokens(model, data.train, tokenizer, on_event)
     objective = _checked_objective(recipe, setup, model, data, on_event)
     batches = StepBatches(
         RowDataset(data.train, recipe.data.max_length, recipe.data.packing),
