@@ -158,8 +158,13 @@ def show(
     if as_json:
         print_json(shown)
         return
-    text = Text()
+    text, part = Text(), 0
+    parts = shown["tokens"][-1]["part"]
     for piece in shown["tokens"]:
+        if parts > 1 and piece["part"] != part:
+            part = piece["part"]
+            text.append("\n" if part > 1 else "")
+            text.append(f"answer {part} of {parts}, a row of its own (data.history):\n", style="bold")
         # White on green is supervised; the rest is context. Brackets mark special tokens.
         style = "bold white on dark_green" if piece["supervised"] else "dim"
         visible = piece["text"].replace("\n", "⏎\n").replace("\t", "→")

@@ -27,7 +27,8 @@ def encode_row(
 
     Returns:
         ``row`` (file and line), ``format``, ``columns`` of other names, ``template``, and ``tokens``: each with ``id``,
-        ``text``, whether it is ``supervised`` and whether it is ``special``.
+        ``text``, whether it is ``supervised`` and whether it is ``special``, and the ``part`` it is in: 1, or
+        more where each answer is trained in a row of its own (``data.history``).
 
     Raises:
         UserError: there is no such row, or it cannot be trained on; the message says why.
@@ -61,8 +62,9 @@ def encode_row(
                 "text": tokenizer.decode([token]),
                 "supervised": supervised,
                 "special": token in special,
+                "part": part,
             }
-            for piece in pieces
+            for part, piece in enumerate(pieces, start=1)
             for token, supervised in zip(piece.input_ids, piece.supervised, strict=True)
         ],
     }
