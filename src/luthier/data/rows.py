@@ -88,7 +88,7 @@ def find_layout(row: Row, columns: Mapping[str, str] | None = None) -> Layout | 
             read by its own.
     """
     if columns and any(theirs in row for theirs in columns.values()):
-        mapped = {ours: None for ours, theirs in columns.items() if theirs in row}
+        mapped = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
         fmt = detect_format(mapped) or detect_format(rename(row, columns))
         return None if fmt is None else Layout(fmt, columns)
     fmt = detect_format(row)
@@ -153,7 +153,7 @@ def _by_usual_names(row: Row) -> Layout | None:
         if folded in names:
             return None  # two names that differ in capitals or spaces alone
         names[folded] = key
-    fmt = detect_format(names)
+    fmt = detect_format({folded: row[key] for folded, key in names.items()})
     if fmt is not None and fmt != "text":
         return Layout(
             fmt, {ours: names[ours] for ours in COLUMN_NAMES if names.get(ours, ours) != ours}
