@@ -22,7 +22,7 @@ from platformdirs import user_state_path
 
 from luthier.errors import UserError
 from luthier.files import sha256, user_path, write_json
-from luthier.recipe import METRICS, EvaluateGroup, Recipe
+from luthier.recipe import EvaluateGroup, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +187,6 @@ def _of_evaluation(recipe: Recipe, root: Path) -> Iterator[Risk]:
             inside = path.resolve().is_relative_to(root.resolve())
             content = _digest(path) if inside and path.is_file() else None
             yield Risk("evaluate.metrics", name, "runs this Python file", (str(path), content))
-        elif name not in METRICS:
-            yield Risk("evaluate.metrics", name, "runs a metric of an installed package", (name,))
     fields = EvaluateGroup.model_fields
     target = (settings.judge_url, settings.judge_key_env)
     usual = (fields["judge_url"].default, fields["judge_key_env"].default)

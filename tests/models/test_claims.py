@@ -63,6 +63,7 @@ def test_files_that_are_no_json_object(lying: Make, name: str, text: str) -> Non
         ({"num_labels": 2147483647}, "'num_labels' is 2.14748e[+]09, and no model has more than 100,000"),
         ({"text_config": {"num_labels": 1e300}}, "'num_labels'"),
         ({"num_hidden_layers": 2147483647}, "'num_hidden_layers'"),
+        ({"num_hidden_layers": 9_999}, "'num_hidden_layers' is 9999, and no model has more than 2,000"),
         ({"num_local_experts": 10**9}, "'num_local_experts'"),
     ],
 )  # fmt: skip
@@ -79,7 +80,7 @@ def test_numbers_that_no_model_has(lying: Make, claims: dict[str, Any], said: st
         {"vocab_size": 2147483647},
         {"hidden_size": 2**20},
         {"intermediate_size": 2**31 - 1},
-        {"num_hidden_layers": 9_999},
+        {"hidden_size": 4096, "num_hidden_layers": 2_000},
     ],
 )
 def test_a_model_far_larger_than_its_weights(lying: Make, claims: dict[str, Any]) -> None:

@@ -17,11 +17,12 @@ from luthier.models.tryout import suspicions, try_out
 _LARGEST = 2**27  # bytes; the largest tokenizer.json of a published model has 34 MB
 _DEEPEST = 64  # levels; published files have fewer than ten
 _MOST_LABELS = 100_000
-_MOST_LAYERS = 10_000
+_MOST_LAYERS = 2_000
 _MOST_EXPERTS = 100_000
 _HIGHEST_ID = 2**28
 # Weights in less than two bits do not exist; a model of two bytes a weight has a factor of one.
 _LEAST_SHARE = 1 / 16
+_SMALL = 2**28  # bytes of a model that does no harm whatever is beside it
 
 # Type of each setting of tokenizer_config.json that a library believes; None stands for null.
 _TOKEN = (str, dict, None)
@@ -93,7 +94,7 @@ def check_size(folder: Path, config: Any) -> None:
     claimed = 2 * (words * hidden + layers * (4 * hidden * hidden + 3 * hidden * inner))
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     found = sum(path.stat().st_size for path in files)
-    if found and claimed * _LEAST_SHARE > found:
+    if found and claimed > max(found / _LEAST_SHARE, _SMALL):
         raise UserError(
             f"{folder / 'config.json'} describes a model of about {claimed / 2**30:,.1f} GiB, but "
             f"the weights beside it have {found / 2**30:,.2f} GiB; they do not belong together"
