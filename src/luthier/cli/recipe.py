@@ -1,7 +1,8 @@
-"""`luthier recipe new | explain | schema`."""
+"""`luthier recipe new | convert | explain | schema`."""
 
 import shlex
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -15,13 +16,16 @@ from luthier.cli.app import Json, app, err, out, print_json, split_list
 from luthier.errors import UserError
 from luthier.files import write_text
 from luthier.recipe import MethodName, Recipe, as_recipe, parse_overrides
+from luthier.recipe.convert import TOOLS, Converted, convert_recipe
+from luthier.recipe.convert.writing import converted_recipe
 from luthier.recipe.json_schema import json_schema_text
-from luthier.recipe.keys import Key, all_keys, find_key, group_purpose
+from luthier.recipe.keys import Key, all_keys, find_key, group_purpose, yaml_value
 from luthier.recipe.schema import groups
 from luthier.recipe.starter import next_commands, starter_recipe
 
 recipe = typer.Typer(
-    no_args_is_help=True, help="Recipes: write one, explain its keys, their schema for editors."
+    no_args_is_help=True,
+    help="Recipes: write or convert one, explain its keys, their schema for editors.",
 )
 app.add_typer(recipe, name="recipe")
 
@@ -100,6 +104,47 @@ def new(
 
 
 @recipe.command()
+def convert(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A YAML, JSON or shell file; see below.")
+    ],
+    tool: Annotated[
+        str | None,
+        typer.Option("--from", help=f"{', '.join(TOOLS)}. Default: what the file looks like."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="A key of the recipe. Repeatable."),
+    ] = None,
+    out_path: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path(
+        "recipe.yaml"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Make a recipe of a LLaMA-Factory or Axolotl YAML file, or of TRL's arguments.
+
+    TRL's arguments are a JSON or YAML file of SFTConfig and LoraConfig, or a file with the command
+    line (`accelerate launch sft.py --learning_rate 2e-4 …`). It lists what was taken over, and what
+    has no counterpart and why. A file that exists is not overwritten.
+
+    Example: `luthier recipe convert llama3_lora_sft.yaml --out recipe.yaml`
+    """
+    if out_path.exists():
+        raise UserError(f"{out_path} exists; give another file with --out, or delete it")
+    done = convert_recipe(path, tool, overrides or [], out_path)
+    write_text(out_path, converted_recipe(done, path, out_path))
+    commands = [*done.commands, *next_commands(done.recipe, out_path)]
+    if as_json:
+        entries = [asdict(entry) for entry in done.entries]
+        told = {"from": done.tool, "out": str(out_path), "settings": entries}
+        print_json({**told, "commands": commands})
+        return
+    _show_converted(done)
+    for line in (f"{out_path} written; next:", *(f"  {command}" for command in commands)):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@recipe.command()
 def explain(
     path: Annotated[
         str | None,
@@ -147,6 +192,25 @@ def schema(
         print(json_schema_text(), end="")
     else:
         write_text(path, json_schema_text())
+
+
+def _show_converted(done: Converted) -> None:
+    taken = Table("there", "value", "here", "note", title="taken over", title_justify="left")
+    for entry in done.of("taken", "default"):
+        here = "\n".join(f"{key}: {yaml_value(value)}" for key, value in entry.keys.items())
+        value = _short(entry.value) + (" (default)" if entry.outcome == "default" else "")
+        taken.add_row(*map(Text, (entry.name, value, here, entry.note)))
+    out.print(taken)
+    for outcome, title in (("no counterpart", "no counterpart"), ("not needed", "not needed here")):
+        table = Table("there", "value", "why", title=title, title_justify="left")
+        for entry in done.of(outcome):
+            table.add_row(*map(Text, (entry.name, _short(entry.value), entry.note)))
+        if table.rows:
+            out.print(table)
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(yaml_value(value), 60, placeholder=" …")
 
 
 def _put(changes: dict[str, dict[str, Any]], key: str, value: Any) -> None:

@@ -10,6 +10,7 @@ docs/recipe.md. Names that are ours, too (``learning_rate``), are not in it. Sou
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 TRANSFORMERS, PEFT, TRL = "Transformers", "PEFT", "TRL"
 FACTORY, AXOLOTL, UNSLOTH = "LLaMA-Factory", "Axolotl", "Unsloth"
@@ -274,6 +275,14 @@ _LACKING: dict[str, dict[str, str]] = {
     },
 }
 
+# Settings by which a configuration is known.
+_MARKS = {
+    AXOLOTL: "base_model micro_batch_size sequence_len datasets sample_packing val_set_size",
+    FACTORY: "finetuning_type stage cutoff_len lora_rank lora_target dataset_dir val_size",
+    TRL: "per_device_train_batch_size dataset_name max_seq_length target_modules learning_rate "
+    "num_train_epochs lora_alpha output_dir",
+}
+
 
 @dataclass(frozen=True)
 class Counterpart:
@@ -306,6 +315,13 @@ class Counterpart:
 def counterpart(name: str) -> Counterpart | None:
     """What ``name`` is here, None where no tool that we know has it (or we have it, too)."""
     return _by_name().get(name)
+
+
+def tool_of(settings: Mapping[Any, Any]) -> str | None:
+    """Whose configuration this is, None where it is nobody's that we know."""
+    found = {tool: sum(m in settings for m in marks.split()) for tool, marks in _MARKS.items()}
+    tool = max(found, key=lambda name: found[name])
+    return tool if found[tool] else None
 
 
 def foreign_names() -> Iterator[str]:

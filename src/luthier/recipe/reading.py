@@ -7,6 +7,7 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe.changes import Changes, merge
+from luthier.recipe.elsewhere import tool_of
 from luthier.recipe.messages import nearest_key
 from luthier.recipe.schema import Recipe, groups, known_keys
 from luthier.yaml_text import parse_yaml
@@ -109,5 +110,11 @@ def _tree(text: str, origin: str) -> dict[Any, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: a recipe is a mapping of groups: {', '.join(groups())}")
+    other = None if any(group in tree for group in groups()) else tool_of(tree)
+    if other is not None:
+        raise UserError(
+            f"{origin} is a configuration of {other}, not a recipe; `luthier recipe convert {origin}` "
+            "makes a recipe of it"
+        )
     tree.pop("provenance", None)  # what runs of version 0.1 kept there: see Run.provenance
     return tree

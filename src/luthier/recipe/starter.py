@@ -2,7 +2,7 @@
 
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from luthier.recipe.json_schema import schema_comment
@@ -34,14 +34,26 @@ def starter_recipe(recipe: Recipe, file: Path) -> str:
     """
     if recipe.has_validation and "early_stopping_patience" not in recipe.train.model_fields_set:
         recipe = recipe.changed(train={"early_stopping_patience": _PATIENCE})
-    lines = [
-        schema_comment(),
-        "#",
-        "# Made by `luthier recipe new`. What is not written here has its default:",
-        "# `luthier recipe explain` lists every key. The next commands:",
-        "#",
-        *(f"#   {command}" for command in next_commands(recipe, file)),
-    ]
+    return commented(
+        recipe,
+        [
+            "Made by `luthier recipe new`. What is not written here has its default: `luthier recipe "
+            "explain` lists every key. The next commands:",
+        ],
+        next_commands(recipe, file),
+    )
+
+
+def commented(recipe: Recipe, said: Sequence[str], commands: Sequence[str]) -> str:
+    """YAML of what ``recipe`` sets and of the usual keys, each with a comment.
+
+    Args:
+        said: paragraphs and items ("- …") at its top, of which the last leads to ``commands``.
+    """
+    lines = [schema_comment()]
+    for paragraph in said:
+        lines += [*([] if paragraph.startswith("- ") else ["#"]), *_comment(paragraph, "")]
+    lines += ["#", *(f"#   {command}" for command in commands)]
     for group in groups():
         keys = list(_lines(recipe, group))
         if keys:
