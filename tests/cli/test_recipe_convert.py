@@ -170,7 +170,9 @@ FILES: list[tuple[str, str, dict[str, Any], list[str], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "tool", "wanted", "sets", "lost"), FILES, ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize(
+    ("file", "tool", "wanted", "sets", "lost"), FILES, ids=lambda v: str(v)[:24]
+)
 def test_what_becomes_of_each_setting(
     file: str, tool: str, wanted: dict[str, Any], sets: list[str], lost: dict[str, Any]
 ) -> None:
@@ -265,7 +267,11 @@ def test_the_recipe_trains(
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info), "utf-8")
 
     sets = [f"model.source={tiny_model}", *SMALL]
-    if file in ("axolotl_qlora.yml", "trl_sft.sh", "trl_arguments.json"):  # data on the hub, or none
+    if file in (
+        "axolotl_qlora.yml",
+        "trl_sft.sh",
+        "trl_arguments.json",
+    ):  # data on the hub, or none
         sets += ["data.train=data/identity.jsonl", "data.validation=null"]
     if "arguments" in file:
         sets += ["train.warmup_ratio=0"]  # of four steps
