@@ -10,9 +10,9 @@ from luthier.credentials import masked
 from luthier.recipe.elsewhere import counterpart, foreign_names
 
 _SHOWN = 200  # characters of a wrong value in a message
-_NEAR = (
-    0.75  # how alike a word and the one that was meant are: a slip of the hand, not another word
-)
+# How alike a word and the one that was meant are: a slip of the hand, not another word. There are
+# hundreds of names of others, so that some are near to anything.
+_NEAR, _SAME = 0.75, 0.9
 
 
 def explain_errors(error: ValidationError, keys: Sequence[str], groups: Sequence[str]) -> str:
