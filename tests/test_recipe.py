@@ -124,7 +124,7 @@ def test_a_name_of_another_tool_points_to_ours(name: str, ours: str, group: str)
         ("learning_rate: 1e-4", "; write it under train:, as 'train.learning_rate'"),
         ("lora_alpha: 16", "; write it under method:, as 'method.lora_alpha'"),
         ("max_rows: 3", "; did you mean 'data.max_rows' or 'evaluate.max_rows'?"),
-        ("train: {max_seq_lenght: 3}", "; max_seq_length (TRL, Unsloth) is 'data.max_length' here"),
+        ("train: {max_seq_lenght: 3}", "; did you mean 'data.max_length'?"),
         ("train: {frobnicate: 3}", "; groups are model, "),
         ("method: {train_modules: x}", "; groups are model, "),  # not train_files of others
         (
