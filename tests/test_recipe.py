@@ -8,11 +8,13 @@ from luthier.recipe import (
     KernelsGroup,
     TrainGroup,
     as_recipe,
+    known_keys,
     load_recipe,
     model_recipe,
     parse_overrides,
     parse_recipe,
 )
+from luthier.recipe.elsewhere import counterpart, foreign_names
 
 LEAST = "model: {source: m}\ndata: {train: t.jsonl}\n"
 ROOT = Path(__file__).parents[1]
@@ -54,12 +56,139 @@ def test_what_the_user_sets_beats_the_method() -> None:
         ("data.columns={promt: q}", "no format has a field 'promt'; fields are instruction, input"),
         ("data.columns={prompt: q, completion: q}", "cannot be read from one column"),
         ("evaluate.metrics=[sql_execution]", "needs evaluate.sql_databases"),
+        ("train.warmup_steps=0.03", "a share of all steps is train.warmup_ratio=0.03"),
+        ("train.warmup_steps=-1", "'train.warmup_steps' is -1"),
+        ("train.lr_scheduler_type=reduce_lr_on_plateau", "'train.lr_scheduler_type' is"),
+        ("train.lr_scheduler_kwargs={cycles: 2}", "'cycles', but the schedule cosine takes num"),
+        ("train.lr_scheduler_kwargs={num_cycles: two}", "is 'two' and must be a number above 0"),
+        ("train.lr_scheduler_kwargs={num_cycles: .inf}", "is inf and must be a number above 0"),
+        ("train.lr_scheduler_type=cosine_with_min_lr", "needs one of 'min_lr'"),
+        ("train.lr_scheduler_type=warmup_stable_decay", "needs 'num_decay_steps'"),
+        ("train.report_to=wanbd", "did you mean 'wandb'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         parse_recipe(LEAST, [override])
     assert said in str(error.value)
+
+
+# Names of other tools, typed where their users type them, and ours for each.
+ELSEWHERE = {
+    "max_seq_length": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "batch_size": "train.per_device_train_batch_size",
+    "micro_batch_size": "train.per_device_train_batch_size",
+    "num_epochs": "train.num_train_epochs",
+    "epochs": "train.num_train_epochs",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "optimizer": "train.optim",
+    "model_name_or_path": "model.source",
+    "base_model": "model.source",
+    "dataset": "data.train",
+    "datasets": "data.train",
+    "val_set_size": "data.validation_fraction",
+    "sample_packing": "data.packing",
+    "lora_rank": "method.lora_r",
+    "r": "method.lora_r",
+    "lora_target": "method.target_modules",
+    "lora_target_linear": "method.target_modules: all-linear",
+    "load_in_4bit": "method.name: qlora",
+    "bf16": "model.dtype: bfloat16",
+    "output_dir": "run.dir",
+    "evaluation_strategy": "train.eval_steps",
+    "train_on_inputs": "data.train_on: all",
+    "deepspeed": "has no counterpart: a run is one process",
+    "push_to_hub": "has no counterpart: training uploads nothing",
+}
+
+
+@pytest.mark.parametrize("group", ["train", "data", "method", "model", ""])
+@pytest.mark.parametrize(("name", "ours"), ELSEWHERE.items())
+def test_a_name_of_another_tool_points_to_ours(name: str, ours: str, group: str) -> None:
+    where = f"{group}.{name}".strip(".")
+    least: dict[str, Any] = {"model": {"source": "m"}, "data": {"train": "t"}}
+    tree = {**least, group: {**least.get(group, {}), name: 1}} if group else {**least, name: 1}
+    with pytest.raises(UserError) as error:
+        as_recipe(tree)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"recipe: unknown key '{where}'; {name}")
+    assert ours in line
+    wanted = f"'{ours}' here" if "counterpart" not in ours else ours
+    assert line.endswith(wanted) or "counterpart" in ours
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rate: 1e-4", "; write it under train:, as 'train.learning_rate'"),
+        ("lora_alpha: 16", "; write it under method:, as 'method.lora_alpha'"),
+        ("max_rows: 3", "; did you mean 'data.max_rows' or 'evaluate.max_rows'?"),
+        ("train: {max_seq_lenght: 3}", "; did you mean 'data.max_length'?"),
+        ("train: {frobnicate: 3}", "; groups are model, "),
+        ("method: {train_modules: x}", "; groups are model, "),  # not train_files of others
+        (
+            "model: owner/name",
+            "'model' is a group of keys, so it takes a mapping, not 'owner/name'",
+        ),
+    ],
+)
+def test_a_key_at_the_wrong_place_is_sent_to_its_own(text: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_recipe(text if text.startswith("model") else LEAST + text)
+    assert said in str(error.value)
+
+
+def test_set_without_a_group_says_where_the_key_is() -> None:
+    with pytest.raises(UserError, match=r"write it under train:, as 'train\.learning_rate'"):
+        parse_recipe(LEAST, ["learning_rate=1e-4"])
+
+
+def test_names_of_others_lead_to_keys_that_exist() -> None:
+    keys = set(known_keys())
+    for name in foreign_names():
+        meant = counterpart(name)
+        assert meant is not None
+        assert (meant.key is None) != (meant.why is None)
+        assert meant.key is None or meant.key in keys
+
+
+def test_steps_of_warmup_go_before_the_share() -> None:
+    recipe = parse_recipe(LEAST, ["train.warmup_steps=10"])
+    assert (recipe.train.warmup_of(1000), recipe.train.warmup_ratio) == (10, None)
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    assert parse_recipe(LEAST).train.warmup_of(1000) == 100
+    back = recipe.changed(train={"warmup_steps": None})
+    assert back.train.warmup_of(1000) == 100
+    share = ["train.warmup_ratio=0.03"]
+    with pytest.raises(UserError, match=r"warmup_steps and train\.warmup_ratio are both set"):
+        parse_recipe(LEAST, ["train.warmup_steps=10", *share])
+    with pytest.raises(UserError, match="both set"):
+        parse_recipe(LEAST, share).changed(train={"warmup_steps": 10})
+    other = parse_recipe(LEAST, share).changed(train={"warmup_steps": 10, "warmup_ratio": None})
+    assert other == recipe
+    with pytest.raises(UserError, match="constant has no warm-up"):
+        parse_recipe(LEAST, ["train.warmup_steps=10", "train.lr_scheduler_type=constant"])
+
+
+def test_yaml_leaves_numbers_of_a_schedule_as_text() -> None:
+    sets = [
+        "train.lr_scheduler_type=cosine_with_min_lr",
+        "train.lr_scheduler_kwargs={min_lr: 1e-5}",
+    ]
+    assert parse_recipe(LEAST, sets).train.lr_scheduler_kwargs == {"min_lr": 1e-5}
+    with pytest.raises(UserError, match=r"must be below train\.learning_rate"):
+        parse_recipe(LEAST, [*sets, "train.learning_rate=1e-6"])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("none", []), ("[none]", []), ("wandb", ["wandb"]), ("[wandb, wandb]", ["wandb"])],
+)
+def test_report_to_takes_a_bare_name_and_none(given: str, kept: list[str]) -> None:
+    assert parse_recipe(LEAST, [f"train.report_to={given}"]).train.report_to == kept
 
 
 def test_all_faults_are_told_at_once() -> None:

@@ -24,6 +24,8 @@ KINDS: dict[str, list[str]] = {
     # Full: only tensors of 4,096 numbers and more have 8-bit state.
     "8bit": ["method.name=full", "train.optim=adamw_8bit", "train.learning_rate=1e-3"],
     "stops-early": ["method.name=full", "train.early_stopping_patience=2", "train.learning_rate=0.5", "train.eval_steps=1"],
+    "stable-decay": ["method.name=lora", "train.warmup_steps=2", "train.lr_scheduler_type=warmup_stable_decay", "train.lr_scheduler_kwargs={num_decay_steps: 3}"],
+    "min-rate": ["method.name=lora", "train.warmup_steps=1", "train.lr_scheduler_type=cosine_with_min_lr", "train.lr_scheduler_kwargs={min_lr_rate: 0.1}"],
 }  # fmt: skip
 
 # Two micro-batches a step, a checkpoint every second step: call 9 is in step 5.
@@ -42,6 +44,8 @@ CUTS = [
     ("lora", "finish-last", 1),
     ("8bit", "step", 9),
     ("8bit", "save-state", 2),
+    ("stable-decay", "step", 9),
+    ("min-rate", "step", 9),
     ("stops-early", "step", 5),
     ("stops-early", "finish-last", 1),
 ]

@@ -164,7 +164,9 @@ def show(
         if parts > 1 and piece["part"] != part:
             part = piece["part"]
             text.append("\n" if part > 1 else "")
-            text.append(f"answer {part} of {parts}, a row of its own (data.history):\n", style="bold")
+            text.append(
+                f"answer {part} of {parts}, a row of its own (data.history):\n", style="bold"
+            )
         # White on green is supervised; the rest is context. Brackets mark special tokens.
         style = "bold white on dark_green" if piece["supervised"] else "dim"
         visible = piece["text"].replace("\n", "⏎\n").replace("\t", "→")

@@ -10,9 +10,9 @@ from luthier.credentials import masked
 from luthier.recipe.elsewhere import counterpart, foreign_names
 
 _SHOWN = 200  # characters of a wrong value in a message
-_NEAR = (
-    0.75  # how alike a word and the one that was meant are: a slip of the hand, not another word
-)
+# How alike a word and the one that was meant are: a slip of the hand, not another word. There are
+# hundreds of names of others, so that some are near to anything.
+_NEAR, _SAME = 0.75, 0.9
 
 
 def explain_errors(error: ValidationError, keys: Sequence[str], groups: Sequence[str]) -> str:
@@ -57,11 +57,11 @@ def nearest_key(where: str, keys: Sequence[str], groups: Sequence[str]) -> str:
         return f"; did you mean '{near[0]}'?"
     beside = {key.rpartition(".")[2]: key for key in keys if key.startswith(f"{group}.")}
     leaves = {key.rpartition(".")[2]: key for key in keys} | beside
-    for names in (beside, [*leaves, *foreign_names()]):
-        for name in difflib.get_close_matches(leaf, names, n=1, cutoff=_NEAR):
-            if name in leaves:
-                return f"; did you mean '{leaves[name]}'?"
-            meant = counterpart(name)
-            assert meant is not None
-            return meant.hint
+    for ours_of in (beside, leaves):
+        for name in difflib.get_close_matches(leaf, ours_of, n=1, cutoff=_NEAR):
+            return f"; did you mean '{leaves[name]}'?"
+    for name in difflib.get_close_matches(leaf, list(foreign_names()), n=1, cutoff=_SAME):
+        meant = counterpart(name)
+        assert meant is not None
+        return meant.hint
     return f"; groups are {', '.join(groups)}"

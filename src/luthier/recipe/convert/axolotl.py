@@ -96,8 +96,8 @@ def _data(c: Conversion) -> None:
         c.drop("train_on_inputs", "answers alone count in the loss here, too")
     if c.get("sample_packing") is not None:
         c.put("sample_packing", {"data.packing": bool(c.get("sample_packing"))})
-    if (too_long := c.get("excess_length_strategy")) in _TOO_LONG:
-        c.put("excess_length_strategy", {"data.on_too_long": _TOO_LONG[too_long]})
+    if (too_long := _TOO_LONG.get(str(c.get("excess_length_strategy")))) is not None:
+        c.put("excess_length_strategy", {"data.on_too_long": too_long})
     share = c.number("val_set_size")
     if share is not None and share >= 1:
         c.lose("val_set_size", "data.validation_fraction is a share; the recipe holds out a tenth")

@@ -1,5 +1,6 @@
 """What becomes of each setting of a configuration: a key of ours, nothing to do, or no counterpart."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -87,12 +88,29 @@ class Conversion:
                 if isinstance(value, bool):
                     raise ValueError
                 number = float(value)
-            except (ValueError, TypeError):
+                if not math.isfinite(number):
+                    raise ValueError
+            except (ValueError, TypeError, OverflowError):
                 raise UserError(
                     f"{self.file}: '{name}' is {masked(repr(value))[:80]} and must be a number"
                 ) from None
             return int(number) if number == int(number) else number
         return None
+
+    def listed(self, name: str) -> list[str]:
+        """The names in a list, or in a text with commas.
+
+        Raises:
+            UserError: it is neither.
+        """
+        value = self.said.get(name)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list):
+            raise UserError(
+                f"{self.file}: '{name}' is {masked(repr(value))[:80]} and must be a list of names"
+            )
+        return list(map(str, value))
 
     def has(self, key: str) -> bool:
         """Whether the recipe has a key already."""

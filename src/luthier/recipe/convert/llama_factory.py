@@ -69,11 +69,9 @@ def _data(c: Conversion, to: str) -> None:
         ("dataset", "data.train", "data"),
         ("eval_dataset", "data.validation", "validation"),
     ):
-        said = c.get(name)
-        if said is None:
+        if c.get(name) is None:
             continue
-        wanted = said.split(",") if isinstance(said, str) else said
-        wanted = [str(each).strip() for each in wanted]
+        wanted = c.listed(name)
         direct = [factory_source(folder, each) for each in wanted]
         sources = [source for source in direct if source is not None]
         if len(sources) < len(wanted) or (key == "data.validation" and len(wanted) > 1):

@@ -137,8 +137,8 @@ def optimizer(c: Conversion, name: str) -> None:
     chosen = c.get(name)
     if chosen is None:
         return
-    if chosen in _OPTIMIZERS:
-        c.put(name, {"train.optim": _OPTIMIZERS[chosen]})
+    if (ours := _OPTIMIZERS.get(str(chosen))) is not None:
+        c.put(name, {"train.optim": ours})
     else:
         c.lose(name, "Luthier does not have this optimiser; the recipe has AdamW instead")
 
@@ -240,7 +240,7 @@ def reports(c: Conversion) -> None:
     """Where figures go."""
     wanted: list[str] = []
     said = c.get("report_to")
-    for name in [said] if isinstance(said, str) else said or []:
+    for name in c.listed("report_to") if said is not None else ():
         if name in REPORTS:
             wanted.append(name)
         elif name != "none":
@@ -271,12 +271,9 @@ def names(c: Conversion) -> None:
 
 def adapter(c: Conversion, targets: str) -> None:
     """Rank and layers of a LoRA adapter; ``targets``: the setting that names the layers."""
-    chosen = c.get(targets)
-    if chosen is not None:
-        modules = chosen
-        if isinstance(chosen, str):
-            modules = [part.strip() for part in chosen.split(",") if part.strip()]
-        if any(str(name).replace("_", "-") in ("all", "all-linear") for name in modules):
+    if c.get(targets) is not None:
+        modules: str | list[str] = c.listed(targets)
+        if any(name.replace("_", "-") in ("all", "all-linear") for name in modules):
             modules = "all-linear"
         c.put(targets, {"method.target_modules": modules})
     if c.get("lora_target_linear"):

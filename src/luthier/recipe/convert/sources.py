@@ -93,6 +93,8 @@ def axolotl_source(c: Conversion, entry: Mapping[str, Any]) -> str | None:
     if kind in ("chat_template", "sharegpt"):
         usual = _SHAREGPT if kind == "sharegpt" else _MESSAGES
         mapping = entry.get("message_property_mappings") or {}
+        if not isinstance(mapping, Mapping):
+            return None
         found = (
             entry.get("field_messages", usual[0]),
             mapping.get("role") or entry.get("message_field_role", usual[1]),
