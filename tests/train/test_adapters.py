@@ -18,6 +18,7 @@ from luthier.cli.main import main
 from luthier.data.batches import Batch
 from luthier.errors import CheckFailed, UserError
 from luthier.export import changes
+from luthier.export.export import export
 from luthier.export.merge import MergeOptions, merge
 from luthier.models.adapters import attach_adapter
 from luthier.models.known import public_name
@@ -365,3 +366,14 @@ def test_marks_that_are_no_tokens_and_rows_that_nobody_trained_are_told(
     train(make_recipe(*SHORT, f"model.source={tmp_path / 'resized'}", "run.name=hand"), notes)
     (told,) = [note for note in notes.warnings if "look untrained" in note]
     assert "<|im_start|>" in told and "data.add_tokens" in told
+
+
+def test_what_trained_beside_an_adapter_is_not_lost_in_silence(
+    make_recipe: Callable[..., Recipe], train: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = train(make_recipe(*SHORT, *KINDS["modules_to_save"]))
+    with pytest.raises(UserError, match="whole modules besides cannot be combined"):
+        merge([run, run], tmp_path / "both", MergeOptions(check_rows=0))
+    with pytest.raises(UserError, match="trained whole modules beside the adapter"):
+        export(run, "adapter-gguf", tmp_path / "gguf")
+    assert not (tmp_path / "both").exists() and not (tmp_path / "gguf").exists()

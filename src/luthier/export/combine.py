@@ -8,6 +8,7 @@ from transformers import set_seed
 
 from luthier.errors import UserError
 from luthier.export.options import Combination
+from luthier.models.adapters import trained_beside
 
 _EXACT = ("cat", "svd", "linear")  # these prune nothing
 
@@ -28,7 +29,8 @@ def combine(
     ``seed``), magnitude.
 
     Raises:
-        UserError: they cannot be combined (DoRA, layers or ranks that differ).
+        UserError: they cannot be combined (DoRA, what trained beside A and B, layers or ranks that
+            differ).
     """
     names = list(model.peft_config)
     if len(weights) != len(names):
@@ -39,6 +41,12 @@ def combine(
         if config.use_dora:
             raise UserError(
                 "DoRA adapters cannot be combined by a weighted sum; merge them one at a time"
+            )
+        beside = trained_beside(config)
+        if beside is not None:
+            raise UserError(
+                f"adapters that trained {beside} besides cannot be combined by a weighted sum; merge "
+                "them one at a time"
             )
         # PEFT would scale the combination by sqrt(rank) once more; the adapters' own scales are
         # in their layers already.

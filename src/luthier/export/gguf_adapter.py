@@ -10,6 +10,7 @@ from luthier.errors import UserError
 from luthier.export.gguf_arch import architecture
 from luthier.export.skeleton import adapted, lora_layers
 from luthier.export.tuned import base_of
+from luthier.models.adapters import trained_beside
 from luthier.run import Run
 
 
@@ -30,6 +31,12 @@ def write_adapter_gguf(run: Run, file: Path, name: str) -> int:
     _, config = base_of(run, recipe)
     made = architecture(config)
     model = adapted(config, {"default": run.adapter_path}, recipe.model.trust_remote_code)
+    beside = trained_beside(model.peft_config["default"])
+    if beside is not None:
+        raise UserError(
+            f"{run.root} trained {beside} beside the adapter, which llama.cpp's adapters cannot hold; "
+            "use --to gguf, which merges it"
+        )
     layers = lora_layers(model)
     writer = GGUFWriter(None, made.name)
     writer.add_type("adapter")

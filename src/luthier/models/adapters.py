@@ -257,6 +257,15 @@ def changes_bases_biases(folder: Path) -> bool:
     return config.get("bias", "none") != "none"
 
 
+def trained_beside(config: LoraConfig) -> str | None:
+    """What trained beside A and B, in words; None where nothing did."""
+    if config.modules_to_save:
+        return "whole modules"
+    if config.trainable_token_indices:
+        return "the embeddings of tokens"
+    return "biases" if config.bias != "none" else None
+
+
 def fit_embedding(model: PreTrainedModel, rows: int) -> None:
     """Give embedding and output layer ``rows`` rows if they have fewer, the new ones the mean.
 

@@ -58,7 +58,7 @@ def doubled(config: LoraConfig) -> LoraConfig:
     factor = 2**0.5 if config.use_rslora else 2
     plain.init_lora_weights = True
     plain.r = 2 * config.r
-    plain.lora_alpha = config.lora_alpha * factor  # type: ignore[assignment]
+    plain.lora_alpha = config.lora_alpha * factor
     plain.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
     plain.alpha_pattern = {n: a * factor for n, a in (config.alpha_pattern or {}).items()}
     return plain
@@ -72,10 +72,10 @@ def take_out(model: PeftModel, start: Start) -> None:
         if not stored.endswith(_A):
             continue
         layer = model.get_submodule(stored.removesuffix(_A))
-        weight = layer.get_base_layer().weight  # type: ignore[operator]
+        weight = layer.get_base_layer().weight
         b = start[stored.removesuffix(_A) + _B].to(weight.device)
         whole = weight.data.to(torch.float32)
         whole = whole.T if layer.fan_in_fan_out else whole
-        rest = whole - layer.scaling[name] * b @ a.to(weight.device)  # type: ignore[index, operator]
+        rest = whole - layer.scaling[name] * b @ a.to(weight.device)
         rest = rest.to(weight.dtype)
         weight.data = rest.T if layer.fan_in_fan_out else rest

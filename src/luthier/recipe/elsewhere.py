@@ -43,6 +43,15 @@ _RENAMED: dict[str, dict[str, str]] = {
         FACTORY: "lora_target",
         AXOLOTL: "lora_target_modules",
     },
+    "method.modules_to_save": {
+        TRL: "lora_modules_to_save",
+        FACTORY: "additional_target",
+        AXOLOTL: "lora_modules_to_save",
+    },
+    "method.layers_to_transform": {AXOLOTL: "peft_layers_to_transform"},
+    "method.init_lora_weights": {AXOLOTL: "peft_init_lora_weights"},
+    "method.train_modules": {AXOLOTL: "unfrozen_parameters"},
+    "data.template_kwargs": {TRL: "chat_template_kwargs", AXOLOTL: "chat_template_kwargs"},
     "method.use_rslora": {AXOLOTL: "peft_use_rslora"},
     "method.use_dora": {AXOLOTL: "peft_use_dora"},
     "method.bnb_4bit_quant_type": {FACTORY: "quantization_type"},
@@ -146,6 +155,8 @@ _SAID: dict[str, dict[str, str]] = {
     "method.name: lora": {TRL: "use_peft", _ANYWHERE: "use_lora"},
     "method.name: full": {UNSLOTH: "full_finetuning"},
     "method.target_modules: all-linear": {AXOLOTL: "lora_target_linear"},
+    "method.init_lora_weights: pissa": {FACTORY: "pissa_init"},
+    "data.template_kwargs: {enable_thinking: …}": {FACTORY: "enable_thinking"},
     "data.train_on: completions": {
         TRL: "completion_only_loss assistant_only_loss",
         UNSLOTH: "train_on_responses_only",
@@ -262,16 +273,11 @@ _LACKING: dict[str, dict[str, str]] = {
         TRANSFORMERS: "dataloader_drop_last group_by_length train_sampling_strategy",
     },
     "Luthier does not have it": {
-        TRANSFORMERS: "neftune_noise_alpha",
-        PEFT: "bias modules_to_save layers_to_transform layers_pattern rank_pattern alpha_pattern "
-        "init_lora_weights loftq_config trainable_token_indices target_parameters "
-        "exclude_modules layer_replication",
-        TRL: "lora_modules_to_save",
-        FACTORY: "additional_target loraplus_lr_ratio pissa_init use_galore use_badam use_apollo "
-        "freeze_trainable_layers freeze_trainable_modules rope_scaling shift_attn",
-        AXOLOTL: "lora_modules_to_save peft_layers_to_transform peft_init_lora_weights "
-        "loraplus_lr_ratio loss_watchdog_threshold loss_watchdog_patience unfrozen_parameters "
-        "relora plugins embedding_lr chat_template_jinja default_system_message",
+        PEFT: "layers_pattern loftq_config trainable_token_indices exclude_modules layer_replication",
+        FACTORY: "use_galore use_badam use_apollo freeze_trainable_layers freeze_trainable_modules "
+        "rope_scaling shift_attn",
+        AXOLOTL: "loss_watchdog_threshold loss_watchdog_patience relora plugins embedding_lr "
+        "chat_template_jinja default_system_message",
     },
 }
 
