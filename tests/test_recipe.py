@@ -128,7 +128,10 @@ def test_a_name_of_another_tool_points_to_ours(name: str, ours: str, group: str)
         ("max_rows: 3", "; did you mean 'data.max_rows' or 'evaluate.max_rows'?"),
         ("train: {max_seq_lenght: 3}", "; did you mean 'data.max_length'?"),
         ("train: {frobnicate: 3}", "; groups are model, "),
-        ("method: {train_modules: x}", "; groups are model, "),  # not train_files of others
+        (
+            "method: {train_moduli: x}",
+            "; did you mean 'method.train_modules'?",
+        ),  # not train_files of others
         (
             "model: owner/name",
             "'model' is a group of keys, so it takes a mapping, not 'owner/name'",

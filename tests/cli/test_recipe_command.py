@@ -226,6 +226,8 @@ BESIDE = {
         "train.max_grad_norm=0",
     ],
     "train.lr_scheduler_kwargs": ["train.lr_scheduler_type=cosine_with_min_lr"],
+    "method.train_modules": ["method.name=full"],
+    "method.freeze_modules": ["method.name=full"],
 }
 
 

@@ -165,7 +165,7 @@ FILES: list[tuple[str, str, dict[str, Any], list[str], dict[str, Any]]] = [
      {"early_stopping_patience": 3, "loss_watchdog_threshold": 5.0,
       "deepspeed": "deepspeed_configs/zero2.json"}),
     ("trl_sft.sh", "trl", TRL_COMMAND, [],
-     {"eos_token": "<|im_end|>", "neftune_noise_alpha": 5, "assistant_only_loss": "not set"}),
+     {"eos_token": "<|im_end|>", "assistant_only_loss": "not set"}),
     ("trl_arguments.json", "trl", TRL_JSON, list(MODEL), {"adam_beta2": 0.95}),
 ]  # fmt: skip
 

@@ -271,11 +271,13 @@ def fit_embedding(model: PreTrainedModel, rows: int) -> None:
 
     The mean of what is there is a likely word to no text (Hewitt 2021), and always the same.
     """
-    before = int(model.get_input_embeddings().weight.shape[0])
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    before = int(ends[0].weight.shape[0])
     if rows <= before:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)
-    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]  # others now
+    for end in ends:
         if end is None or end.weight.device.type == "meta":
             continue
         with torch.no_grad():

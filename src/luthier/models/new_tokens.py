@@ -32,7 +32,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
             tokenizer.add_tokens(
                 [AddedToken(text, special=special, normalized=False)], special_tokens=special
             )
-    return [int(number) for number in tokenizer.convert_tokens_to_ids(list(texts))]
+    vocabulary = tokenizer.get_vocab()
+    return [int(vocabulary[text]) for text in texts]
 
 
 def broken_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -76,7 +76,8 @@ def plain_loss(model: PreTrainedModel | PeftModel, rows: Sequence[TokenRow]) -> 
     total, count = 0.0, 0
     try:
         silent = isinstance(model, PeftModel) and adds_nothing(model)
-        with model.disable_adapter() if silent else nullcontext():
+        plain: Any = model
+        with plain.disable_adapter() if silent else nullcontext():
             for row in rows:
                 ids = torch.tensor([row.input_ids], device=device)
                 labels = torch.tensor(row.input_ids, device=device)

@@ -48,7 +48,7 @@ def begin_adapter(
 def _eva(model: PeftModel, rows: Sequence[TokenRow]) -> None:
     """A of each layer: the main directions of its inputs (Paischer et al. 2024), by PEFT."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    config = model.peft_config["default"].eva_config  # type: ignore[attr-defined]
+    config = model.peft_config["default"].eva_config
     rank = max(rank for layer in layers for rank in layer.r.values())
     narrowest = min(layer.in_features for layer in layers)
     if rank > narrowest:
