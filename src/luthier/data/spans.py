@@ -77,7 +77,10 @@ def renderings(
         raise TemplateRejects("there is no answer to learn")
     check_shown(tokenizer, messages[: answers[-1] + 1])
     whole = render(tokenizer, messages, add_generation_prompt=False)
-    pieces = [piece_of(tokenizer, messages, index) for index in answers]
+    pieces = [
+        piece_of(tokenizer, messages, index, whole if index + 1 == len(messages) else None)
+        for index in answers
+    ]
     last = messages[: answers[-1] + 1] == messages
     if last and not whole.startswith(pieces[-1].text):
         # The template closes an answer only where a turn follows it.
@@ -123,15 +126,20 @@ def answer_spans(
     return tuple(spans)
 
 
-def piece_of(tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int) -> Piece:
+def piece_of(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int, full: str | None = None
+) -> Piece:
     """The answer ``messages[index]`` behind the prompt that asks for it, as the last turn.
+
+    ``full`` is the rendering up to and with the answer, where the caller has it.
 
     Raises:
         TemplateRejects: as ``renderings``.
     """
     head = messages[: index + 1]
     prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
-    full = render(tokenizer, head, add_generation_prompt=False)
+    if full is None:
+        full = render(tokenizer, head, add_generation_prompt=False)
     if head[-1].get("tool_calls"):
         answer = _call(tokenizer, head, full, prompt)
     else:
