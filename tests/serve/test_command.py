@@ -16,6 +16,7 @@ from typing import Any
 
 import openai
 import pytest
+from families import save_tiny
 from helpers import Cli
 from openai import OpenAI
 from serving import running
@@ -24,11 +25,12 @@ from luthier.errors import UserError
 from luthier.generate.answer import Sampling, answer_all
 from luthier.models.tuned import load_tuned
 from luthier.recipe import Recipe
-from luthier.run import Run
+from luthier.run import Run, claim_run, open_run
 from luthier.serve import vllm
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
 from luthier.serve.server import bind
+from luthier.train.fit import fit
 
 
 @contextmanager
@@ -206,3 +208,18 @@ def test_the_commands_of_the_serve_guide(
         assert "first" in [model.id for model in OpenAI(base_url=url, api_key="k").models.list()]
     done = cli(*typed[2], stdin="hi\n", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_adapter_with_biases_is_served_without_its_base(runs: Path, tmp_path: Path) -> None:
+    """The biases are in the base, so that its answers would be the adapter's."""
+    of_one = open_run(runs / "one").recipe()
+    of_one = of_one.changed(model={"source": str(save_tiny(tmp_path / "qwen2", "qwen2"))})
+    made = []
+    for bias in ("all", "none"):
+        recipe = of_one.changed(method={"bias": bias}, run={"dir": str(tmp_path), "name": bias})
+        run = claim_run(recipe, "test")
+        fit(recipe, run)
+        made.append(str(run.root))
+    served = Models(made).by_name
+    assert (served["all"].parent, served["none"].parent) == (None, "qwen2")
+    assert served["none"].weights is not served["all"].weights

@@ -140,6 +140,10 @@ class Models:
         speech = self._speech(run, tuned.tokenizer, weights)
         base_name = base_name_of(recipe)
         if isinstance(tuned.tuned, PeftModel):
+            if (
+                recipe.method.bias != "none"
+            ):  # they are in the base, which others must not share then
+                return Served(name, weights, tuned.tuned.active_adapter, speech, None, run)
             parent = self._free_name(base_name, name)
             self._shared[base_key(run)] = weights, parent
             self._add_base(parent, weights, speech)

@@ -3,6 +3,7 @@
 The options are those of vLLM's documentation (docs.vllm.ai: "vllm serve", "LoRA Adapters").
 """
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from luthier.errors import UserError
 from luthier.models.load import load_tokenizer
 from luthier.models.source import resolve
-from luthier.run import open_run
+from luthier.run import Run, open_run
 from luthier.serve.models import base_key, base_name_of, parse_run
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` takes
@@ -58,7 +59,7 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
         raise UserError(
             "vLLM takes one chat template, but these runs have different ones; start one server for each"
         )
-    rank = next((r for r in _RANKS if r >= max(x.method.lora_r for x in recipes)), None)
+    rank = next((r for r in _RANKS if r >= max(_rank(run) for _, run in named)), None)
     if rank is None:
         raise UserError(f"vLLM runs adapters up to rank {_RANKS[-1]}; merge the run first")
     made = ["vllm", "serve", str(resolve(first.model.source, first.model.revision).folder)]
@@ -84,3 +85,9 @@ def hand_over(line: Sequence[str], api_key: str | None) -> None:
     if api_key is not None:
         os.environ["VLLM_API_KEY"] = api_key  # not in the command line, which others can read
     os.execv(program, list(line))  # noqa: S606
+
+
+def _rank(run: Run) -> int:
+    """The highest rank of the adapter as it is saved (twice the recipe's after PiSSA)."""
+    config = json.loads((run.adapter_path / "adapter_config.json").read_text("utf-8"))
+    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
