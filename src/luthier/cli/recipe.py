@@ -195,11 +195,15 @@ def schema(
 
 
 def _show_converted(done: Converted) -> None:
-    taken = Table("there", "value", "here", "note", title="taken over", title_justify="left")
+    taken = Table(title="taken over", title_justify="left")
+    for name in ("there", "here"):  # a key that is cut off says nothing
+        taken.add_column(name, overflow="fold")
     for entry in done.of("taken", "default"):
-        here = "\n".join(f"{key}: {yaml_value(value)}" for key, value in entry.keys.items())
-        value = _short(entry.value) + (" (default)" if entry.outcome == "default" else "")
-        taken.add_row(*map(Text, (entry.name, value, here, entry.note)))
+        here = Text("\n".join(f"{key}: {yaml_value(value)}" for key, value in entry.keys.items()))
+        if entry.note:
+            here.append(f"\n{entry.note}" if entry.keys else entry.note, style="dim")
+        default = " (its default)" if entry.outcome == "default" else ""
+        taken.add_row(Text(f"{entry.name}: {_short(entry.value)}{default}"), here)
     out.print(taken)
     for outcome, title in (("no counterpart", "no counterpart"), ("not needed", "not needed here")):
         table = Table("there", "value", "why", title=title, title_justify="left")
