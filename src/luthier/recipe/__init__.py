@@ -1,14 +1,6 @@
 """The recipe: the one object that says everything about a run."""
 
-from luthier.recipe.reading import (
-    as_recipe,
-    load_recipe,
-    model_recipe,
-    parse_overrides,
-    parse_recipe,
-    stored_recipe,
-)
-from luthier.recipe.schema import (
+from luthier.recipe.groups import (
     COLUMN_NAMES,
     METHOD_DEFAULTS,
     METRICS,
@@ -18,12 +10,19 @@ from luthier.recipe.schema import (
     MethodGroup,
     MethodName,
     ModelGroup,
-    Recipe,
     ReplayGroup,
     RunGroup,
     TrainGroup,
-    known_keys,
 )
+from luthier.recipe.reading import (
+    as_recipe,
+    load_recipe,
+    model_recipe,
+    parse_overrides,
+    parse_recipe,
+    stored_recipe,
+)
+from luthier.recipe.schema import Recipe, known_keys
 from luthier.recipe.sources import hub_dataset
 
 __all__ = [

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from luthier.recipe.schema import METHOD_DEFAULTS, Recipe
+from luthier.recipe.groups import METHOD_DEFAULTS
+from luthier.recipe.schema import Recipe
 
 SCHEMA_PATH = Path(str(files("luthier.recipe"))).absolute() / "recipe.schema.json"
 

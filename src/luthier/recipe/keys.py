@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from luthier.errors import UserError
+from luthier.recipe.groups import METHOD_DEFAULTS
 from luthier.recipe.messages import nearest_key
-from luthier.recipe.schema import METHOD_DEFAULTS, Recipe, groups, known_keys
+from luthier.recipe.schema import Recipe, groups, known_keys
 
 _TYPES = {
     "string": "string",
