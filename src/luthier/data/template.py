@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -142,14 +142,9 @@ def render(
         turns = [_with_field(turn) for turn in turns]
     turns = [_under_each_name(turn) for turn in turns]
     tools = messages[0].get("tools") if messages else None
-    refused: TemplateRejects | None = None
-    for form in _forms(turns):
-        try:
-            return _apply(tokenizer, form, tools, add_generation_prompt)
-        except TemplateRejects as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused
+    if any(turn.get("tool_calls") for turn in turns):
+        turns = _call_form(tokenizer)(turns)
+    return _apply(tokenizer, turns, tools, add_generation_prompt)
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool) -> str:
@@ -174,28 +169,31 @@ def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any,
     return text
 
 
-def _forms(turns: list[Message]) -> Iterator[list[Message]]:
-    """``turns`` as they are; those with calls also as some templates want them."""
-    yield turns
-    if any(turn.get("tool_calls") for turn in turns):
-        yield [_arguments_as_text(turn) for turn in turns]
-        yield _ids_of_nine(turns)
+_Form = Callable[[list[Message]], list[Message]]
 
 
-def _arguments_as_text(turn: Message) -> Message:
+def _as_they_are(turns: list[Message]) -> list[Message]:
+    return turns
+
+
+def _arguments_as_text(turns: list[Message]) -> list[Message]:
     """DeepSeek's template joins them to texts."""
-    calls = [
+    return [
         {
-            **call,
-            "function": {
-                **function,
-                "arguments": json.dumps(function["arguments"], ensure_ascii=False),
-            },
+            **turn,
+            "tool_calls": [
+                {**call, "function": {**call["function"], "arguments": _json(call)}}
+                for call in turn["tool_calls"]
+            ],
         }
-        for call in turn.get("tool_calls", ())
-        for function in (call["function"],)
+        if turn.get("tool_calls")
+        else turn
+        for turn in turns
     ]
-    return {**turn, "tool_calls": calls} if calls else turn
+
+
+def _json(call: dict[str, Any]) -> str:
+    return json.dumps(call["function"]["arguments"], ensure_ascii=False)
 
 
 def _ids_of_nine(turns: list[Message]) -> list[Message]:
@@ -221,6 +219,44 @@ def _nine(name: str) -> str:
     if re.fullmatch("[A-Za-z0-9]{9}", name):
         return name
     return hashlib.sha256(name.encode()).hexdigest()[:9]
+
+
+_CALL_FORMS: tuple[_Form, ...] = (_as_they_are, _arguments_as_text, _ids_of_nine)
+
+_call_forms: dict[str, _Form] = {}  # by template
+
+
+def _call_form(tokenizer: PreTrainedTokenizerBase) -> _Form:
+    """The first form of calls that the template shows whole; as they are where it shows none."""
+    template = tokenizer.chat_template or ""
+    if template not in _call_forms:
+        name, argument = SENTINEL.format("name"), SENTINEL.format("argument")
+        function = {"name": name, "arguments": {"x": argument}}
+        call = {"type": "function", "id": "call_1", "function": function}
+        asked: list[Message] = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        answered = [*asked, {"role": "tool", "content": "c"}, {"role": "assistant", "content": "d"}]
+        _call_forms[template] = next(
+            (
+                form
+                for form in _CALL_FORMS
+                if any(
+                    _shows(tokenizer, form(turns), name, argument) for turns in (answered, asked)
+                )
+            ),
+            _as_they_are,
+        )
+    return _call_forms[template]
+
+
+def _shows(tokenizer: PreTrainedTokenizerBase, turns: list[Message], *texts: str) -> bool:
+    try:
+        text = _apply(tokenizer, turns, None, False)
+    except TemplateRejects:
+        return False
+    return all(each in text for each in texts)
 
 
 def split_thought(content: str) -> tuple[str, str] | None:
