@@ -123,9 +123,9 @@ BAD: list[tuple[str, str, list[str], list[str]]] = [
     ("broken line 17", BROKEN, ["data.train=bad.jsonl"], ["bad.jsonl:17: not valid JSON"]),
     (
         "wrong keys",
-        '{"question": "q", "answer": "a"}\n',
+        '{"Frage": "q", "Antwort": "a"}\n',
         ["data.train=bad.jsonl"],
-        ["question, answer match no known format"],
+        ["Frage, Antwort match no known format", "set data.columns: {prompt: Frage"],
     ),
     (
         "too long",

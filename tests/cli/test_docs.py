@@ -120,6 +120,7 @@ def test_the_commands_of_the_evaluation_guide(cli: Cli, tiny_model: Path, tmp_pa
 
 
 def test_the_commands_of_the_export_guide(
+    tiny_model: Path,
     make_recipe: Callable[..., Recipe],
     train: Callable[..., Run],
     tmp_path: Path,
@@ -132,11 +133,14 @@ def test_the_commands_of_the_export_guide(
     for name in ("first", "second"):
         train(make_recipe(*short, f"run.name={name}"))
     write_rows(tmp_path / "questions.jsonl", [{"prompt": f"Number {n}?"} for n in range(3)])
+    shutil.copytree(tmp_path / "runs" / "first" / "adapter", tmp_path / "their-adapter")
     monkeypatch.chdir(tmp_path)
     typed = commands("docs/export.md")
     shapes = [line[3] for line in typed if line[0] == "export"]
     assert shapes == ["gguf", "ollama", "adapter-gguf", "safetensors"]
     for line in typed:
+        # The base in the guide is the real model; the adapter here is of the tiny one.
+        line = [str(tiny_model) if part == "smollm2-135m" else part for part in line]
         done = CliRunner().invoke(app, line)
         assert done.exit_code == 0, (line, done.output, done.exception)
     for made in ("merged", "both", *(f"runs/first/{shape}" for shape in shapes)):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 import luthier.files
 from luthier.events import Step
@@ -25,7 +24,7 @@ from luthier.objectives.sft import SFT
 from luthier.recipe import load_recipe
 from luthier.run import claim_run
 from luthier.sinks.files import MetricsFile
-from luthier.train import finish
+from luthier.train import checkpoints, finish
 from luthier.train.fit import fit
 from luthier.train.state import State
 from luthier.train.validation import Validation
@@ -50,7 +49,7 @@ POINTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "step": (SFT, "loss", lambda *_: torch.is_grad_enabled()),  # once per micro-batch
     "log": (MetricsFile, "__call__", lambda _sink, event: isinstance(event, Step)),
     "evaluation": (Validation, "measure", lambda *_: True),
-    "save-weights": (PeftModel, "save_pretrained", lambda *_: True),
+    "save-weights": (checkpoints, "save_adapter", lambda *_: True),
     "save-optimizer": (torch, "save", lambda *args: "optimizer.pt" in str(args[1])),
     "save-state": (State, "save", lambda *_: True),
     "save-rename": (luthier.files.os, "replace", is_checkpoint),

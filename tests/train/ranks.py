@@ -6,6 +6,7 @@ Each rank has its share of the micro-batches; rank 0 writes what the steps came 
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def main(rank: int, count: int, folder: Path) -> None:
         weights = {name: p.detach().double().sum().item() for name, p in model.named_parameters()}
         steps = [[r.loss, r.grad_norm, r.parts] for r in results]
         (folder / "out.json").write_text(json.dumps({"steps": steps, "weights": weights}))
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # Taking a gloo group down may hang once the other rank has gone.
+    os._exit(0)
 
 
 if __name__ == "__main__":

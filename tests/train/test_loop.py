@@ -166,9 +166,13 @@ def test_two_ranks_take_the_step_of_one(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    for process in ranks:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    try:
+        for process in ranks:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    finally:
+        for process in ranks:
+            process.kill()
     found = json.loads((tmp_path / "out.json").read_text())
 
     mine = learner()

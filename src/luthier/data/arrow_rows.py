@@ -120,7 +120,9 @@ def _cleaner(schema: Any) -> Callable[[Row], Row]:
     metadata = schema.metadata or {}
     listed = json.loads(metadata[_OURS]) if _OURS in metadata else schema.names
     nulls = {name for name in schema.names if name in listed}
-    columns = {field.name: _reader(field.type) for field in schema}
+    # Of our own objects, those in which Arrow would change something are JSON text.
+    ours = _OURS in metadata
+    columns = {field.name: _reader(field.type, ours) for field in schema}
     columns |= {
         name: partial(_named, names)
         for name, names in _label_names(metadata).items()
@@ -160,17 +162,20 @@ def _label_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     }
 
 
-def _reader(kind: Any) -> Callable[[Any], Any]:
-    """What makes JSON of a value of an Arrow type that is not null."""
+def _reader(kind: Any, exact: bool) -> Callable[[Any], Any]:
+    """What makes JSON of a value of an Arrow type that is not null.
+
+    ``exact``: a null in an object is one.
+    """
     import pyarrow as pa
 
     if getattr(kind, "extension_name", "") == _JSON:
         return json.loads
     if isinstance(kind, pa.BaseExtensionType):
-        return _reader(kind.storage_type)
+        return _reader(kind.storage_type, exact)
     if pa.types.is_struct(kind):
         # A field of the type null is null in every object: that was no alignment.
-        fields = {f.name: (_reader(f.type), pa.types.is_null(f.type)) for f in kind}
+        fields = {f.name: (_reader(f.type, exact), exact or pa.types.is_null(f.type)) for f in kind}
 
         def read_struct(value: Row) -> Row:
             return {
@@ -181,10 +186,10 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
 
         return read_struct
     if pa.types.is_map(kind):
-        inner = _reader(kind.item_type)
+        inner = _reader(kind.item_type, exact)
         return lambda value: {k: v if v is None else inner(v) for k, v in value.items()}
     if pa.types.is_nested(kind) and hasattr(kind, "value_type"):  # lists of every kind
-        inner = _reader(kind.value_type)
+        inner = _reader(kind.value_type, exact)
         return lambda value: [each if each is None else inner(each) for each in value]
     return _plain
 

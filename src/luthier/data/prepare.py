@@ -107,8 +107,8 @@ def prepare(
             ],
             also_in_validation=[str(row.origin) for row in left_out.overlap],
         ),
-        unused_fields=unused_fields([*_unique(train_rows), *_unique(validation_rows)]),
-        answers_apart=_answers_apart(train_rows),
+        unused_fields=unused_fields([*_unique(train_rows), *_unique(validation_rows)]) or None,
+        answers_apart=_answers_apart(train_rows) or None,
     )
     return Prepared(train_rows, validation_rows, report)
 

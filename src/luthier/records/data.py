@@ -1,7 +1,5 @@
 """What became of each row of the data: ``data/data-report.json``."""
 
-from pydantic import Field
-
 from luthier.records.record import Record
 
 
@@ -98,6 +96,6 @@ class DataReport(Record):
     replay: Replay | None
     tokens: SplitTokens
     left_out: LeftOut
-    unused_fields: list[UnusedField] = Field(default_factory=list)
-    answers_apart: int = 0
+    unused_fields: list[UnusedField] | None = None
+    answers_apart: int | None = None
     split_sha256: dict[str, str] | None = None

@@ -377,7 +377,7 @@ def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
             )
         )
     for may_be_content in (True, False):
-        unused = [f for f in report.unused_fields if f.may_be_content == may_be_content]
+        unused = [f for f in report.unused_fields or () if f.may_be_content == may_be_content]
         if unused:
             meaning = "; if they belong to the conversation, see docs/data.md" * may_be_content
             note = f"fields that are not used: {sentence(unused)}{meaning}"
