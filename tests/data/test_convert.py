@@ -140,3 +140,14 @@ def test_any_rows_convert_or_are_told(rows: list[dict[str, Any]], fmt: str) -> N
             assert "empty" in str(error)
             return
         assert done.written + len(done.left_out) == len(rows)
+
+
+def test_flags_reasoning_and_fields_of_turns_are_kept_or_refused(tmp_path: Path) -> None:
+    user = {"role": "user", "content": "a"}
+    turn = {"role": "assistant", "content": "b", "reasoning_content": "c", "weight": 0, "score": 3}
+    row = {"messages": [user, turn, user, {"role": "assistant", "content": "d"}]}
+    source = write_rows(tmp_path / "a.jsonl", [row])
+    convert_data([str(source)], "messages", tmp_path / "b.jsonl")
+    assert json.loads((tmp_path / "b.jsonl").read_text()) == row
+    with pytest.raises(UserError, match="sharegpt has no place for reasoning"):
+        convert_data([str(source)], "sharegpt", tmp_path / "c.jsonl")

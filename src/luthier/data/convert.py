@@ -45,13 +45,37 @@ def _tools(messages: Sequence[Message]) -> dict[str, Any]:
     return {"tools": tools} if tools else {}
 
 
+def _turns(messages: tuple[Message, ...]) -> list[Message]:
+    """Turns with all that they say, their own fields and flags too."""
+    return [
+        {
+            **turn,
+            **message.get("unused", {}),
+            **({} if message.get("train", True) else {"weight": 0}),
+        }
+        for turn, message in zip(flatten(messages), messages, strict=True)
+    ]
+
+
+def _texts_alone(messages: Sequence[Message], fmt: str) -> None:
+    """Refuse what a format of texts has no place for."""
+    for key, what in (
+        ("reasoning_content", "reasoning"),
+        ("train", "answers that are excluded from the loss"),
+        ("unused", "other fields of turns"),
+    ):
+        if any(key in message for message in messages):
+            raise CannotHold(f"{fmt} has no place for {what}; convert to messages")
+
+
 def _messages(conversation: Conversation) -> dict[str, Any]:
     messages = _spoken(conversation, "messages")
-    return {"messages": flatten(messages), **_tools(messages)}
+    return {"messages": _turns(messages), **_tools(messages)}
 
 
 def _sharegpt(conversation: Conversation) -> dict[str, Any]:
     messages = _spoken(conversation, "sharegpt")
+    _texts_alone(messages, "sharegpt")
     turns = []
     for turn in flatten(messages):
         calls = turn.get("tool_calls", [])
@@ -66,6 +90,7 @@ def _sharegpt(conversation: Conversation) -> dict[str, Any]:
 
 def _alpaca(conversation: Conversation) -> dict[str, Any]:
     messages = _spoken(conversation, "alpaca")
+    _texts_alone(messages, "alpaca")
     system = [m for m in messages if m["role"] == "system"]
     rest = messages[len(system) :]
     if len(rest) != 2 or any("tool_calls" in m or "tools" in m for m in messages):
@@ -80,8 +105,9 @@ def _alpaca(conversation: Conversation) -> dict[str, Any]:
 
 def _prompt_completion(conversation: Conversation) -> dict[str, Any]:
     messages = _spoken(conversation, "prompt_completion")
-    turns = flatten(messages)
-    plain = len(turns) == 2 and not any("tool_calls" in t or "tools" in t for t in messages)
+    turns = _turns(messages)
+    more = ("tool_calls", "tools", "reasoning_content", "train", "unused")
+    plain = len(turns) == 2 and not any(key in turn for turn in messages for key in more)
     if plain:
         return {"prompt": turns[0]["content"], "completion": turns[1]["content"]}
     return {"prompt": turns[:-1], "completion": turns[-1:], **_tools(messages)}
