@@ -50,11 +50,7 @@ class Conversation:
     @property
     def answers(self) -> list[int]:
         """Places of the messages that are learned."""
-        return [
-            index
-            for index, message in enumerate(self.messages)
-            if message["role"] == "assistant" and message.get("train", True)
-        ]
+        return learned(self.messages)
 
     @property
     def reference(self) -> str:
@@ -87,6 +83,15 @@ class Conversation:
             extra=row["extra"],
             rejected=row.get("rejected"),
         )
+
+
+def learned(messages: tuple[Message, ...]) -> list[int]:
+    """Places of the answers that count in the loss."""
+    return [
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("train", True)
+    ]
 
 
 def spoken(message: Message) -> str:

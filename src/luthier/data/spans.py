@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.conversation import Message
+from luthier.data.conversation import Message, learned
 from luthier.data.shown import changed, check_shown
 from luthier.data.template import (
     SENTINEL,
@@ -72,7 +72,7 @@ def renderings(
         TemplateRejects: the template refuses the messages, does not show an answer verbatim, or
             omits something of the row.
     """
-    answers = _learned(messages)
+    answers = learned(messages)
     if not answers:
         raise TemplateRejects("there is no answer to learn")
     check_shown(tokenizer, messages[: answers[-1] + 1])
@@ -81,7 +81,7 @@ def renderings(
         piece_of(tokenizer, messages, index, whole if index + 1 == len(messages) else None)
         for index in answers
     ]
-    last = messages[: answers[-1] + 1] == messages
+    last = answers[-1] + 1 == len(messages)
     if last and not whole.startswith(pieces[-1].text):
         # The template closes an answer only where a turn follows it.
         closed = pieces[-1].text
@@ -93,14 +93,6 @@ def renderings(
     if history == "split":
         return [Rendering(piece.text, ((len(piece.prompt), len(piece.text)),)) for piece in pieces]
     return [Rendering(whole, answer_spans(tokenizer, messages, whole, answers))]
-
-
-def _learned(messages: Messages) -> list[int]:
-    return [
-        index
-        for index, message in enumerate(messages)
-        if message["role"] == "assistant" and message.get("train", True)
-    ]
 
 
 def answer_spans(
@@ -312,7 +304,7 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
             if optional:  # it has no place for tools
                 continue
             raise
-        learned = tokenizer(piece.answer, add_special_tokens=False).input_ids
-        if learned and learned[-1] in added:
-            stops.add(int(learned[-1]))
+        ids = tokenizer(piece.answer, add_special_tokens=False).input_ids
+        if ids and ids[-1] in added:
+            stops.add(int(ids[-1]))
     return sorted(stops)

@@ -78,11 +78,11 @@ class Tokenizer:
         ]
         spans = answer_spans(self.tokenizer, row.messages, text, [*row.answers, *excluded])
         silent = spans[len(row.answers) :]
-        input_ids, masked = self._encode_rendering(Rendering(text, tuple(sorted(spans))))
-        if silent:
-            _, masked = self._encode_rendering(Rendering(text, silent))
+        if silent:  # ids and mask of one encoding: another border may cut the text otherwise
+            input_ids, masked = self._encode_rendering(Rendering(text, silent))
             supervised = [not counts for counts in masked]
         else:
+            input_ids, _ = self._encode_rendering(Rendering(text, spans))
             supervised = [True] * len(input_ids)
         supervised[0] = False
         return TokenRow(input_ids, supervised, row)
