@@ -48,6 +48,16 @@ def test_a_folder_of_other_things_is_never_written_into(
         claim_run(make_recipe(), "x")
 
 
+def test_a_process_killed_while_it_made_the_folder_is_no_obstacle(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    run = claim_run(recipe, "x")
+    run.root.mkdir(parents=True)
+    (run.root / ".recipe.yaml.0123abcd.tmp").write_text("model:")
+    assert claim_run(recipe, "x") == run
+    with run.locked():
+        assert list(run.root.iterdir()) == []
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "r")
     with (

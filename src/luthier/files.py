@@ -123,9 +123,14 @@ def _fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether ``path`` is what an interrupted writer left staged."""
+    return path.match(".*.tmp")
+
+
 def remove_unfinished(folder: Path) -> None:
     """Delete what interrupted writers left staged directly inside ``folder``."""
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in filter(is_unfinished, list(folder.iterdir()) if folder.is_dir() else []):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from luthier.errors import UserError
-from luthier.files import remove_unfinished, write_text
+from luthier.files import is_unfinished, remove_unfinished, write_text
 from luthier.recipe import Recipe, stored_recipe
 from luthier.recipe.json_schema import schema_comment
 from luthier.records import (
@@ -368,7 +368,7 @@ def claim_run(recipe: Recipe, stem: str) -> Run:
     if run.recipe_path.is_file():
         if run.checkpoints() or run.finished:
             _check_same(run, recipe)
-    elif run.root.is_dir() and any(run.root.iterdir()):
+    elif run.root.is_dir() and not all(map(is_unfinished, run.root.iterdir())):
         raise UserError(f"{run.root} exists and is not a run folder; choose another run.name")
     # Not to code that lies in the folder already: the recipe does not say what is in it.
     consent(recipe.with_absolute_paths(), run.root, to_train=True, code=False)

@@ -243,12 +243,12 @@ def _new(
     def write() -> None:
         made_of = provenance_of(resolved, setup, tokenizer, template, data)
         made_of = made_of.model_copy(update={"micro_batch": asked.micro_batch})
-        # The recipe last: it is what makes a folder a run.
+        # The recipe first: it makes the folder a run, which is begun anew if the process dies here.
+        save_recipe(run, recipe.with_absolute_paths())
         store(data, run)
         if keep_plan is not None:
             keep_plan(run)
         write_json(run.provenance_path, made_of.to_dict())
-        save_recipe(run, recipe.with_absolute_paths())
 
     return _Start(setup, data, template, asked.micro_batch, announce, write)
 
