@@ -26,7 +26,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 POLICIES: dict[str, dict[str, str]] = {
-    "default": {},
+    "default": {"GOMP_SPINCOUNT": "300000"},  # GNU's count where nobody sets one; Luthier does
     "spin-10000": {"GOMP_SPINCOUNT": "10000"},
     "spin-1000": {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -56,7 +56,7 @@ def train(source: str, length: int, folder: Path) -> None:
     from luthier.train.fit import fit
 
     rows = folder / "rows.jsonl"
-    words = " ".join(str(n) for n in range(length))
+    words = " ".join(str(n) for n in range(length // 3))
     rows.write_text(f'{{"instruction": "count", "output": "{words}"}}\n' * 400, "utf-8")
     recipe = parse_recipe(
         "",
@@ -65,8 +65,7 @@ def train(source: str, length: int, folder: Path) -> None:
             "model.dtype=float32",
             f"data.train={rows}",
             "data.validation_fraction=0",
-            f"data.max_length={length}",
-            "data.on_too_long=truncate",
+            f"data.max_length={2 * length}",
             "train.per_device_train_batch_size=2",
             "train.gradient_accumulation_steps=1",
             "train.max_steps=100000",
@@ -106,12 +105,13 @@ def unit_seconds(work: str, policy: dict[str, str], seconds: float) -> float | N
         [sys.executable, __file__, "--work", work],
         env={**free, "OMP_NUM_THREADS": str(os.cpu_count()), **policy},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
     )
     assert process.stdout is not None
     try:
         first = process.stdout.readline()  # imports and loading are over
+        if not first:
+            raise SystemExit(f"{work} ended with {process.wait()} before its first unit")
         time.sleep(seconds)
     finally:
         process.send_signal(signal.SIGKILL)

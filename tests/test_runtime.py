@@ -11,10 +11,11 @@ from luthier.errors import UserError
 from luthier.runtime import World, peak_memory, world
 
 OURS = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+SPINS = "GOMP_SPINCOUNT"
 
 
 def in_a_process(code: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    free = {k: v for k, v in os.environ.items() if k not in OURS}
+    free = {k: v for k, v in os.environ.items() if k not in (*OURS, SPINS)}
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -35,6 +36,25 @@ def test_prepare_sets_what_is_not_set_and_may_be_called_again() -> None:
     chosen = in_a_process(code, OMP_WAIT_POLICY="ACTIVE", LRU_CACHE_CAPACITY="7")
     assert chosen.stdout.split() == ["ACTIVE", "64", "7", "False"]
     assert chosen.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("load", "env", "spins"),
+    [
+        (0.1, {}, "10000"),
+        (99.0, {}, "None"),
+        (0.1, {"OMP_WAIT_POLICY": "PASSIVE"}, "None"),
+        (0.1, {SPINS: "7"}, "7"),
+    ],
+)
+def test_threads_spin_for_a_moment_where_nobody_else_wants_the_cores(
+    load: float, env: dict[str, str], spins: str
+) -> None:
+    code = (
+        f"import os, psutil; psutil.getloadavg = lambda: ({load}, 0, 0)\n"
+        f"from luthier import runtime; runtime.prepare(); print(os.environ.get('{SPINS}'))"
+    )
+    assert in_a_process(code, **env).stdout.split() == [spins]
 
 
 @pytest.mark.parametrize(
