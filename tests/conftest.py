@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import save_tiny
+from families import save_narrow, save_tiny
 from helpers import Cli, Notes, write_rows
 
 from luthier.recipe import Recipe, parse_recipe
@@ -30,6 +30,12 @@ atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer Llama with a ChatML tokenizer."""
     return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def narrow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder without weights of a model to plan for: the real model's widths, a tenth of its depth."""
+    return save_narrow(tmp_path_factory.mktemp("narrow"))
 
 
 @pytest.fixture(scope="session")

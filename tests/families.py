@@ -225,3 +225,20 @@ def save_tiny(folder: Path, model: str = "llama", chat: str | None = "chatml") -
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_narrow(folder: Path) -> Path:
+    """Config and tokenizer of SmolLM2-135M's widths with three of its thirty blocks; no weights."""
+    LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=3,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+    make_tokenizer(CHAT_FAMILIES["chatml"]).save_pretrained(folder)
+    return folder

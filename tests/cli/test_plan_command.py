@@ -11,7 +11,10 @@ from luthier.recipe import Recipe
 from luthier.run import claim_run
 from luthier.runs import train_run
 
-SHAPE = ["--model", "smollm2-135m", "--seq-len", "128", "--batch-size", "2"]
+
+@pytest.fixture
+def shape(narrow_model: Path) -> list[str]:
+    return ["--model", str(narrow_model), "--seq-len", "128", "--batch-size", "2"]
 
 
 def test_a_recipe_is_planned_with_its_own_rows(cli: Cli, recipe_file: Path) -> None:
@@ -29,26 +32,26 @@ def test_a_recipe_is_planned_with_its_own_rows(cli: Cli, recipe_file: Path) -> N
     assert found["plans"][1]["largest_batch_tokens"] < 2 * 128
 
 
-def test_shape_gpu_and_money(cli: Cli) -> None:
+def test_shape_gpu_and_money(cli: Cli, shape: list[str]) -> None:
     options = ["--method", "lora", "--gpu", "rtx 3060", "--api-price", "2", "--sweep", "3"]
-    done = cli("plan", *SHAPE, *options)
+    done = cli("plan", *shape, *options)
     assert done.returncode == 0, done.stderr
     for text in ("RTX 3060", "3 runs", "peak", "breaks even after", "optimiser state"):
         assert text in done.stdout, text
 
 
-def test_what_does_not_fit_shows_what_would(cli: Cli) -> None:
-    shape = ["--model", "smollm2-135m", "--seq-len", "1024", "--batch-size", "8"]
-    done = cli("plan", *shape, "--method", "full", "--memory", "6")
+def test_what_does_not_fit_shows_what_would(cli: Cli, narrow_model: Path) -> None:
+    shape = ["--model", narrow_model, "--seq-len", "1024", "--batch-size", "8"]
+    done = cli("plan", *shape, "--method", "full", "--memory", "3")
     assert done.returncode == 0, done.stderr
     assert "full does not fit" in done.stdout
     assert "recompute activations" in done.stdout
 
 
-def test_other_hardware(cli: Cli, tmp_path: Path) -> None:
+def test_other_hardware(cli: Cli, tmp_path: Path, shape: list[str]) -> None:
     mine = "my-card: {memory: 33, bandwidth: 900, bfloat16: 120, price_per_hour: 1}"
     (tmp_path / "mine.yaml").write_text(mine)
-    shape = [*SHAPE, "--method", "lora", "--hardware", str(tmp_path / "mine.yaml")]
+    shape += ["--method", "lora", "--hardware", str(tmp_path / "mine.yaml")]
     shape += ["--gpu", "my-card", "--api-price", "2", "--sweep", "3"]
     found = json.loads(cli("plan", *shape, "--json").stdout)
     (plan,) = found["plans"]

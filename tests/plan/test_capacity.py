@@ -1,6 +1,8 @@
 """What fits does, what does not does not, and changes come in order of what they cost."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +16,21 @@ from luthier.plan.machine import framework_bytes
 from luthier.plan.tables import _TABLE, classic_tables
 from luthier.recipe import model_recipe, parse_overrides
 
-
-def job(*overrides: str) -> Job:
-    given = ["method.name=lora", "data.max_length=256", *overrides]
-    recipe = model_recipe("smollm2-135m", **parse_overrides(given))
-    return job_of_shape(recipe, torch.bfloat16, 8, on_gpu=True)
+MakeJob = Callable[..., Job]
 
 
-@pytest.mark.parametrize("memory", [2.0, 4.0])
-def test_the_largest_batch_fits_and_a_larger_one_does_not(memory: float) -> None:
+@pytest.fixture
+def job(narrow_model: Path) -> MakeJob:
+    def make(*overrides: str) -> Job:
+        given = ["method.name=lora", "data.max_length=256", *overrides]
+        recipe = model_recipe(str(narrow_model), **parse_overrides(given))
+        return job_of_shape(recipe, torch.bfloat16, 8, on_gpu=True)
+
+    return make
+
+
+@pytest.mark.parametrize("memory", [1.2, 2.0])
+def test_the_largest_batch_fits_and_a_larger_one_does_not(memory: float, job: MakeJob) -> None:
     card = Accelerator("card", memory)
     one = job()
     (found,) = capacities(one, [card])
@@ -33,12 +41,12 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(memory: float) -> None
     assert found.sequence == min(found.tokens, one.positions or 0)
 
 
-def test_nothing_fits_where_weights_do_not() -> None:
-    (found,) = capacities(job(), [Accelerator("card", 1.0)])
+def test_nothing_fits_where_weights_do_not(job: MakeJob) -> None:
+    (found,) = capacities(job(), [Accelerator("card", 0.85)])
     assert (found.tokens, found.rows, found.sequence) == (0, 0, 0)
 
 
-def test_changes_are_tried_in_order_and_stop_where_one_fits() -> None:
+def test_changes_are_tried_in_order_and_stop_where_one_fits(job: MakeJob) -> None:
     full = job("method.name=full", "train.per_device_train_batch_size=8")
     peak = full.step(full.largest).peak
     framework = framework_bytes(Accelerator("card", 8))
@@ -64,7 +72,7 @@ def test_changes_are_tried_in_order_and_stop_where_one_fits() -> None:
     assert little[8].startswith("2 of them, sharded")
 
 
-def test_sharding_splits_what_stays() -> None:
+def test_sharding_splits_what_stays(job: MakeJob) -> None:
     full = job("method.name=full")
     step = full.step(full.largest)
     peaks = [sharded_peak(step, k, full.config) for k in (2, 4)]

@@ -1,6 +1,7 @@
 """The simulated step against a real one, whose storages are counted as it runs."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,15 +83,15 @@ def test_parts_of_a_known_model() -> None:
     assert qlora.optimizer < 0.3 * lora.optimizer
 
 
-def test_recomputation_saves_activations_and_costs_work() -> None:
-    config = find_config("smollm2-135m")
+def test_recomputation_saves_activations_and_costs_work(narrow_model: Path) -> None:
+    config = find_config(str(narrow_model))
     kept, again = (simulate(config, MethodGroup(), work(checkpointing=c)) for c in (False, True))
-    assert again.activations < 0.1 * kept.activations
+    assert again.activations < 0.2 * kept.activations
     assert 1.2 * kept.flops < again.flops < 1.6 * kept.flops
 
 
-def test_memory_grows_linearly_with_rows() -> None:
-    config = find_config("smollm2-135m")
+def test_memory_grows_linearly_with_rows(narrow_model: Path) -> None:
+    config = find_config(str(narrow_model))
     peaks = [
         simulate(
             config, MethodGroup(), Workload([64] * n, 30 * n, torch.float32, "sgd")
