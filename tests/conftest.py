@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from families import save_narrow, save_tiny
+from forked import Forked
 from helpers import Cli, Notes, write_rows
 
 from luthier.recipe import Recipe, parse_recipe
@@ -96,10 +97,14 @@ def recipe_file(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Cli:
+def cli() -> Iterator[Cli]:
     """Run `luthier ARGS…` as a person would; returns the finished process with its text."""
+    forked = Forked()
 
     def run(*args: str | Path, stdin: str = "", cwd: Path | None = None, **env: str) -> Any:
+        given = {**os.environ, "COLUMNS": "100", **env}
+        if forked.can_run(given):
+            return forked.run([*map(str, args)], stdin, cwd)
         return subprocess.run(
             [sys.executable, "-m", "luthier.cli.main", *map(str, args)],
             input=stdin,
@@ -107,10 +112,11 @@ def cli() -> Cli:
             text=True,
             timeout=600,
             cwd=cwd,
-            env={**os.environ, "COLUMNS": "100", **env},
+            env=given,
         )
 
-    return run
+    yield run
+    forked.close()
 
 
 @pytest.fixture

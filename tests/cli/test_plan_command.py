@@ -42,7 +42,7 @@ def test_shape_gpu_and_money(cli: Cli, shape: list[str]) -> None:
 
 def test_what_does_not_fit_shows_what_would(cli: Cli, narrow_model: Path) -> None:
     shape = ["--model", narrow_model, "--seq-len", "1024", "--batch-size", "8"]
-    done = cli("plan", *shape, "--method", "full", "--memory", "3")
+    done = cli("plan", *shape, "--method", "full", "--memory", "1.5")
     assert done.returncode == 0, done.stderr
     assert "full does not fit" in done.stdout
     assert "recompute activations" in done.stdout

@@ -86,7 +86,7 @@ def test_parts_of_a_known_model() -> None:
 def test_recomputation_saves_activations_and_costs_work(narrow_model: Path) -> None:
     config = find_config(str(narrow_model))
     kept, again = (simulate(config, MethodGroup(), work(checkpointing=c)) for c in (False, True))
-    assert again.activations < 0.2 * kept.activations
+    assert again.activations < 0.25 * kept.activations
     assert 1.2 * kept.flops < again.flops < 1.6 * kept.flops
 
 

@@ -1,0 +1,121 @@
+"""The command line in processes that are forked from one that has only imported it.
+
+    python tests/forked.py
+
+reads requests from stdin, one JSON object a line, and answers each with an exit code. Most of a short
+command's time are the imports of torch and Transformers; here they are paid for once.
+"""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_OF_A_TEST = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
+
+
+class Forked:
+    """A process that has done nothing but import, and forks one for each command."""
+
+    def __init__(self) -> None:
+        self.env = {**os.environ, "COLUMNS": "100"}
+        self.limits = _limits()
+        self.process: subprocess.Popen[str] | None = None
+
+    def can_run(self, env: Mapping[str, str]) -> bool:
+        """Whether a fork is as a process of ``env`` is: libraries read that when they are imported."""
+        same = _plain(env) == _plain(self.env) and _limits() == self.limits
+        return same and hasattr(os, "fork")
+
+    def run(
+        self, args: Sequence[str], stdin: str, cwd: Path | None
+    ) -> "subprocess.CompletedProcess[str]":
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=self.env,
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
+            files[0].write_text(stdin, "utf-8")
+            asked = {"args": args, "cwd": str(cwd or Path.cwd()), "files": [str(f) for f in files]}
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+            code = int(self.process.stdout.readline())
+            said = [f.read_text("utf-8") for f in files[1:]]
+        return subprocess.CompletedProcess(list(args), code, *said)
+
+    def close(self) -> None:
+        if self.process is not None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.wait()
+
+
+def _plain(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name not in _OF_A_TEST}
+
+
+def _limits() -> tuple[int, int]:
+    """Of the size of files: a test plays a full disk by it."""
+    return resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")  # whatever is printed goes elsewhere
+    os.dup2(2, 1)
+    from luthier import runtime
+
+    runtime.prepare()
+    from luthier.cli.main import main
+    from luthier.plan import calibrate, planning  # noqa: F401
+    from luthier.train import fit  # noqa: F401
+
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            _be(json.loads(line), main)
+        _, status = os.waitpid(pid, 0)
+        answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        answers.flush()
+
+
+def _be(asked: dict[str, Any], main: Any) -> None:
+    import atexit
+    import traceback
+
+    code = 1
+    try:
+        flags = (os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)
+        for number, (name, flag) in enumerate(zip(asked["files"], flags, strict=True)):
+            os.dup2(os.open(name, flag), number)
+        sys.stdin = os.fdopen(0, encoding="utf-8")
+        os.chdir(asked["cwd"])
+        sys.path[0] = asked["cwd"]  # as `python -m` has it
+        sys.argv = ["luthier", *asked["args"]]
+        random.seed()
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
