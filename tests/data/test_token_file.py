@@ -12,7 +12,7 @@ from helpers import random_rows
 
 from luthier.data.blocks import in_blocks
 from luthier.data.conversation import Conversation, Origin
-from luthier.data.split import sample, split, split_key, without_overlap
+from luthier.data.split import chosen, sample, sampled, split, split_key, without_overlap
 from luthier.data.stored import RowFile, StoredRows, content_hash, joined
 from luthier.data.token_file import TokenFile, TokenWriter, arrays_of
 from luthier.data.tokens import TokenRow, cut
@@ -66,20 +66,20 @@ def test_blocks_hold_all_tokens_wherever_they_are(monkeypatch: pytest.MonkeyPatc
     memory = [row for each in made for row in each]
     disk = [row for each in stored(made, rows) for row in each]
     mixed = [*disk[:7], memory[7], *disk[8:20], *disk[22:30], disk[29], disk[28], *memory[50:]]
-    for chosen in (memory, disk, mixed, disk[::-1], []):
+    for some_rows in (memory, disk, mixed, disk[::-1], []):
         seen: list[list[int]] = []
-        for block in in_blocks(chosen):
+        for block in in_blocks(some_rows):
             assert block.first == len(seen)
             ends = [*block.starts[1:].tolist(), len(block.ids)]
             some = block.any(block.mask)
-            begins = block.begins([chosen[block.first].input_ids[0]])
+            begins = block.begins([some_rows[block.first].input_ids[0]])
             for number, (start, end) in enumerate(zip(block.starts.tolist(), ends, strict=True)):
-                row = chosen[len(seen)]
+                row = some_rows[len(seen)]
                 seen.append(block.ids[start:end].tolist())
                 assert row.supervised == block.mask[start:end].tolist()
                 assert some[number] == any(row.supervised)
-                assert begins[number] == (row.ids[0] == chosen[block.first].ids[0])
-        assert seen == [row.input_ids for row in chosen]
+                assert begins[number] == (row.ids[0] == some_rows[block.first].ids[0])
+        assert seen == [row.input_ids for row in some_rows]
     ids, mask = arrays_of(mixed)
     assert ids.tolist() == [token for row in mixed for token in row.input_ids]
     assert mask.tolist() == [counts for row in mixed for counts in row.supervised]
@@ -141,7 +141,7 @@ def test_splits_of_rows_on_disk_are_those_in_memory() -> None:
         for found, expected in (
             (split(disk, 0.2, seed), split(rows, 0.2, seed)),
             (without_overlap(disk[:150], disk[150:]), without_overlap(rows[:150], rows[150:])),
-            ([sample(disk, 40, seed)], [sample(rows, 40, seed)]),
+            ([chosen(disk, sampled(200, 40, seed))], [sample(rows, 40, seed)]),
             ([joined(disk[:9], disk[3:5])], [joined(rows[:9], rows[3:5])]),
         ):
             assert all(isinstance(each, StoredRows) for each in found)

@@ -28,7 +28,7 @@ from luthier.data.kept import (
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
 from luthier.data.sources import find_files
-from luthier.data.split import sample, split, split_key, without_overlap
+from luthier.data.split import chosen, sampled, split, split_key, without_overlap
 from luthier.data.stored import RowFile, StoredRows, joined
 from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
@@ -103,9 +103,9 @@ def prepare(
 
     prepared = _prepare(recipe, encoder, files, listen, hashes)
     with during("keeping the prepared rows in the cache", on_event):
-        split = split_hash(_line_hashes(prepared), data, encoder)
-        keep_split(split, prepared.train, prepared.validation)
-        keep_report(key, KeptReport(split, prepared.report, notes))
+        kept = split_hash(_line_hashes(prepared), data, encoder)
+        keep_split(kept, prepared.train, prepared.validation)
+        keep_report(key, KeptReport(kept, prepared.report, notes))
     return prepared
 
 
@@ -171,7 +171,7 @@ def _prepare(
     train, sources = _read(files.train, data, left_out, on_event, file, hashes)
     read = len(train)
     if data.max_rows is not None:
-        train = sample(train, data.max_rows, recipe.train.seed)
+        train = chosen(train, sampled(read, data.max_rows, recipe.train.seed))
     if data.validation is not None:
         validation, more = _read(files.validation, data, left_out, on_event, file, hashes)
         sources += more
@@ -186,7 +186,7 @@ def _prepare(
         sources += more
         general, _ = without_overlap(general, validation)
         wanted = round(len(train) * data.replay.share / (1 - data.replay.share))
-        added = sample(general, wanted, recipe.train.seed)
+        added = chosen(general, sampled(len(general), wanted, recipe.train.seed))
         replay = Replay(wanted=wanted, added=len(added), available=len(general))
         train = joined(train, added)
     keep = hashes is None
@@ -340,7 +340,7 @@ def _read(
     hashes: Mapping[str, str] | None = None,
     *,
     detect: bool = False,
-) -> tuple[StoredRows, list[DataSource]]:
+) -> tuple[Sequence[Conversation], list[DataSource]]:
     """What is added to ``rows``, and where it came from.
 
     ``detect`` tells the format whatever ``data.format`` says.

@@ -76,16 +76,21 @@ def _parted(
     return chosen(rows, without), chosen(rows, [i for i, within in enumerate(inside) if within])
 
 
-def chosen(rows: Sequence[_Row], indices: Sequence[int]) -> Sequence[_Row]:
+def chosen(rows: Sequence[Conversation], indices: Sequence[int]) -> Sequence[Conversation]:
     """The rows at ``indices``; of rows on disk none is loaded."""
     if isinstance(rows, StoredRows):
         return rows.chosen(indices)
     return [rows[index] for index in indices]
 
 
-def sample(rows: Sequence[_Row], count: int, seed: int) -> Sequence[_Row]:
+def sample(rows: Sequence[_Row], count: int, seed: int) -> list[_Row]:
     """A seeded sample of at most ``count`` rows, in their order."""
-    if count >= len(rows):
-        return chosen(rows, range(len(rows)))
-    ranked = sorted(range(len(rows)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
-    return chosen(rows, sorted(ranked[:count]))
+    return [rows[index] for index in sampled(len(rows), count, seed)]
+
+
+def sampled(size: int, count: int, seed: int) -> Sequence[int]:
+    """Which of ``size`` rows ``sample`` takes."""
+    if count >= size:
+        return range(size)
+    ranked = sorted(range(size), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    return sorted(ranked[:count])

@@ -69,7 +69,7 @@ class RowFile:
 
     def append_from(self, other: "RowFile", place: int) -> None:
         """Add the row at ``place`` of ``other``, which is not parsed for that."""
-        key = other._keys[_KEY * place : _KEY * (place + 1)]
+        key = bytes.fromhex(other.key(place))
         line, origin = other.line(place), other.origin(place)
         self._append(line, origin, other.spoken(place), key, other.content_hash(place))
 

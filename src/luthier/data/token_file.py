@@ -62,7 +62,7 @@ class TokenFile:
     """
 
     def __init__(self, file: Path | IO[bytes]) -> None:
-        self._file = file.open("rb", buffering=0) if isinstance(file, Path) else file
+        self._file: IO[bytes] = file.open("rb") if isinstance(file, Path) else file
         self._lock = threading.Lock()
         self._whole: bytes | None = None
         size = self._file.seek(0, os.SEEK_END)
@@ -82,7 +82,8 @@ class TokenFile:
         numbers = self._numbers(start, length)
         mask = numbers >= 0
         mask[:1] = False
-        return numbers ^ (numbers >> 31), mask  # the complement of those below 0
+        ids: Ids = numbers ^ (numbers >> np.int32(31))  # the complement of those below 0
+        return ids, mask
 
     def token_rows(self, rows: Sequence[Conversation]) -> list[list[TokenRow]]:
         """The token rows of each of ``rows``, from which the file was made."""
