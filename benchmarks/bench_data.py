@@ -136,7 +136,7 @@ CASES: dict[str, Callable[[Case], int]] = {
     "prepared and kept": lambda case: prepare(case, True),
     "prepared again": lambda case: prepare(case, False),
     "loaded by a resumed run": lambda case: load(case, False),
-    "collated, one epoch": lambda case: load(case, True),
+    "collated for an epoch": lambda case: load(case, True),
 }
 
 _clock = time.perf_counter()

@@ -1,5 +1,6 @@
 """Rows and tokens on disk are those in memory."""
 
+import errno
 import io
 import os
 import random
@@ -16,6 +17,7 @@ from luthier.data.split import chosen, sample, sampled, split, split_key, withou
 from luthier.data.stored import RowFile, StoredRows, content_hash, joined
 from luthier.data.token_file import TokenFile, TokenWriter, arrays_of
 from luthier.data.tokens import TokenRow, cut
+from luthier.errors import UserError
 
 
 def stored(pieces: list[list[TokenRow]], rows: list[Conversation]) -> list[list[TokenRow]]:
@@ -153,3 +155,13 @@ def test_equal_words_of_another_place_have_the_same_content() -> None:
     moved = Conversation(Origin("g", 9), first.messages, extra={"other": 1})
     assert content_hash(moved) == content_hash(first) != content_hash(second)
     assert np.array_equal(on_disk([first]).places, [0])
+
+
+def test_a_full_disk_is_said_in_a_sentence() -> None:
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = RowFile(split_key, Full())
+    with pytest.raises(UserError, match="No space left on device; make room there"):
+        file.append(conversations(2)[0])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.unused import Fields, fields_of
+from luthier.errors import UserError
 from luthier.models.pull import cache_folder
 
 _KEY, _HASH = 32, 16  # bytes of each row
@@ -76,10 +77,13 @@ class RowFile:
     def _append(
         self, line: bytes, origin: Origin, spoken: bool, key: bytes, content: bytes
     ) -> None:
-        if self._reading:
-            self._file.seek(self._ends[-1])
-            self._reading = False
-        self._file.write(line)
+        try:
+            if self._reading:
+                self._file.seek(self._ends[-1])
+                self._reading = False
+            self._file.write(line)
+        except OSError as error:
+            raise cannot_write(error) from error
         self._ends.append(self._ends[-1] + len(line))
         if self._files[-1:] != [origin.file]:
             self._files.append(origin.file)
@@ -199,6 +203,14 @@ def joined(rows: Sequence[Conversation], more: Sequence[Conversation]) -> Sequen
     if isinstance(rows, StoredRows) and isinstance(more, StoredRows) and rows.file is more.file:
         return StoredRows(rows.file, np.concatenate([rows.places, more.places]))
     return [*rows, *more]
+
+
+def cannot_write(error: OSError) -> UserError:
+    """What to say where a temporary file cannot take more."""
+    return UserError(
+        f"cannot write rows to a temporary file in {cache_folder().parent}: "
+        f"{error.strerror or error}; make room there, or set LUTHIER_CACHE to a folder with more"
+    )
 
 
 def temporary_file() -> IO[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from luthier.data.conversation import Conversation
-from luthier.data.stored import StoredRows, content_hash, temporary_file
+from luthier.data.stored import StoredRows, cannot_write, content_hash, temporary_file
 from luthier.data.template import TemplateRejects
 from luthier.data.token_file import TokenFile, TokenWriter
 from luthier.data.tokens import Encoded, Tokenizer, TokenRow
@@ -51,7 +51,10 @@ def encode_all(
         if stored is not None:
             return [*stored.token_rows(rows)]
     file = temporary_file()
-    refused = _write(file, encoder.encode_all(following))
+    try:
+        refused = _write(file, encoder.encode_all(following))
+    except OSError as error:
+        raise cannot_write(error) from error
     if keep and not refused:
         try:
             with during("keeping the tokenised rows in the cache", on_event):
