@@ -2,8 +2,8 @@
 
 The file holds, as little-endian int32, the tokens of all token rows end to end, a token that does not
 count in the loss as its complement; then how many token rows each row became, and the length of each
-token row; and last its sizes. One read gives ids and mask of a row, 1.3 times as fast as two memory
-maps; and pages that were read do not stay in the process, as those of a map do.
+token row; and last its sizes. Reading a row of 300 tokens takes 5 µs, as from an Arrow file; memory
+maps give it in 2 µs, but their pages count as resident memory of the process once they were read.
 """
 
 import os
