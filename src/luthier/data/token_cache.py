@@ -62,8 +62,8 @@ def encode_all(
         except UserError as error:
             log.debug("token rows were not cached: %s", error)
     encoded: list[Encoded] = [*(stored or TokenFile(file)).token_rows(rows)]
-    for index, error in refused.items():
-        encoded[index] = error
+    for index, why in refused.items():
+        encoded[index] = why
     return encoded
 
 
