@@ -1,5 +1,6 @@
 import pytest
 import torch
+from helpers import random_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +55,29 @@ def test_each_row_of_a_batch_can_stand_alone() -> None:
             assert torch.equal(getattr(alone, name), getattr(expected, name))
         assert alone.row_lengths == expected.row_lengths
         assert alone.origins == expected.origins
+
+
+def by_loops(rows: list[TokenRow]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Ids, positions, labels and predicting positions as plain loops find them."""
+    ids = [token for row in rows for token in row.input_ids]
+    labels = [
+        token if counts else IGNORED
+        for row in rows
+        for token, counts in zip(row.input_ids, row.supervised, strict=True)
+    ]
+    positions = [position for row in rows for position in range(len(row))]
+    return ids, positions, labels, [i - 1 for i, label in enumerate(labels) if label != IGNORED]
+
+
+def test_a_batch_of_arrays_is_that_of_plain_loops() -> None:
+    rows = random_rows(60, 5)
+    for count in (1, 2, 7, 60):
+        batch = collate([[row] for row in rows[:count]])
+        tensors = (batch.input_ids[0], batch.position_ids[0], batch.labels[0], batch.predicts)  # type: ignore[index]
+        for made, expected in zip(tensors, by_loops(rows[:count]), strict=True):
+            assert made.dtype == torch.int64
+            assert made.tolist() == expected
+        assert batch.row_lengths == tuple(len(row) for row in rows[:count])
 
 
 def steps_of(epoch: int, skipped: int = 0) -> list[list[list[int]]]:

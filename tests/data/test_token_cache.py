@@ -28,7 +28,7 @@ def test_a_second_time_no_row_is_tokenised(folder: Path, monkeypatch: pytest.Mon
     encoder = Tokenizer(make_tokenizer(CHAT_FAMILIES["chatml"]), "completions")
     first = encode_all(encoder, rows("x", "a longer one", "z"))
     assert len(list(folder.iterdir())) == 1
-    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(Tokenizer, "encode_all", lambda *_: pytest.fail("tokenised again"))
     assert encode_all(encoder, rows("x", "a longer one", "z")) == first
 
 

@@ -29,9 +29,11 @@ Train = Callable[..., Run]
 
 def edit_rows(monkeypatch: pytest.MonkeyPatch, edit: Callable[[TokenRow], TokenRow]) -> None:
     """Plant ``edit`` between tokenising and training."""
-    real = Tokenizer.encode
+    real = Tokenizer.encode_all
     monkeypatch.setattr(
-        Tokenizer, "encode", lambda self, row: [edit(only) for only in real(self, row)]
+        Tokenizer,
+        "encode_all",
+        lambda self, rows: ([edit(only) for only in each] for each in real(self, rows)),
     )
 
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from luthier.data.conversation import Origin
 from luthier.data.packing import best_fit_decreasing
+from luthier.data.token_file import arrays_of
 from luthier.data.tokens import TokenRow
 
 IGNORED = -100  # the label of a token without loss, as everywhere in PyTorch
@@ -97,17 +99,22 @@ class RowDataset(Dataset[Item]):
     """
 
     def __init__(self, rows: Sequence[TokenRow], max_length: int, packing: bool) -> None:
-        if packing:
-            bins = best_fit_decreasing([len(row) for row in rows], max_length)
-            self.items = [[rows[index] for index in members] for members in bins]
-        else:
-            self.items = [[row] for row in rows]
+        self._rows = rows
+        self._bins = (
+            best_fit_decreasing([len(row) for row in rows], max_length) if packing else None
+        )
+
+    @property
+    def items(self) -> Iterator[Item]:
+        """All of them, in order."""
+        return (self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self._rows if self._bins is None else self._bins)
 
     def __getitem__(self, index: int) -> Item:
-        return self.items[index]
+        members = [index] if self._bins is None else self._bins[index]
+        return [self._rows[member] for member in members]
 
 
 class StepBatches:
@@ -171,21 +178,17 @@ def _in_steps(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 def collate(items: Sequence[Item]) -> Batch:
     """One padding-free batch of all rows of ``items``, in order."""
     rows = [row for item in items for row in item]
-    input_ids = [token for row in rows for token in row.input_ids]
-    labels = [
-        token if counts else IGNORED
-        for row in rows
-        for token, counts in zip(row.input_ids, row.supervised, strict=True)
-    ]
+    ids, mask = arrays_of(rows)
+    input_ids = ids.astype(np.int64)
+    lengths = [len(row) for row in rows]
+    positions = np.arange(len(ids)) - np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
     return Batch(
-        input_ids=torch.tensor([input_ids]),
-        position_ids=torch.tensor([[position for row in rows for position in range(len(row))]]),
-        labels=torch.tensor([labels]),
-        predicts=torch.tensor(
-            [i - 1 for i, label in enumerate(labels) if label != IGNORED], dtype=torch.long
-        ),
-        row_lengths=tuple(len(row) for row in rows),
-        origins=tuple(row.conversation.origin for row in rows),
+        input_ids=torch.from_numpy(input_ids)[None],
+        position_ids=torch.from_numpy(positions)[None],
+        labels=torch.from_numpy(np.where(mask, input_ids, IGNORED))[None],
+        predicts=torch.from_numpy(np.flatnonzero(mask) - 1),
+        row_lengths=tuple(lengths),
+        origins=tuple(row.origin for row in rows),
     )
 
 

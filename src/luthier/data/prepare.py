@@ -1,27 +1,42 @@
 """From the recipe's data group to token rows, with a record of every row."""
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.blocks import in_blocks
 from luthier.data.changes import note_changed_sources
 from luthier.data.conversation import Conversation, Origin
+from luthier.data.kept import (
+    WORTH_KEEPING,
+    KeptReport,
+    find_report,
+    find_split,
+    keep_report,
+    keep_split,
+    sources_key,
+    split_hash,
+)
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
 from luthier.data.sources import find_files
-from luthier.data.split import sample, split, without_overlap
+from luthier.data.split import chosen, sampled, split, split_key, without_overlap
+from luthier.data.stored import RowFile, StoredRows, joined
 from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
 from luthier.data.tokens import Tokenizer, TokenRow, cut
-from luthier.data.unused import unused_fields
+from luthier.data.unused import counted
 from luthier.errors import UserError
-from luthier.events import Note, OnEvent, during, ignore, tracked
-from luthier.files import sha256, user_path, write_json, write_jsonl
+from luthier.events import Event, Note, OnEvent, during, ignore, tracked
+from luthier.files import sha256, staged_file, user_path, write_json
 from luthier.recipe import DataGroup, Recipe
 from luthier.records.data import (
     DataReport,
@@ -54,7 +69,7 @@ class _LeftOut:
 
     bad: list[BadRow] = field(default_factory=list)
     too_long: list[TokenRow] = field(default_factory=list)
-    overlap: list[Conversation] = field(default_factory=list)
+    overlap: Sequence[Conversation] = ()
 
 
 def prepare(
@@ -67,13 +82,98 @@ def prepare(
     """
     data = recipe.data
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
+    files = _find(recipe, on_event)
+    hashes = _hashes_worth_keeping(files, on_event)
+    if hashes is None:
+        return _prepare(recipe, encoder, files, on_event)
+    with during("looking for prepared rows in the cache", on_event):
+        key = sources_key(recipe, encoder, hashes)
+        found = find_report(key)
+        sides = find_split(found.split) if found is not None else None
+    if found is not None and sides is not None:
+        for note in found.notes:
+            on_event(note)
+        return Prepared(*sides, found.report)
+    notes: list[Note] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event)
+        on_event(event)
+
+    prepared = _prepare(recipe, encoder, files, listen, hashes)
+    with during("keeping the prepared rows in the cache", on_event):
+        kept = split_hash(_line_hashes(prepared), data, encoder)
+        keep_split(kept, prepared.train, prepared.validation)
+        keep_report(key, KeptReport(kept, prepared.report, notes))
+    return prepared
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a recipe's sources."""
+
+    train: list[str]
+    validation: list[str]
+    replay: list[str]
+
+
+def _find(recipe: Recipe, on_event: OnEvent) -> _Files:
+    data = recipe.data
+    held_out = [data.validation] if data.validation is not None else []
+    general = [data.replay.source] if data.replay is not None else []
+    return _Files(
+        *(
+            [file for source in sources for file in find_files(source, on_event)]
+            for sources in (recipe.train_files, held_out, general)
+        )
+    )
+
+
+def _hashes_worth_keeping(files: _Files, on_event: OnEvent) -> dict[str, str] | None:
+    """SHA-256 of each file; None where they are prepared sooner than looked up."""
+    names = dict.fromkeys([*files.train, *files.validation, *files.replay])
+    try:
+        if sum(user_path(name).stat().st_size for name in names) < WORTH_KEEPING:
+            return None
+        return {name: _hash(name, on_event) for name in names}
+    except OSError:
+        return None  # reading it says what is wrong
+
+
+def _hash(file: str, on_event: OnEvent) -> str:
+    with during(f"hashing {file}", on_event):
+        return sha256(user_path(file))
+
+
+def _line_hashes(prepared: Prepared) -> dict[str, str]:
+    """What ``store`` will find the hashes of its files to be."""
+    found = {}
+    for name, rows in (("train", prepared.train), ("validation", prepared.validation)):
+        digest = hashlib.sha256()
+        for row in _unique(rows):
+            digest.update(row.line)
+        found[f"{name}.jsonl"] = digest.hexdigest()
+    return found
+
+
+def _prepare(
+    recipe: Recipe,
+    encoder: Tokenizer,
+    files: _Files,
+    on_event: OnEvent,
+    hashes: Mapping[str, str] | None = None,
+) -> Prepared:
+    """``hashes`` of the files, where they are known: the caller keeps what is prepared."""
+    data = recipe.data
     left_out = _LeftOut()
-    train, sources = _read(recipe.train_files, data, left_out, on_event)
+    file = RowFile(split_key)
+    train, sources = _read(files.train, data, left_out, on_event, file, hashes)
     read = len(train)
     if data.max_rows is not None:
-        train = sample(train, data.max_rows, recipe.train.seed)
+        train = chosen(train, sampled(read, data.max_rows, recipe.train.seed))
     if data.validation is not None:
-        validation, more = _read([data.validation], data, left_out, on_event)
+        validation, more = _read(files.validation, data, left_out, on_event, file, hashes)
         sources += more
         with during("looking for training rows in the validation file", on_event):
             train, left_out.overlap = without_overlap(train, validation)
@@ -82,32 +182,35 @@ def prepare(
             train, validation = split(train, data.validation_fraction, recipe.train.seed)
     replay: Replay | None = None
     if data.replay is not None:
-        general, more = _read([data.replay.source], data, left_out, on_event, detect=True)
+        general, more = _read(files.replay, data, left_out, on_event, file, hashes, detect=True)
         sources += more
         general, _ = without_overlap(general, validation)
         wanted = round(len(train) * data.replay.share / (1 - data.replay.share))
-        added = sample(general, wanted, recipe.train.seed)
+        added = chosen(general, sampled(len(general), wanted, recipe.train.seed))
         replay = Replay(wanted=wanted, added=len(added), available=len(general))
-        train = [*train, *added]
-    train_rows = _tokenise(train, data, encoder, left_out, on_event)
-    validation_rows = _tokenise(validation, data, encoder, left_out, on_event)
+        train = joined(train, added)
+    keep = hashes is None
+    train_rows = _tokenise(train, data, encoder, left_out, on_event, keep=keep)
+    validation_rows = _tokenise(validation, data, encoder, left_out, on_event, keep=keep)
     _judge(data, train_rows, left_out)
     report = DataReport(
         sources=sources,
         rows=RowCounts(
-            read=read, train=len(_unique(train_rows)), validation=len(_unique(validation_rows))
+            read=read,
+            train=sum(1 for _ in _unique(train_rows)),
+            validation=sum(1 for _ in _unique(validation_rows)),
         ),
         replay=replay,
         tokens=SplitTokens(train=_count(train_rows), validation=_count(validation_rows)),
         left_out=LeftOut(
             bad=[UnusableRow(row=str(bad.origin), why=bad.reason) for bad in left_out.bad],
-            too_long=[
-                LongRow(row=str(row.conversation.origin), tokens=len(row))
-                for row in left_out.too_long
-            ],
+            too_long=[LongRow(row=str(row.origin), tokens=len(row)) for row in left_out.too_long],
             also_in_validation=[str(row.origin) for row in left_out.overlap],
         ),
-        unused_fields=unused_fields([*_unique(train_rows), *_unique(validation_rows)]) or None,
+        unused_fields=counted(
+            Counter(row.unused for rows in (train_rows, validation_rows) for row in _unique(rows))
+        )
+        or None,
         answers_apart=_answers_apart(train_rows) or None,
     )
     return Prepared(train_rows, validation_rows, report)
@@ -115,8 +218,12 @@ def prepare(
 
 def store(prepared: Prepared, run: Run) -> None:
     """Keep the split and the report in the run folder, the report last."""
-    write_jsonl(run.train_path, (row.to_row() for row in _unique(prepared.train)))
-    write_jsonl(run.validation_path, (row.to_row() for row in _unique(prepared.validation)))
+    for path, rows in (
+        (run.train_path, prepared.train),
+        (run.validation_path, prepared.validation),
+    ):
+        with staged_file(path) as out:
+            out.writelines(row.line for row in _unique(rows))
     hashes = {path.name: sha256(path) for path in (run.train_path, run.validation_path)}
     write_json(
         run.data_report_path, prepared.report.model_copy(update={"split_sha256": hashes}).to_dict()
@@ -141,10 +248,21 @@ def load_stored(
         )
     note_changed_sources(data, run, on_event)
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
+    paths = (run.train_path, run.validation_path)
+    worth = sum(path.stat().st_size for path in paths) >= WORTH_KEEPING
+    if worth:
+        with during("looking for prepared rows in the cache", on_event):
+            key = split_hash(report.split_sha256 or {}, data, encoder)
+            sides = find_split(key)
+        if sides is not None:
+            return Prepared(*sides, report)
     train, validation = (
-        tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event)
-        for path in (run.train_path, run.validation_path)
+        tokenise(_on_disk(_stored_rows(path, on_event)), data, encoder, on_event, keep=not worth)
+        for path in paths
     )
+    if worth:
+        with during("keeping the prepared rows in the cache", on_event):
+            keep_split(key, train, validation)
     return Prepared(train, validation, report)
 
 
@@ -184,7 +302,8 @@ def read_for_evaluation(
     Raises:
         UserError: the file or a row is wrong.
     """
-    return _read([file], data, _LeftOut(), on_event)[0]
+    files = find_files(file, on_event)
+    return list(_read(files, data, _LeftOut(), on_event, RowFile(split_key))[0])
 
 
 def tokenise(
@@ -192,9 +311,14 @@ def tokenise(
     data: DataGroup,
     encoder: Tokenizer,
     on_event: OnEvent = ignore,
+    *,
+    keep: bool = True,
 ) -> list[TokenRow]:
-    """Token rows of conversations that were prepared before, cut as they were then."""
-    encoded = encode_all(encoder, rows, on_event)
+    """Token rows of conversations that were prepared before, cut as they were then.
+
+    ``keep`` says whether they may come from the cache, and are kept there.
+    """
+    encoded = encode_all(encoder, rows, on_event, keep=keep)
     refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
     if refused is not None:
         raise UserError(str(refused))
@@ -208,19 +332,24 @@ def tokenise(
 
 
 def _read(
-    sources: Sequence[str],
+    files: Sequence[str],
     data: DataGroup,
     left_out: _LeftOut,
     on_event: OnEvent,
+    rows: RowFile,
+    hashes: Mapping[str, str] | None = None,
     *,
     detect: bool = False,
-) -> tuple[list[Conversation], list[DataSource]]:
-    """Rows and their files; ``detect`` tells the format whatever ``data.format`` says."""
-    rows: list[Conversation] = []
+) -> tuple[Sequence[Conversation], list[DataSource]]:
+    """What is added to ``rows``, and where it came from.
+
+    ``detect`` tells the format whatever ``data.format`` says.
+    """
+    first = len(rows)
     read = []
     fmt = "auto" if detect else data.format
     columns = None if detect else data.columns
-    for file in (file for source in sources for file in find_files(source, on_event)):
+    for file in files:
         before = len(rows)
         reader = _FileReader(file, fmt, columns)
         for item in read_rows(file, on_event):
@@ -229,23 +358,22 @@ def _read(
                     raise item
                 rows.append(reader.conversation(*item))
             except BadRow as bad:
-                left_out.bad.append(bad)
+                # Its traceback holds the row, and all that was read with it.
+                left_out.bad.append(bad.with_traceback(None))
         if reader.renamed and not columns:
             on_event(Note(f"{file}: reads {read_as(reader.renamed)} (data.columns changes that)"))
-        with during(f"hashing {file}", on_event):
-            digest = sha256(user_path(file))
         read.append(
             DataSource(
                 file=file,
                 format=reader.first.kind if reader.first is not None else "unknown",
-                sha256=digest,
+                sha256=(hashes or {}).get(file) or _hash(file, on_event),
                 rows=len(rows) - before,
                 columns=reader.renamed or None,
             )
         )
-    if left_out.bad and (data.on_bad_row == "error" or not rows):
+    if left_out.bad and (data.on_bad_row == "error" or len(rows) == first):
         raise UserError(_bad_rows_message(left_out.bad))
-    return rows, read
+    return StoredRows(rows, np.arange(first, len(rows))), read
 
 
 class _FileReader:
@@ -306,15 +434,17 @@ def _tokenise(
     encoder: Tokenizer,
     left_out: _LeftOut,
     on_event: OnEvent,
+    *,
+    keep: bool,
 ) -> list[TokenRow]:
     kept = []
     bad_before = len(left_out.bad)
-    for row, encoded in zip(rows, encode_all(encoder, rows, on_event), strict=True):
+    for index, encoded in enumerate(encode_all(encoder, rows, on_event, keep=keep)):
         if isinstance(encoded, TemplateRejects):
-            left_out.bad.append(BadRow(row.origin, str(encoded)))
+            left_out.bad.append(BadRow(rows[index].origin, str(encoded)))
             continue
         for piece in encoded:
-            if len(piece) <= data.max_length or row.text is not None:
+            if len(piece) <= data.max_length or not piece.spoken:
                 kept += cut(piece, data.max_length)
                 continue
             left_out.too_long.append(piece)
@@ -330,7 +460,7 @@ def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:
     too_long = left_out.too_long
     longest = max((len(row) for row in too_long), default=0)
     if too_long and data.on_too_long == "error":
-        shown = ", ".join(f"{row.conversation.origin} ({len(row)})" for row in too_long[:_SHOWN])
+        shown = ", ".join(f"{row.origin} ({len(row)})" for row in too_long[:_SHOWN])
         raise UserError(
             f"{len(too_long)} rows are longer than data.max_length {data.max_length} tokens: "
             f"{shown}; increase it (the longest has {longest}), or set data.on_too_long"
@@ -347,23 +477,30 @@ def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:
         raise UserError("no rows are left to train on: " + "; ".join(filter(None, why)))
 
 
-def _unique(rows: Sequence[TokenRow]) -> list[Conversation]:
-    """The conversations behind token rows; a long text was cut into several."""
-    return list({id(row.conversation): row.conversation for row in rows}.values())
+def _unique(rows: Sequence[TokenRow]) -> Iterator[TokenRow]:
+    """The first token row of each conversation; a long text was cut into several."""
+    return (next(same) for _, same in groupby(rows, lambda row: row.source))
 
 
 def _answers_apart(rows: Sequence[TokenRow]) -> int:
     """Conversations that became several token rows."""
-    counts = Counter(id(row.conversation) for row in rows if row.conversation.messages)
+    counts = Counter(row.source for row in rows if row.spoken)
     return sum(count > 1 for count in counts.values())
 
 
 def _count(rows: Sequence[TokenRow]) -> TokenCounts:
     return TokenCounts(
         total=sum(len(row) for row in rows),
-        supervised=sum(sum(row.supervised) for row in rows),
+        supervised=sum(int(block.mask.sum()) for block in in_blocks(rows)),
         longest=max((len(row) for row in rows), default=0),
     )
+
+
+def _on_disk(rows: Iterable[Conversation]) -> StoredRows:
+    file = RowFile(split_key)
+    for row in rows:
+        file.append(row)
+    return StoredRows(file, range(len(file)))
 
 
 def _stored_rows(path: Path, on_event: OnEvent) -> Iterator[Conversation]:

@@ -4,12 +4,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.facts import once
 from luthier.data.template import SENTINEL, Messages, TemplateRejects, render
 
 _STAND_IN = SENTINEL.format("part")
 _NAMES = {"system": "system prompt", "user": "question", "tool": "tool's answer"}
-
-_verdicts: dict[Any, str] = {}  # by template and shape of the row; "" where all is shown
 
 
 def changed(messages: Messages, index: int, **fields: Any) -> Messages:
@@ -32,14 +31,13 @@ def check_shown(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
         (m["role"], len(m.get("tool_calls", ())), bool(m.get("tools")), "reasoning_content" in m)
         for m in messages
     )
-    key = (tokenizer.chat_template, shape)
-    if key not in _verdicts:
-        _verdicts[key] = _omitted(tokenizer, messages)
-    if _verdicts[key]:
-        raise TemplateRejects(f"the chat template omits {_verdicts[key]}")
+    omitted = once(tokenizer, ("omitted", shape), lambda known: _omitted(known, messages))
+    if omitted:
+        raise TemplateRejects(f"the chat template omits {omitted}")
 
 
 def _omitted(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    """What is not shown, in words; empty where all is."""
     asked = messages[:-1]
     prompt = render(tokenizer, asked, add_generation_prompt=True)
     if messages[0].get("tools"):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Message, learned
+from luthier.data.facts import once
 from luthier.data.shown import changed, check_shown
 from luthier.data.template import (
     SENTINEL,
@@ -246,12 +247,15 @@ def _call(tokenizer: PreTrainedTokenizerBase, head: Messages, full: str, prompt:
 
 def _closing(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
     """The end-of-turn tokens right after an answer, with white space before the first."""
-    # The longest first: one special token may begin with another.
-    ends = "|".join(
-        re.escape(token) for token in sorted(special_texts(tokenizer), key=len, reverse=True)
-    )
-    found = re.match(rf"\s*(?:{ends})+", after) if ends else None
+    ends = once(tokenizer, "ends", _find_ends)
+    found = ends.match(after) if ends is not None else None
     return found[0] if found else ""
+
+
+def _find_ends(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    # The longest first: one special token may begin with another.
+    ends = "|".join(map(re.escape, sorted(special_texts(tokenizer), key=len, reverse=True)))
+    return re.compile(rf"\s*(?:{ends})+") if ends else None
 
 
 _EXCHANGE: tuple[Message, ...] = (
@@ -263,6 +267,10 @@ _EXCHANGE: tuple[Message, ...] = (
 
 def _closing_before_a_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """What ends an answer that a turn follows, where the template leaves the last answer open (GLM)."""
+    return once(tokenizer, "closing before a turn", _find_closing_before_a_turn)
+
+
+def _find_closing_before_a_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         text = render(tokenizer, _EXCHANGE, add_generation_prompt=False)
     except TemplateRejects:
@@ -288,7 +296,14 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end an answer: the end-of-text token, and those that end the template's turns.
 
     A turn that calls tools may end with a token of its own (gpt-oss).
+
+    Raises:
+        TemplateRejects: the template takes no plain question and answer.
     """
+    return list(once(tokenizer, "stops", _find_stops))
+
+
+def _find_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     stops = {int(tokenizer.eos_token_id)}
     if not tokenizer.chat_template:
         return sorted(stops)

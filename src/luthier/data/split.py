@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from luthier.data.conversation import Conversation
+from luthier.data.stored import StoredRows
 
 _Row = TypeVar("_Row")
 
@@ -50,27 +51,46 @@ def choose_held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]
 
 def split(
     rows: Sequence[Conversation], fraction: float, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """Split into (train, validation) by ``choose_held_out``, order kept."""
-    keys = [split_key(row) for row in rows]
-    held_out = choose_held_out(keys, fraction, seed)
-    train = [row for row, key in zip(rows, keys, strict=True) if key not in held_out]
-    validation = [row for row, key in zip(rows, keys, strict=True) if key in held_out]
-    return train, validation
+    return _parted(rows, choose_held_out(_keys(rows), fraction, seed))
 
 
 def without_overlap(
     train: Sequence[Conversation], validation: Sequence[Conversation]
-) -> tuple[list[Conversation], list[Conversation]]:
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """Split ``train`` into the rows that are not in ``validation`` by key, and those that are."""
-    held_out = {split_key(row) for row in validation}
-    kept = [row for row in train if split_key(row) not in held_out]
-    return kept, [row for row in train if split_key(row) in held_out]
+    return _parted(train, set(_keys(validation)))
+
+
+def _keys(rows: Sequence[Conversation]) -> Iterator[str]:
+    return rows.keys() if isinstance(rows, StoredRows) else map(split_key, rows)
+
+
+def _parted(
+    rows: Sequence[Conversation], keys: set[str]
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
+    """The rows of which no key is in ``keys``, and the others."""
+    inside = [key in keys for key in _keys(rows)]
+    without = [index for index, within in enumerate(inside) if not within]
+    return chosen(rows, without), chosen(rows, [i for i, within in enumerate(inside) if within])
+
+
+def chosen(rows: Sequence[Conversation], indices: Sequence[int]) -> Sequence[Conversation]:
+    """The rows at ``indices``; of rows on disk none is loaded."""
+    if isinstance(rows, StoredRows):
+        return rows.chosen(indices)
+    return [rows[index] for index in indices]
 
 
 def sample(rows: Sequence[_Row], count: int, seed: int) -> list[_Row]:
     """A seeded sample of at most ``count`` rows, in their order."""
-    if count >= len(rows):
-        return list(rows)
-    ranked = sorted(range(len(rows)), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
-    return [rows[i] for i in sorted(ranked[:count])]
+    return [rows[index] for index in sampled(len(rows), count, seed)]
+
+
+def sampled(size: int, count: int, seed: int) -> Sequence[int]:
+    """Which of ``size`` rows ``sample`` takes."""
+    if count >= size:
+        return range(size)
+    ranked = sorted(range(size), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    return sorted(ranked[:count])

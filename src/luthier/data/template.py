@@ -9,13 +9,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import Template
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Message, flatten
+from luthier.data.facts import once
 from luthier.data.pins import pin
 from luthier.errors import UserError
 from luthier.files import user_path
@@ -135,24 +139,77 @@ def render(
     Raises:
         TemplateRejects: the template raised an error over them.
     """
-    template = tokenizer.chat_template or ""
     # Only a template that knows of Alpaca's input gets it apart from the content.
-    turns = flatten(messages, keep_input="message.input" in template)
+    turns = flatten(messages, keep_input="message.input" in (tokenizer.chat_template or ""))
+    tools = messages[0].get("tools") if messages else None
+    plain = _plain(tokenizer) if tools is None else None
+    if plain is not None and turns and all(map(_nothing_but_text, turns)):
+        return _guarded(lambda: plain.render(turns, add_generation_prompt))
     if shows_reasoning(tokenizer):
         turns = [_with_field(turn) for turn in turns]
     turns = [_under_each_name(turn) for turn in turns]
-    tools = messages[0].get("tools") if messages else None
     if any(turn.get("tool_calls") for turn in turns):
         turns = _call_form(tokenizer)(turns)
     return _apply(tokenizer, turns, tools, add_generation_prompt)
 
 
+def _nothing_but_text(turn: Message) -> bool:
+    """Whether ``turn`` is a role and a text that no thought is in, and Alpaca's input at most."""
+    return (
+        turn.keys() <= _TEXTS
+        and all(type(value) is str for value in turn.values())
+        and "<think>" not in turn["content"]
+    )
+
+
+_TEXTS = frozenset(["role", "content", "input"])
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A compiled template and what Transformers would hand it beside the turns."""
+
+    compiled: Template
+    tokens: dict[str, str]
+
+    def render(self, turns: list[Message], ask: bool) -> str:
+        return self.compiled.render(
+            messages=turns, tools=None, documents=None, add_generation_prompt=ask, **self.tokens
+        )
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
+    """For turns of text alone, of which Transformers would only make copies before it renders them.
+
+    None for a tokenizer that renders in a way of its own.
+    """
+    return once(tokenizer, "plain", _compile)
+
+
+def _compile(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
+    template = tokenizer.chat_template
+    usual = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+    if not usual or not isinstance(template, str):
+        return None
+    # What a template computes of constants alone it computes here.
+    compiled: Template = _guarded(lambda: chat_template_utils._compile_jinja_template(template))
+    return _Plain(compiled, dict(tokenizer.special_tokens_map))
+
+
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool) -> str:
+    text = _guarded(
+        lambda: tokenizer.apply_chat_template(
+            turns, tools=tools, tokenize=False, add_generation_prompt=ask
+        )
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _guarded(write: Callable[[], Any]) -> Any:
     try:
         with bounded():
-            text = tokenizer.apply_chat_template(
-                turns, tools=tools, tokenize=False, add_generation_prompt=ask
-            )
+            return write()
     except MemoryError:
         raise TemplateRejects("the chat template needs too much memory") from None
     except (
@@ -165,8 +222,6 @@ def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any,
         TooMuch,
     ) as error:
         raise TemplateRejects(f"the chat template rejects it: {error}") from None
-    assert isinstance(text, str)
-    return text
 
 
 _Form = Callable[[list[Message]], list[Message]]
@@ -223,32 +278,25 @@ def _nine(name: str) -> str:
 
 _CALL_FORMS: tuple[_Form, ...] = (_as_they_are, _arguments_as_text, _ids_of_nine)
 
-_call_forms: dict[str, _Form] = {}  # by template
-
 
 def _call_form(tokenizer: PreTrainedTokenizerBase) -> _Form:
     """The first form of calls that the template shows whole; as they are where it shows none."""
-    template = tokenizer.chat_template or ""
-    if template not in _call_forms:
-        name, argument = SENTINEL.format("name"), SENTINEL.format("argument")
-        function = {"name": name, "arguments": {"x": argument}}
-        call = {"type": "function", "id": "call_1", "function": function}
-        asked: list[Message] = [
-            {"role": "user", "content": "a"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
-        answered = [*asked, {"role": "tool", "content": "c"}, {"role": "assistant", "content": "d"}]
-        _call_forms[template] = next(
-            (
-                form
-                for form in _CALL_FORMS
-                if any(
-                    _shows(tokenizer, form(turns), name, argument) for turns in (answered, asked)
-                )
-            ),
-            _as_they_are,
-        )
-    return _call_forms[template]
+    return once(tokenizer, "call form", _find_call_form)
+
+
+def _find_call_form(tokenizer: PreTrainedTokenizerBase) -> _Form:
+    name, argument = SENTINEL.format("name"), SENTINEL.format("argument")
+    function = {"name": name, "arguments": {"x": argument}}
+    call = {"type": "function", "id": "call_1", "function": function}
+    asked: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    answered = [*asked, {"role": "tool", "content": "c"}, {"role": "assistant", "content": "d"}]
+    for form in _CALL_FORMS:
+        if any(_shows(tokenizer, form(turns), name, argument) for turns in (answered, asked)):
+            return form
+    return _as_they_are
 
 
 def _shows(tokenizer: PreTrainedTokenizerBase, turns: list[Message], *texts: str) -> bool:
@@ -280,25 +328,23 @@ def _under_each_name(turn: Message) -> Message:
     return {**turn, "thinking": thought, "reasoning": thought} if thought else turn
 
 
-_shows_reasoning: dict[str, bool] = {}  # by template
-
-
 def shows_reasoning(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template writes the reasoning of the last answer that a field tells."""
-    template = tokenizer.chat_template or ""
-    if template not in _shows_reasoning:
-        thought = SENTINEL.format("thought")
-        answer = {"role": "assistant", "content": "b", "reasoning_content": thought}
-        turns = [{"role": "user", "content": "a"}, _under_each_name(answer)]
-        try:
-            shown = thought in _apply(tokenizer, turns, None, False)
-        except TemplateRejects:
-            shown = False
-        _shows_reasoning[template] = shown
-    return _shows_reasoning[template]
+    return once(tokenizer, "shows reasoning", _find_reasoning)
 
 
-def special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def _find_reasoning(tokenizer: PreTrainedTokenizerBase) -> bool:
+    thought = SENTINEL.format("thought")
+    answer = {"role": "assistant", "content": "b", "reasoning_content": thought}
+    turns = [{"role": "user", "content": "a"}, _under_each_name(answer)]
+    return _shows(tokenizer, turns, thought)
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """Texts of the tokens that are no text."""
+    return once(tokenizer, "special texts", _find_special_texts)
+
+
+def _find_special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     # Templates end turns with tokens that are often added but not flagged as special.
-    return {str(token) for token in tokenizer.get_added_vocab()} | set(tokenizer.all_special_tokens)
+    return frozenset(map(str, [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Message
+from luthier.data.facts import once
 from luthier.data.spans import piece_of, stop_token_ids
 from luthier.data.template import SENTINEL, TemplateRejects
 
@@ -75,18 +76,14 @@ def _without_space(content: str, before: str) -> str:
     return content.removeprefix(space) if content.startswith(space) else content.lstrip()
 
 
-_shapes: dict[str, AnswerShape] = {}  # by template
-
-
 def answer_shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
     """The shape of answers by the tokenizer's template."""
-    template = tokenizer.chat_template or ""
-    if template not in _shapes:
-        _shapes[template] = _shape(tokenizer) if template else PLAIN
-    return _shapes[template]
+    return once(tokenizer, "answer shape", _shape)
 
 
 def _shape(tokenizer: PreTrainedTokenizerBase) -> AnswerShape:
+    if not tokenizer.chat_template:
+        return PLAIN
     answer: Message = {"role": "assistant", "content": _CONTENT}
     lead = opening = closing = ""
     try:

@@ -1,18 +1,19 @@
-"""Token rows kept between runs: the same rows by the same tokenizer are tokenised once."""
+"""Token rows on disk, kept between runs: the same rows by the same tokenizer are tokenised once."""
 
 import hashlib
-import itertools
-import json
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from zipfile import BadZipFile
-
-import numpy as np
+from typing import IO
 
 from luthier.data.conversation import Conversation
+from luthier.data.stored import StoredRows, cannot_write, content_hash, temporary_file
 from luthier.data.template import TemplateRejects
-from luthier.data.tokens import Tokenizer, TokenRow
+from luthier.data.token_file import TokenFile, TokenWriter
+from luthier.data.tokens import Encoded, Tokenizer, TokenRow
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import staged_file
@@ -21,86 +22,106 @@ from luthier.models.pull import cache_folder
 log = logging.getLogger(__name__)
 
 _WORTH = 500  # rows; fewer are tokenised sooner than looked up
-_KEPT = 50  # newest files
-_VERSION = 2  # of the mask's rules: raise it when `data/spans.py` or `data/tokens.py` change them
+_KEPT, _KEPT_BYTES = 50, 20 * 2**30  # the newest files, so many at most
+_VERSION = 3  # of the mask's rules: raise it when `data/spans.py` or `data/tokens.py` change them
 
 
 def encode_all(
-    encoder: Tokenizer, rows: Sequence[Conversation], on_event: OnEvent = ignore
-) -> list[list[TokenRow] | TemplateRejects]:
+    encoder: Tokenizer,
+    rows: Sequence[Conversation],
+    on_event: OnEvent = ignore,
+    *,
+    keep: bool = True,
+) -> list[Encoded]:
     """``encoder.encode`` of each row, or its error; from the cache where they were encoded before.
 
-    The key is a hash of the rows' content, the tokenizer's definition, its template and what counts
-    as supervised, so that a change of any of them tokenises again. A cache that cannot be written is
-    not an error, and rows of which one is refused are not cached.
+    The tokens of many rows are not in memory but in a file. Its key is a hash of the rows' content,
+    the tokenizer's definition, its template and what counts as supervised, so that a change of any of
+    them tokenises again. A cache that cannot be written is not an error, and rows of which one is
+    refused are not cached; nor are any without ``keep``.
     """
     following = tracked(rows, "tokenising rows", on_event, len(rows))
     if len(rows) < _WORTH:
-        return [_encoded(encoder, row) for row in following]
-    with during("looking for tokenised rows in the cache", on_event):
-        path = cache_folder().parent / "tokens" / f"{_key(encoder, rows)}.npz"
-        stored = _load(path, rows)
-    if stored is not None:
-        return [*stored]
-    encoded = [_encoded(encoder, row) for row in following]
-    good = [rows for rows in encoded if not isinstance(rows, TemplateRejects)]
-    if len(good) == len(rows):
+        return [_of(each, rows, n) for n, each in enumerate(encoder.encode_all(following))]
+    stored: TokenFile | None = None
+    if keep:
+        with during("looking for tokenised rows in the cache", on_event):
+            path = cache_folder().parent / "tokens" / f"{_key(encoder, rows)}.tokens"
+            stored = _load(path)
+        if stored is not None:
+            return [*stored.token_rows(rows)]
+    file = temporary_file()
+    try:
+        refused = _write(file, encoder.encode_all(following))
+    except OSError as error:
+        raise cannot_write(error) from error
+    if keep and not refused:
         try:
             with during("keeping the tokenised rows in the cache", on_event):
-                _store(path, good)
+                stored = _keep(file, path)
         except UserError as error:
             log.debug("token rows were not cached: %s", error)
+    encoded: list[Encoded] = [*(stored or TokenFile(file)).token_rows(rows)]
+    for index, why in refused.items():
+        encoded[index] = why
     return encoded
 
 
-def _encoded(encoder: Tokenizer, row: Conversation) -> list[TokenRow] | TemplateRejects:
-    try:
-        return encoder.encode(row)
-    except TemplateRejects as error:
-        return error
+def _of(encoded: Encoded, rows: Sequence[Conversation], index: int) -> Encoded:
+    """``encoded`` as token rows of ``rows[index]``, which may be on disk."""
+    if isinstance(encoded, TemplateRejects):
+        return encoded
+    return [TokenRow.of(rows, index, *row.arrays) for row in encoded]
+
+
+def _write(file: IO[bytes], encoded: Iterable[Encoded]) -> dict[int, TemplateRejects]:
+    """Write token rows to ``file``; gives what was refused, by its place."""
+    writer = TokenWriter(file)
+    refused: dict[int, TemplateRejects] = {}
+    for index, pieces in enumerate(encoded):
+        if isinstance(pieces, TemplateRejects):
+            refused[index], pieces = pieces, []
+        writer.add(pieces)
+    writer.finish()
+    return refused
+
+
+def definition(encoder: Tokenizer) -> bytes:
+    """All that decides which tokens ``encoder`` makes, and which of them count."""
+    tokenizer = encoder.tokenizer
+    packages = [version(name) for name in ("tokenizers", "transformers", "jinja2")]
+    chosen = [_VERSION, packages, encoder.train_on, encoder.history]
+    written = (tokenizer.chat_template, tokenizer.special_tokens_map)
+    return f"{chosen} {written!r} {tokenizer.backend_tokenizer.to_str()}".encode()
 
 
 def _key(encoder: Tokenizer, rows: Sequence[Conversation]) -> str:
-    tokenizer = encoder.tokenizer
-    digest = hashlib.sha256(f"{_VERSION} {encoder.train_on} {encoder.history}".encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(repr((tokenizer.chat_template, tokenizer.special_tokens_map)).encode())
-    for row in rows:
-        digest.update(json.dumps([row.text, row.messages], ensure_ascii=True).encode())
+    digest = hashlib.sha256(definition(encoder))
+    hashes = rows.content_hashes() if isinstance(rows, StoredRows) else map(content_hash, rows)
+    for each in hashes:
+        digest.update(each)
     return digest.hexdigest()
 
 
-def _store(path: Path, encoded: Sequence[Sequence[TokenRow]]) -> None:
-    rows = [row for pieces in encoded for row in pieces]
-    with staged_file(path) as file:
-        np.savez(
-            file,
-            pieces=np.array([len(pieces) for pieces in encoded], np.int64),
-            lengths=np.array([len(row) for row in rows], np.int64),
-            input_ids=np.array([t for row in rows for t in row.input_ids], np.int32),
-            supervised=np.packbits([s for row in rows for s in row.supervised]),
-        )
-    kept = sorted(path.parent.glob("*.npz"), key=lambda each: each.stat().st_mtime)
-    for old in kept[:-_KEPT]:
-        old.unlink(missing_ok=True)
+def _keep(file: IO[bytes], path: Path) -> TokenFile | None:
+    file.seek(0)
+    with staged_file(path) as kept:
+        shutil.copyfileobj(file, kept, 2**20)
+    ages = {each: each.stat().st_mtime for each in path.parent.glob("*.tokens")}
+    room = _KEPT_BYTES
+    for number, each in enumerate(sorted(ages, key=lambda each: -ages[each])):
+        room -= each.stat().st_size
+        if number >= _KEPT or (number and room < 0):
+            with suppress(OSError):  # Windows deletes no file that is being read
+                each.unlink()
+    return _load(path)
 
 
-def _load(path: Path, rows: Sequence[Conversation]) -> list[list[TokenRow]] | None:
+def _load(path: Path) -> TokenFile | None:
+    """None: it is absent or damaged, so the rows are tokenised again and it is written over."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            pieces, lengths = stored["pieces"].tolist(), stored["lengths"]
-            ids = stored["input_ids"].tolist()
-            supervised = np.unpackbits(stored["supervised"], count=len(ids)).astype(bool).tolist()
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None  # absent, or damaged: tokenised again and written over
-    if len(pieces) != len(rows) or sum(pieces) != len(lengths) or int(lengths.sum()) != len(ids):
+        found = TokenFile(path)
+        path.touch()
+    except (OSError, ValueError):
         return None
-    ends = np.cumsum(lengths).tolist()
-    spans = iter(zip([0, *ends[:-1]], ends, strict=True))
-    return [
-        [
-            TokenRow(ids[start:end], supervised[start:end], row)
-            for start, end in itertools.islice(spans, count)
-        ]
-        for count, row in zip(pieces, rows, strict=True)
-    ]
+    return found

@@ -1,34 +1,175 @@
 """Conversations to token ids and the mask of those that count in the loss."""
 
 import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.conversation import Conversation
+from luthier.data.bounded import TooMuch, bounded
+from luthier.data.conversation import Conversation, Origin
 from luthier.data.shown import check_shown
 from luthier.data.spans import History, Rendering, answer_spans, renderings
-from luthier.data.template import render
+from luthier.data.stored import RowFile, StoredRows, line_of
+from luthier.data.template import TemplateRejects, render
+from luthier.data.unused import Fields, fields_of
+
+Ids = NDArray[np.int32]
+Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
 class TokenRow:
     """One row as the model sees it.
 
     Attributes:
-        input_ids: token ids, length n.
-        supervised: length n; True where the token must be predicted. Never the first token,
-            which nothing predicts.
         conversation: the row it was made from.
     """
 
-    input_ids: list[int]
-    supervised: list[bool]
-    conversation: Conversation
+    __slots__ = ("_arrays", "_index", "_rows")
+
+    def __init__(
+        self,
+        input_ids: Sequence[int] | Ids,
+        supervised: Sequence[bool] | Mask,
+        conversation: Conversation,
+    ) -> None:
+        """As attributes; ``input_ids`` and ``supervised`` have the same length."""
+        self._arrays = _as_arrays(input_ids, supervised)
+        self._rows: Sequence[Conversation] = (conversation,)
+        self._index = 0
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Conversation],
+        index: int,
+        input_ids: Sequence[int] | Ids,
+        supervised: Sequence[bool] | Mask,
+    ) -> "TokenRow":
+        """A token row of ``rows[index]``, which is not loaded for that."""
+        made = cls.__new__(cls)
+        made._arrays = _as_arrays(input_ids, supervised)
+        made._rows, made._index = rows, index
+        return made
+
+    def part(self, start: int, end: int) -> "TokenRow":
+        """Its tokens from ``start`` to before ``end``; nothing predicts the first of them."""
+        ids, mask = self._arrays
+        kept = mask[start:end].copy()
+        kept[:1] = False
+        return TokenRow.of(self._rows, self._index, ids[start:end], kept)
+
+    @property
+    def arrays(self) -> tuple[Ids, Mask]:
+        """``ids`` and ``mask``, read together."""
+        return self._arrays
+
+    @property
+    def ids(self) -> Ids:
+        """Token ids, (n,) int32."""
+        return self.arrays[0]
+
+    @property
+    def mask(self) -> Mask:
+        """(n,) bool, True where the token must be predicted.
+
+        Never the first token, which nothing predicts.
+        """
+        return self.arrays[1]
+
+    @property
+    def input_ids(self) -> list[int]:
+        """``ids`` as a list, made anew each time."""
+        listed: list[int] = self.ids.tolist()
+        return listed
+
+    @property
+    def supervised(self) -> list[bool]:
+        """``mask`` as a list, made anew each time."""
+        listed: list[bool] = self.mask.tolist()
+        return listed
+
+    @property
+    def conversation(self) -> Conversation:
+        return self._rows[self._index]
+
+    @property
+    def stored(self) -> tuple[RowFile, int] | None:
+        """The file that holds its conversation, and the place there; None where it is in memory."""
+        rows = self._rows
+        if not isinstance(rows, StoredRows):
+            return None
+        return rows.file, int(rows.places[self._index])
+
+    @property
+    def source(self) -> int:
+        """A number that token rows of the same conversation share, and no others at the same time."""
+        stored = self.stored
+        return id(self.conversation) if stored is None else stored[1]
+
+    @property
+    def line(self) -> bytes:
+        """Its conversation as a line of JSON, the end of the line included."""
+        stored = self.stored
+        return line_of(self.conversation) if stored is None else stored[0].line(stored[1])
+
+    @property
+    def origin(self) -> Origin:
+        stored = self.stored
+        return self.conversation.origin if stored is None else stored[0].origin(stored[1])
+
+    @property
+    def unused(self) -> Fields:
+        """The ``fields_of`` its conversation."""
+        stored = self.stored
+        return fields_of(self.conversation) if stored is None else stored[0].unused(stored[1])
+
+    @property
+    def spoken(self) -> bool:
+        """Whether it was made of messages, not of plain text."""
+        stored = self.stored
+        return bool(self.conversation.messages) if stored is None else stored[0].spoken(stored[1])
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self._arrays[0])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenRow):
+            return NotImplemented
+        same = all(map(np.array_equal, self.arrays, other.arrays))
+        return same and self.conversation == other.conversation
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"TokenRow({self.input_ids}, {self.supervised}, {self.conversation})"
+
+
+def _as_arrays(
+    input_ids: Sequence[int] | Ids, supervised: Sequence[bool] | Mask
+) -> tuple[Ids, Mask]:
+    return np.asarray(input_ids, np.int32), np.asarray(supervised, np.bool_)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A rendering of row ``number``.
+
+    ``counts`` says which of its tokens do: those of its spans, those of no span, or all.
+    """
+
+    number: int
+    rendering: Rendering
+    counts: Literal["spans", "others", "all"] = "spans"
+
+
+Encoded = list[TokenRow] | TemplateRejects
+
+# Rows that are rendered and tokenised together, and characters of them.
+_ROWS, _CHARACTERS = 512, 2_000_000
 
 
 class Tokenizer:
@@ -56,19 +197,47 @@ class Tokenizer:
         Raises:
             TemplateRejects: the chat template refuses the row, or omits something of it.
         """
-        if row.text is not None:
-            return [self._encode_text(row, row.text)]
-        if self.train_on == "all":
-            return [self._encode_whole(row)]
-        rows = []
-        for rendering in renderings(self.tokenizer, row.messages, self.history):
-            input_ids, supervised = self._encode_rendering(rendering)
-            supervised[0] = False
-            rows.append(TokenRow(input_ids, supervised, row))
-        return rows
+        (encoded,) = self._tokenised([row], [] if row.text is not None else self._parts(0, row))
+        return encoded
 
-    def _encode_whole(self, row: Conversation) -> TokenRow:
-        """All tokens count but those of answers that are excluded."""
+    def encode_all(self, rows: Iterable[Conversation]) -> Iterator[Encoded]:
+        """``encode`` of each row, or its error; rows are taken a block at a time.
+
+        The texts of a block are tokenised in one call, on all cores that the tokenizer's library uses.
+        """
+        for block in _blocks(rows):
+            yield from self._encode_block(block)
+
+    def _encode_block(self, rows: Sequence[Conversation]) -> list[Encoded]:
+        refused: set[int] = set()
+        parts: list[_Part] = []
+        try:
+            with bounded():
+                for number, row in enumerate(rows):
+                    try:
+                        parts += self._parts(number, row) if row.text is None else []
+                    except TemplateRejects:
+                        refused.add(number)
+        except (TooMuch, MemoryError):
+            return [self._alone(row) for row in rows]
+        encoded = self._tokenised(rows, parts)
+        # The bounds were those of the block: a row alone may need less than they are.
+        return [
+            self._alone(row) if number in refused else encoded[number]
+            for number, row in enumerate(rows)
+        ]
+
+    def _alone(self, row: Conversation) -> Encoded:
+        try:
+            return self.encode(row)
+        except TemplateRejects as error:
+            return error
+
+    def _parts(self, number: int, row: Conversation) -> list[_Part]:
+        if self.train_on != "all":
+            found = renderings(self.tokenizer, row.messages, self.history)
+            return [_Part(number, rendering) for rendering in found]
+        # All tokens count but those of answers that are excluded.
         check_shown(self.tokenizer, row.messages[: row.answers[-1] + 1])
         text = render(self.tokenizer, row.messages, add_generation_prompt=False)
         excluded = [
@@ -79,65 +248,126 @@ class Tokenizer:
         spans = answer_spans(self.tokenizer, row.messages, text, [*row.answers, *excluded])
         silent = spans[len(row.answers) :]
         if silent:  # ids and mask of one encoding: another border may cut the text otherwise
-            input_ids, masked = self._encode_rendering(Rendering(text, silent))
-            supervised = [not counts for counts in masked]
-        else:
-            input_ids, _ = self._encode_rendering(Rendering(text, spans))
-            supervised = [True] * len(input_ids)
-        supervised[0] = False
-        return TokenRow(input_ids, supervised, row)
+            return [_Part(number, Rendering(text, silent), "others")]
+        return [_Part(number, Rendering(text, spans), "all")]
 
-    def _encode_text(self, row: Conversation, text: str) -> TokenRow:
+    def _tokenised(
+        self, rows: Sequence[Conversation], parts: Sequence[_Part]
+    ) -> list[list[TokenRow]]:
+        """Token rows of each of ``rows``, whose conversations were rendered as ``parts``."""
+        made: list[list[TokenRow]] = [[] for _ in rows]
+        covered = self._encode_renderings([part.rendering for part in parts])
+        for part, (ids, mask) in zip(parts, covered, strict=True):
+            if part.counts != "spans":
+                mask = ~mask if part.counts == "others" else np.ones_like(mask)
+            mask[0] = False
+            made[part.number].append(TokenRow(ids, mask, rows[part.number]))
+        plain = [number for number, row in enumerate(rows) if row.text is not None]
+        texts = [text for row in rows if (text := row.text) is not None]
         # As the model was pretrained: its own beginning token, if any, and an end.
-        input_ids = list(self.tokenizer(text).input_ids)
         eos = self.tokenizer.eos_token_id
-        if input_ids[-1:] != [eos]:
-            input_ids.append(eos)
-        return TokenRow(input_ids, [False] + [True] * (len(input_ids) - 1), row)
+        for number, ids in zip(plain, self._ids(texts, special=True), strict=True):
+            whole = ids if ids[-1:] == [eos] else [*ids, eos]
+            made[number].append(TokenRow(whole, _all_but_the_first(len(whole)), rows[number]))
+        return made
 
-    def _encode_rendering(self, rendering: Rendering) -> tuple[list[int], list[bool]]:
+    def _encode_renderings(
+        self, renderings: Sequence[Rendering]
+    ) -> list[tuple[Sequence[int], Mask]]:
+        """Ids of each, and which of them are in its spans."""
+        if not renderings:
+            return []
         # The template has written any beginning-of-text token itself.
         encoding = self.tokenizer(
-            rendering.text, add_special_tokens=False, return_offsets_mapping=True
+            [each.text for each in renderings],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )
-        input_ids, offsets = list(encoding.input_ids), list(encoding.offset_mapping)
-        if not all(self._begins(input_ids, rendering.text[:start]) for start, _ in rendering.spans):
-            pieces = self._encode_pieces(rendering)
-            if pieces is not None:
-                return pieces
-        supervised = [False] * len(input_ids)
-        for start, end in rendering.spans:
-            for index, (first, last) in enumerate(offsets):
-                # A token over the border counts: the model cannot write the answer without it.
-                if last > start and first < end:
-                    supervised[index] = True
-        return input_ids, supervised
+        all_ids: list[list[int]] = encoding.input_ids
+        offsets: list[list[tuple[int, int]]] = encoding.offset_mapping
+        apart = self._apart(renderings, all_ids)
+        return [
+            apart[place] if place in apart else (ids, _within(offsets[place], each.spans))
+            for place, (each, ids) in enumerate(zip(renderings, all_ids, strict=True))
+        ]
 
-    def _begins(self, input_ids: list[int], prompt: str) -> bool:
-        """Whether ``prompt``, tokenised alone as at inference, is what ``input_ids`` begin with.
+    def _apart(
+        self, renderings: Sequence[Rendering], all_ids: Sequence[list[int]]
+    ) -> dict[int, tuple[Sequence[int], Mask]]:
+        """Renderings whose prompts and answers must be tokenised apart, by their places.
 
-        What follows can change the tokens of a prompt: GPT-2's rules split two line breaks in two
-        before a letter and join them at the end of a text.
+        ``all_ids`` should begin with each prompt as it is tokenised alone, at inference. What
+        follows can change that: GPT-2's rules split two line breaks in two before a letter and join
+        them at the end of a text. Tokenised apart they are where that changes no text, so not by a
+        tokenizer that puts a space before every text.
         """
-        ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
-        return bool(input_ids[: len(ids)] == ids)
+        prompts = self._ids([e.text[:start] for e in renderings for start, _ in e.spans])
+        following = iter(prompts)
+        heads = [list(itertools.islice(following, len(each.spans))) for each in renderings]
+        changed = [
+            place
+            for place, (ids, before) in enumerate(zip(all_ids, heads, strict=True))
+            if any(ids[: len(head)] != head for head in before)
+        ]
+        texts = [_pieces(renderings[place]) for place in changed]
+        pieces = iter(self._ids([text for each in texts for text in each]))
+        found: dict[int, tuple[Sequence[int], Mask]] = {}
+        for place, each in zip(changed, texts, strict=True):
+            parts = list(itertools.islice(pieces, len(each)))
+            ids = list(itertools.chain.from_iterable(parts))
+            if self.tokenizer.decode(ids) == self.tokenizer.decode(all_ids[place]):
+                lengths = [len(part) for part in parts]
+                found[place] = ids, np.repeat(np.arange(len(parts)) % 2 == 1, lengths)
+        return found
 
-    def _encode_pieces(self, rendering: Rendering) -> tuple[list[int], list[bool]] | None:
-        """Tokenise prompts and answers apart, as inference does, where that changes no text.
+    def _ids(self, texts: list[str], special: bool = False) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(
+            texts,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        ).input_ids
+        return ids
 
-        None where the tokenizer does not allow it (one that puts a space before every text).
-        """
-        borders = [0, *(b for span in rendering.spans for b in span), len(rendering.text)]
-        input_ids: list[int] = []
-        supervised: list[bool] = []
-        for number, (start, end) in enumerate(itertools.pairwise(borders)):
-            piece = self.tokenizer(rendering.text[start:end], add_special_tokens=False).input_ids
-            input_ids += piece
-            supervised += [number % 2 == 1] * len(piece)
-        whole = self.tokenizer(rendering.text, add_special_tokens=False).input_ids
-        if self.tokenizer.decode(input_ids) != self.tokenizer.decode(whole):
-            return None
-        return input_ids, supervised
+
+def _blocks(rows: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    block: list[Conversation] = []
+    characters = 0
+    for row in rows:
+        block.append(row)
+        characters += len(row.text or "") + sum(len(turn["content"]) for turn in row.messages)
+        if len(block) == _ROWS or characters > _CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+def _pieces(rendering: Rendering) -> list[str]:
+    """Its text, cut at the borders of its spans."""
+    borders = [0, *(b for span in rendering.spans for b in span), len(rendering.text)]
+    return [rendering.text[start:end] for start, end in itertools.pairwise(borders)]
+
+
+def _within(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> Mask:
+    """Which tokens reach into one of ``spans``: (n,) bool, from the (start, end) characters of each."""
+    flat = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+    firsts, lasts = flat[::2], flat[1::2]
+    mask = np.zeros(len(offsets), np.bool_)
+    for start, end in spans:
+        # A token over the border counts: the model cannot write the answer without it.
+        mask |= (lasts > start) & (firsts < end)
+    return mask
+
+
+def _all_but_the_first(length: int) -> Mask:
+    mask = np.ones(length, np.bool_)
+    mask[:1] = False
+    return mask
 
 
 def cut(row: TokenRow, max_length: int) -> list[TokenRow]:
@@ -148,12 +378,8 @@ def cut(row: TokenRow, max_length: int) -> list[TokenRow]:
     """
     if len(row) <= max_length:
         return [row]
-    if row.conversation.text is None:
-        head = TokenRow(row.input_ids[:max_length], row.supervised[:max_length], row.conversation)
-        return [head] if any(head.supervised) else []
-    windows = []
-    for start in range(0, len(row), max_length):
-        ids = row.input_ids[start : start + max_length]
-        if len(ids) > 1:  # a single token predicts nothing
-            windows.append(TokenRow(ids, [False] + [True] * (len(ids) - 1), row.conversation))
-    return windows
+    if row.spoken:
+        head = row.part(0, max_length)
+        return [head] if head.mask.any() else []
+    windows = [row.part(start, start + max_length) for start in range(0, len(row), max_length)]
+    return [window for window in windows if len(window) > 1]  # a single token predicts nothing

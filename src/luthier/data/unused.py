@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from luthier.data.conversation import Conversation
 from luthier.records.data import UnusedField
@@ -112,11 +112,25 @@ def sounds_like_content(name: str) -> bool:
     return bool(words) and words[-1] not in _ABOUT and not _CONTENT.isdisjoint(words)
 
 
+# The name of each field, and the role of the turns that have it; none for a field of the row.
+Fields = frozenset[tuple[str, str]]
+
+
+def fields_of(row: Conversation) -> Fields:
+    """Fields of ``row`` and of its turns that no format of ours uses."""
+    return frozenset(_of_row(row))
+
+
 def unused_fields(rows: Iterable[Conversation]) -> list[UnusedField]:
-    """Fields of ``rows`` and of their turns that no format of ours uses, and how many rows have each."""
+    """All ``fields_of`` of ``rows``, and how many have each."""
+    return counted(Counter(map(fields_of, rows)))
+
+
+def counted(rows: Mapping[Fields, int]) -> list[UnusedField]:
+    """As ``unused_fields``, of so many rows with these fields each."""
     counts: Counter[tuple[str, str]] = Counter()
-    for row in rows:
-        counts.update(set(_of_row(row)))
+    for fields, number in rows.items():
+        counts.update(dict.fromkeys(fields, number))
     return [
         UnusedField(
             field=f"{name} of {role} turns" if role else name,

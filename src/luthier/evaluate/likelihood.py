@@ -52,7 +52,7 @@ def row_losses(
         collated = collate([[rows[index] for index in batch]]).to(device)
         logits, targets = supervised_logits(model, collated)
         each = F.cross_entropy(logits.float(), targets, reduction="none")
-        counts = [sum(rows[index].supervised) for index in batch]
+        counts = [int(rows[index].mask.sum()) for index in batch]
         for index, part in zip(batch, each.split(counts), strict=True):
             losses[index] = RowLoss(part.double().sum().item(), len(part))
     return losses
@@ -63,7 +63,7 @@ def batches(rows: Sequence[TokenRow], *, packed: bool) -> Iterator[list[int]]:
     batch: list[int] = []
     tokens = supervised = 0
     for index in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
-        size, counted = len(rows[index]), sum(rows[index].supervised)
+        size, counted = len(rows[index]), int(rows[index].mask.sum())
         full = tokens + size > MOST_TOKENS or supervised + counted > MOST_SUPERVISED
         if batch and (full or not packed):
             yield batch

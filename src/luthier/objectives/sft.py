@@ -59,9 +59,7 @@ def few_short(rows: Sequence[TokenRow]) -> list[TokenRow]:
         if sum(map(len, chosen)) + len(row) <= _PROBE_TOKENS:
             chosen.append(row)
     if not chosen and any(shortest[0].supervised[:_PROBE_TOKENS]):
-        row = shortest[0]
-        ids, supervised = row.input_ids[:_PROBE_TOKENS], row.supervised[:_PROBE_TOKENS]
-        chosen = [TokenRow(ids, supervised, row.conversation)]
+        chosen = [shortest[0].part(0, _PROBE_TOKENS)]
     return chosen
 
 

@@ -4,12 +4,15 @@ A certain fault stops the run; a suspicious finding is a warning. The checks whi
 in ``watch.py``.
 """
 
-import itertools
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from luthier.data.blocks import Block, in_blocks
 from luthier.data.spans import stop_token_ids
 from luthier.data.template import TemplateRejects
 from luthier.data.thoughts import answer_shape
@@ -35,14 +38,20 @@ def check_rows(
             or most rows of the validation set are in the training set.
     """
     rows = [*train, *validation]
-    silent = [row for row in rows if not any(row.supervised[1:])]
+    bos = tokenizer.bos_token_id
+    silent, doubled = [], []
+    for block in in_blocks(rows):
+        predicted = block.mask.copy()
+        predicted[block.starts] = False
+        silent += _chosen(rows, block, ~block.any(predicted))
+        if bos is not None:
+            begins = block.begins([bos, bos])
+            doubled += _chosen(rows, block, begins)
     if silent:
         raise UserError(
             f"{_rows(silent)} no trainable token (all are masked): {_places(silent)}; look at one "
             "with `luthier data show`, and remove such rows or set data.train_on=all"
         )
-    bos = tokenizer.bos_token_id
-    doubled = [row for row in rows if bos is not None and row.input_ids[:2] == [bos, bos]]
     if doubled:
         raise UserError(
             f"{_rows(doubled)} the beginning-of-text token {tokenizer.bos_token!r} twice: "
@@ -57,22 +66,21 @@ def check_rows(
 def _check_ends(
     train: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, on_event: OnEvent
 ) -> None:
-    spoken = [row for row in train if row.conversation.messages]
+    spoken = [row for row in train if row.spoken]
     if not spoken:
         return
     try:
         stops = set(stop_token_ids(tokenizer))
     except TemplateRejects:  # a template that refuses a plain question and answer
         stops = {int(tokenizer.eos_token_id)}
-    endless = [
-        row
-        for row in spoken
-        if not any(
-            counts and token in stops
-            for token, counts in zip(row.input_ids, row.supervised, strict=True)
-        )
-    ]
-    doubled = [row for row in spoken if _ends_twice(row, stops)]
+    endless, doubled = [], []
+    for block in in_blocks(spoken):
+        ends = np.isin(block.ids, list(stops)) & block.mask
+        endless += _chosen(spoken, block, ~block.any(ends))
+        twice = ends.copy()
+        twice[1:] &= ends[:-1]
+        twice[block.starts] = False
+        doubled += _chosen(spoken, block, block.any(twice))
     if doubled:
         on_event(
             Note(
@@ -98,23 +106,19 @@ def _check_ends(
         )
 
 
-def _ends_twice(row: TokenRow, stops: set[int]) -> bool:
-    learned = [
-        token in stops and counts
-        for token, counts in zip(row.input_ids, row.supervised, strict=True)
-    ]
-    return any(first and second for first, second in itertools.pairwise(learned))
+def _chosen(rows: Sequence[TokenRow], block: Block, where: NDArray[np.bool_]) -> list[TokenRow]:
+    return [rows[block.first + place] for place in np.flatnonzero(where).tolist()]
 
 
 def _check_thoughts(
     train: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase, on_event: OnEvent
 ) -> None:
     """Say where each answer begins with an empty thought that a switch would put into the prompt."""
-    spoken = [row.conversation for row in train if row.conversation.messages]
+    first = next((row.conversation for row in train if row.spoken), None)
     switch = "enable_thinking"
-    if not spoken or switch not in (tokenizer.chat_template or ""):
+    if first is None or switch not in (tokenizer.chat_template or ""):
         return
-    told = any("reasoning_content" in m or "</think>" in m["content"] for m in spoken[0].messages)
+    told = any("reasoning_content" in m or "</think>" in m["content"] for m in first.messages)
     if not told and "</think>" in answer_shape(tokenizer).lead:
         on_event(
             Note(
@@ -127,8 +131,9 @@ def _check_thoughts(
 def _check_leak(
     train: Sequence[TokenRow], validation: Sequence[TokenRow], on_event: OnEvent
 ) -> None:
-    trained = {hash(tuple(row.input_ids)) for row in train}
-    leaked = [row for row in validation if hash(tuple(row.input_ids)) in trained]
+    held_out = list(_token_hashes(validation))
+    trained = set(held_out).intersection(_token_hashes(train))
+    leaked = [row for row, each in zip(validation, held_out, strict=True) if each in trained]
     if not leaked:
         return
     said = (
@@ -140,12 +145,18 @@ def _check_leak(
     on_event(Note(f"{said}; this makes the validation loss look better than it is", warning=True))
 
 
+def _token_hashes(rows: Sequence[TokenRow]) -> Iterator[bytes]:
+    for block in in_blocks(rows):
+        for ids in np.split(block.ids, block.starts[1:]):
+            yield hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+
+
 def check_embedding(
     model: PreTrainedModel | PeftModel, train: Sequence[TokenRow], tokenizer_size: int
 ) -> None:
     """Raise ``UserError`` where a token of the rows has no row in the embedding."""
     size = int(inner(model).get_input_embeddings().weight.shape[0])
-    largest = max((max(row.input_ids) for row in train), default=0)
+    largest = max((int(block.ids.max()) for block in in_blocks(train)), default=0)
     if largest >= size:
         raise UserError(
             f"the data contains token id {largest}, but the model's embedding has {size} rows (the tokenizer "
@@ -183,8 +194,9 @@ def check_untrained_tokens(
     table = inner(model).get_input_embeddings()
     if any(parameter.requires_grad for parameter in table.parameters()):
         return
-    used = {token for row in train for token in row.input_ids}
-    added = sorted(used & set(tokenizer.get_added_vocab().values()))
+    wanted = np.fromiter(tokenizer.get_added_vocab().values(), np.int64)
+    used = [wanted[np.isin(wanted, block.ids)] for block in in_blocks(train)]
+    added: list[int] = np.unique(np.concatenate([wanted[:0], *used])).tolist()
     if not added:
         return
     rows = table.weight.detach()
@@ -209,7 +221,7 @@ def _rows(rows: Sequence[TokenRow]) -> str:
 
 
 def _places(rows: Sequence[TokenRow]) -> str:
-    return _listed([str(row.conversation.origin) for row in rows])
+    return _listed([str(row.origin) for row in rows])
 
 
 def _listed(names: Sequence[str]) -> str:

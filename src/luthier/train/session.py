@@ -276,7 +276,7 @@ def _resumed(
 
 def _template_used(template: str, data: Prepared) -> str:
     """``none`` for plain text: nothing is rendered, neither now nor at inference."""
-    spoken = any(row.conversation.messages for row in data.train)
+    spoken = any(row.spoken for row in data.train)
     return template if spoken else "none"
 
 

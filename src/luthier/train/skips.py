@@ -68,7 +68,8 @@ class Skips:
         )
 
     def _shown(self, batch: Batch) -> list[dict[str, Any]]:
-        by_origin = {row.conversation.origin: row.conversation for row in self.rows}
+        asked = set(batch.origins)
+        by_origin = {row.origin: row.conversation for row in self.rows if row.origin in asked}
         return [
             {**by_origin[origin].to_row(), "input_ids": row.input_ids[0].tolist()}
             for origin, row in zip(batch.origins, batch.rows(), strict=True)
