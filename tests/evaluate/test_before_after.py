@@ -97,11 +97,11 @@ def test_every_figure_has_its_interval_and_verdict(make_recipe: MakeRecipe, trai
 def test_answers_given_are_not_made_again(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from luthier.evaluate import answering
+    from luthier.generate import sides
 
     run = train(make_recipe("evaluate.max_new_tokens=4", "evaluate.batch_size=2"))
     asked: list[int] = []
-    real = answering.answer_each
+    real = sides.answer_each
 
     def dies(
         model: object, tokenizer: object, asks: list[object], *rest: object
@@ -110,7 +110,7 @@ def test_answers_given_are_not_made_again(
         yield from islice(answers, 4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(answering, "answer_each", dies)
+    monkeypatch.setattr(sides, "answer_each", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(run)
     assert not run.evaluation_path.exists()
@@ -121,7 +121,7 @@ def test_answers_given_are_not_made_again(
         asked.append(len(asks))
         return real(model, tokenizer, asks, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(answering, "answer_each", counts)
+    monkeypatch.setattr(sides, "answer_each", counts)
     first = evaluate_run(run)
     assert asked == [2 * first.answered_rows - 4]
     asked.clear()

@@ -103,7 +103,7 @@ def test_long_prompts_are_read_in_chunks(
 def test_a_row_draws_what_it_would_alone(found: Decoder) -> None:
     prompts = prompts_with_a_start(5, 9)
     sampling = Sampling(temperature=1.2, top_p=0.95, top_k=50, repetition_penalty=1.1, seed=4)
-    tasks = [Task(i, prompt, 10, None) for i, prompt in enumerate(prompts)]
+    tasks = [Task(i, prompt, 10, None, draw=i) for i, prompt in enumerate(prompts)]
     together = dict(Batch(found, tasks, sampling, [], 3).run())
     for task in tasks:
         assert (

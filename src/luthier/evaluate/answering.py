@@ -1,13 +1,12 @@
 """Answers of base and tuned to many prompts, kept as they come: none is made twice."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 
 from luthier.evaluate.examination import Examination
 from luthier.evaluate.store import key_of
 from luthier.events import tracked
-from luthier.generate.answer import Ask, Prompt, Sampling, answer_each, encode_prompt
-from luthier.models.tuned import TunedModel
+from luthier.generate.answer import Ask, Prompt, Sampling, encode_prompt
+from luthier.generate.sides import answer_both
 
 
 def answers_of_both(
@@ -42,26 +41,8 @@ def answers_of_both(
         if key not in store
     }
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    made = _answers(examination.models, missing, sampling, batch_size)
-    for key, answer in tracked(made, task, examination.on_event, len(missing), "answers"):
-        store.add({key: answer})
+    made = answer_both(examination.models, list(missing.values()), sampling, batch_size)
+    waited = list(missing)
+    for number, answer in tracked(made, task, examination.on_event, len(missing), "answers"):
+        store.add({waited[number]: answer})
     return {side: [str(store[key]) for key in of_side] for side, of_side in keys.items()}
-
-
-def _answers(
-    models: TunedModel, asks: dict[str, Ask], sampling: Sampling, batch_size: int
-) -> Iterator[tuple[str, str]]:
-    tuned, tokenizer = models.tuned, models.tokenizer
-    if models.holds_base:
-        keys = list(asks)
-        made = answer_each(tuned, tokenizer, list(asks.values()), sampling, batch_size)
-        yield from ((keys[number], answer) for number, answer in made)
-        return
-    for base in (True, False):
-        side = {key: Ask(ask.prompt) for key, ask in asks.items() if ask.base is base}
-        if not side:
-            continue
-        keys = list(side)
-        with models.as_base() if base else nullcontext(tuned) as model:
-            made = answer_each(model, tokenizer, list(side.values()), sampling, batch_size)
-            yield from ((keys[number], answer) for number, answer in made)

@@ -32,10 +32,12 @@ class Ask:
     Attributes:
         prompt: token ids.
         base: by the model without its adapter.
+        draw: which random numbers; those of ``seed + draw``.
     """
 
     prompt: list[int]
     base: bool = False
+    draw: int = 0
 
 
 def answer_all(
@@ -55,7 +57,7 @@ def answer_all(
         UserError: the template refuses a prompt, or a prompt is so long that no answer fits.
     """
     answers = [""] * len(prompts)
-    asks = [Ask(encode_prompt(tokenizer, prompt)) for prompt in prompts]
+    asks = [Ask(encode_prompt(tokenizer, p), draw=draw) for draw, p in enumerate(prompts)]
     for number, answer in answer_each(model, tokenizer, asks, sampling, batch_size):
         answers[number] = answer
     return answers
@@ -103,6 +105,7 @@ def _continued(
             ask.prompt,
             int(min(sampling.max_new_tokens, room - len(ask.prompt))),
             None if ask.base else standing,
+            ask.draw,
         )
         for number, ask in enumerate(asks)
     ]

@@ -24,14 +24,16 @@ class Task:
     """A prompt to answer.
 
     Attributes:
-        number: by which its answer is told, and its random numbers are drawn.
+        number: by which its answer is told.
         limit: most tokens of the answer.
+        draw: which random numbers it draws.
     """
 
     number: int
     prompt: list[int]
     limit: int
     adapter: str | None
+    draw: int = 0
 
 
 @dataclass(eq=False)
@@ -96,7 +98,7 @@ class Batch:
                 if source != slot and shared:
                     self._cache.copy(source, slot, shared)
                 row = _Row(
-                    task, slot, list(task.prompt), shared, self._sampling.generator(task.number)
+                    task, slot, list(task.prompt), shared, self._sampling.generator(task.draw)
                 )
                 if self._sampling.greedy and self._sampling.repetition_penalty == 1.0:
                     row.lookup = Lookup(row.tokens)

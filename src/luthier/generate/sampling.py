@@ -36,13 +36,13 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature < _COLD
 
-    def generator(self, number: int) -> torch.Generator:
-        """The random numbers of the ``number``-th prompt."""
+    def generator(self, draw: int) -> torch.Generator:
+        """Random numbers; others for each ``draw``."""
         generator = torch.Generator()
         if self.seed is None:
             generator.seed()
         else:
-            generator.manual_seed(self.seed + number)
+            generator.manual_seed(self.seed + draw)
         return generator
 
 
