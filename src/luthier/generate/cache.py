@@ -1,11 +1,14 @@
 """Keys and values of the rows that are being answered: allocated once, written in place."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_SHORT = 16  # tokens of a piece that is not part of a prompt
 
 
 class Cache:
@@ -67,6 +70,23 @@ class Piece:
         return self.start + len(self.tokens)
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Tokens that attend in one call: as many of each of some slots that lie side by side.
+
+    Attributes:
+        rows: their places among the tokens of the step.
+        longest: tokens of a slot that are looked at.
+        masks: by window; added to the scores, None where all is seen.
+    """
+
+    cache: Cache
+    slots: slice
+    longest: int
+    rows: Tensor
+    masks: dict[int | None, Tensor | None]
+
+
 class Sight:
     """What the tokens of one step see: themselves, what came before in their row, and no more.
 
@@ -74,105 +94,103 @@ class Sight:
 
     Args:
         windows: by layer, how many tokens back it sees; None for all.
+        shared: query heads that share a key head.
     """
 
-    def __init__(self, pieces: list[Piece], windows: list[int | None], groups: int) -> None:
-        first = pieces[0].cache
-        self._pieces, self._groups, self._windows = pieces, groups, windows
-        storage = first.layers[0]
-        device = storage.device
-        self._dtype = storage.dtype
-        self._together = all(piece.cache is first for piece in pieces) and self._pays_together()
-        kinds = set(windows)
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
-        if all(piece.cache is first for piece in pieces):
-            places = [
-                piece.slot * first.room + at
-                for piece in pieces
-                for at in range(piece.start, piece.end)
-            ]
-            self._places: Tensor | None = torch.tensor(places, device=device)
-        else:
-            self._places = None
-        if self._together:
-            ends = torch.tensor([[piece.end] for piece in pieces], device=device)
-            self._longest = max(piece.end for piece in pieces)
-            at = torch.arange(self._longest, device=device)
-            for window in kinds:
-                hidden = at >= ends
-                if window is not None:
-                    hidden |= at < ends - window
-                mask = torch.zeros(hidden.shape, dtype=self._dtype, device=device)
-                self._masks[0, window] = mask.masked_fill_(hidden, -torch.inf)[:, None, None]
-            if len({piece.end for piece in pieces}) == 1:
-                for window in kinds:
-                    if window is None or window >= self._longest:
-                        self._masks[0, window] = None
-            return
-        for number, piece in enumerate(pieces):
-            for window in kinds:
-                self._masks[number, window] = self._mask(piece, window, device)
+    def __init__(self, pieces: list[Piece], windows: list[int | None], shared: int) -> None:
+        self._pieces, self._windows, self._shared = pieces, windows, shared
+        cache = pieces[0].cache
+        self._device = cache.layers[0].device
+        self._dtype = cache.layers[0].dtype
+        self._places: Tensor | None = None
+        if all(piece.cache is cache for piece in pieces):
+            places = [p.slot * cache.room + at for p in pieces for at in range(p.start, p.end)]
+            self._places = torch.tensor(places, device=self._device)
+        self._count = sum(len(piece.tokens) for piece in pieces)
+        self._groups = list(self._grouped())
 
-    def _pays_together(self) -> bool:
-        """One token of each of the first slots: one call for all, unless padding would cost more."""
-        pieces = self._pieces
-        if any(len(piece.tokens) != 1 or piece.slot != slot for slot, piece in enumerate(pieces)):
-            return False
-        storage = pieces[0].cache.layers[0]
-        if storage.device.type != "cpu":
-            return True
-        longest = max(piece.end for piece in pieces)
-        padding = len(pieces) * longest - sum(piece.end for piece in pieces)
-        # Reading takes some 0.1 ns a byte; a call more takes 25 us.
-        size = storage.shape[2] * storage.shape[3] * storage.element_size()
-        return padding * size * 0.1 <= (len(pieces) - 1) * 25_000
+    def _grouped(self) -> Iterator[_Group]:
+        """Long pieces by themselves; the first tokens of short ones together, then what is left."""
+        start = 0
+        singles: list[tuple[Piece, int]] = []  # with the place of its first token
+        for piece in self._pieces:
+            rest, skipped = piece, 0
+            if len(piece.tokens) <= _SHORT:
+                singles.append((piece, start))
+                rest = replace(piece, start=piece.start + 1, tokens=piece.tokens[1:])
+                skipped = 1
+            if rest.tokens:
+                places = range(start + skipped, start + len(piece.tokens))
+                at = torch.arange(rest.end, device=self._device)
+                own = at[rest.start :, None]
+                masks = {w: self._mask(at > own, at <= own - w if w else None) for w in self._kinds}
+                yield self._group([rest], places, rest.end, masks)
+            start += len(piece.tokens)
+        while singles:
+            count = _side_by_side([piece for piece, _ in singles])
+            chosen, singles = singles[:count], singles[count:]
+            ends = torch.tensor([[piece.start + 1] for piece, _ in chosen], device=self._device)
+            longest = max(piece.start + 1 for piece, _ in chosen)
+            at = torch.arange(longest, device=self._device)
+            masks = {w: self._mask(at >= ends, at < ends - w if w else None) for w in self._kinds}
+            yield self._group(
+                [piece for piece, _ in chosen], [place for _, place in chosen], longest, masks
+            )
 
-    def _mask(self, piece: Piece, window: int | None, device: torch.device) -> Tensor | None:
-        """(tokens x groups, end), added to the scores; None where all is seen."""
-        count = len(piece.tokens)
-        if count == 1 and (window is None or window >= piece.end):
+    @property
+    def _kinds(self) -> set[int | None]:
+        return set(self._windows)
+
+    def _group(
+        self,
+        pieces: list[Piece],
+        places: Sequence[int],
+        longest: int,
+        masks: dict[int | None, Tensor | None],
+    ) -> _Group:
+        """Masks (pieces x tokens, longest) become such of all heads (pieces, 1, tokens x shared, …)."""
+        whole = {
+            window: mask
+            if mask is None
+            else mask[:, None].expand(-1, self._shared, -1).reshape(len(pieces), 1, -1, longest)
+            for window, mask in masks.items()
+        }
+        slots = slice(pieces[0].slot, pieces[-1].slot + 1)
+        rows = torch.tensor(list(places), device=self._device)
+        return _Group(pieces[0].cache, slots, longest, rows, whole)
+
+    def _mask(self, after: Tensor, before: Tensor | None) -> Tensor | None:
+        hidden = after if before is None else after | before
+        if self._device.type == "cpu" and not bool(hidden.any()):
             return None
-        at = torch.arange(piece.end, device=device)
-        own = at[piece.start :, None]
-        hidden = at > own
-        if window is not None:
-            hidden |= at <= own - window
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=device)
-        mask.masked_fill_(hidden, -torch.inf)
-        return mask[:, None].expand(-1, self._groups, -1).reshape(count * self._groups, -1)
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(hidden, -torch.inf)
 
     def attend(self, layer: int, rotated: Tensor, scale: float, softcap: float | None) -> Tensor:
         """Remember this step's keys and values, and attend.
 
         Args:
-            rotated: queries, keys and values of each token (N, heads x groups + 2 x heads, d).
+            rotated: queries, keys and values of each token (N, heads x shared + 2 x heads, d).
 
         Returns:
-            (N, heads x groups x d).
+            (N, heads x shared x d).
         """
-        heads, groups, width = self._pieces[0].cache.heads, self._groups, rotated.shape[-1]
-        query, new = rotated.split([heads * groups, 2 * heads], dim=1)
+        heads = self._pieces[0].cache.heads
+        query, new = rotated.split([heads * self._shared, 2 * heads], dim=1)
         self._write(layer, new)
-        window = self._windows[layer]
-        if self._together:
-            kept = self._pieces[0].cache.layers[layer][: len(self._pieces), : self._longest]
-            seen = _attention(
-                query.view(-1, heads, groups, width), kept, self._masks[0, window], scale, softcap
-            )
-            return seen.reshape(len(query), -1)
-        outputs = []
-        lengths = [len(piece.tokens) for piece in self._pieces]
-        for number, (piece, part) in enumerate(
-            zip(self._pieces, query.split(lengths), strict=True)
-        ):
-            kept = piece.cache.layers[layer][piece.slot : piece.slot + 1, : piece.end]
-            count, mask = len(piece.tokens), self._masks[number, window]
-            asked = part.view(count, heads, groups, width).transpose(0, 1)
-            asked = asked.reshape(1, heads, count * groups, width)
-            seen = _attention(asked, kept, mask, scale, softcap)
-            seen = seen.reshape(heads, count, groups, width).transpose(0, 1)
-            outputs.append(seen.reshape(count, -1))
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        whole = len(self._groups) == 1  # then all tokens, in their order
+        outputs = query.new_empty(0) if whole else query.new_empty(len(query), query[0].numel())
+        for group in self._groups:
+            kept = group.cache.layers[layer][group.slots, : group.longest]
+            part = query if whole else query[group.rows]
+            asked = part.view(len(kept), -1, heads, self._shared, query.shape[-1])
+            mask = group.masks[self._windows[layer]]
+            seen = _attention(asked.transpose(1, 2).flatten(2, 3), kept, mask, scale, softcap)
+            seen = seen.unflatten(2, (-1, self._shared)).transpose(1, 2).reshape(len(part), -1)
+            if whole:
+                return seen
+            outputs[group.rows] = seen
+        return outputs
 
     def _write(self, layer: int, new: Tensor) -> None:
         """``new`` (N, 2 x heads, d) to where it belongs."""
@@ -186,6 +204,23 @@ class Sight:
             target = piece.cache.layers[layer][piece.slot, piece.start : piece.end]
             target.copy_(new[start : start + count])
             start += count
+
+
+def _side_by_side(pieces: list[Piece]) -> int:
+    """How many of ``pieces``, from the first on, attend in one call: until padding costs more."""
+    first = pieces[0]
+    storage = first.cache.layers[0]
+    size = storage.shape[2] * storage.shape[3] * storage.element_size()
+    longest = total = 0
+    for count, piece in enumerate(pieces):
+        if piece.cache is not first.cache or piece.slot != first.slot + count:
+            return count
+        longest, total = max(longest, piece.start + 1), total + piece.start + 1
+        padding = longest * (count + 1) - total
+        # On a CPU, reading takes some 0.1 ns a byte; a call more takes 25 us.
+        if storage.device.type == "cpu" and padding * size * 0.1 > count * 25_000:
+            return count
+    return len(pieces)
 
 
 def _attention(
