@@ -23,6 +23,7 @@ def answers_of_both(
     examination's store holds answers of before and gets each new one.
 
     Args:
+        batch_size: answers of each side that are made at once.
         task: what this is, in the events about its progress; they count the answers to make.
 
     Raises:
@@ -41,7 +42,9 @@ def answers_of_both(
         if key not in store
     }
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    made = answer_both(examination.models, list(missing.values()), sampling, batch_size)
+    models = examination.models
+    at_once = 2 * batch_size if models.holds_base else batch_size
+    made = answer_both(models, list(missing.values()), sampling, at_once)
     waited = list(missing)
     for number, answer in tracked(made, task, examination.on_event, len(missing), "answers"):
         store.add({waited[number]: answer})

@@ -5,6 +5,7 @@ the logits that are asked for are computed. Families that are not known here, an
 plain (4-bit, DoRA), run by Transformers.
 """
 
+import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,17 +23,19 @@ from luthier.generate.cache import Cache, Piece, Sight
 from luthier.generate.products import Active, Product, Unknown, hooked, product
 from luthier.models.adapters import inner
 
+log = logging.getLogger(__name__)
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
+_Norm: TypeAlias = nn.Module | partial[Tensor]
 _ROTARY = {"default", "linear", "llama3", "yarn"}  # the others depend on the length of the row
 
 
 @dataclass(frozen=True)
 class _Layer:
-    norms: "tuple[_Norm, _Norm, _Norm | None, _Norm | None]"  # before and after attention and MLP
+    norms: tuple[_Norm, _Norm, _Norm | None, _Norm | None]  # before and after attention and MLP
     qkv: Product
-    heads: "tuple[_Norm, _Norm] | None"  # of queries and keys
+    heads: tuple[_Norm, _Norm] | None  # of queries and keys
     out: Product
     gate_up: Product
     down: Product
@@ -40,9 +43,6 @@ class _Layer:
     rotary: str | None  # which, where there are several
     scale: float
     softcap: float | None
-
-
-_Norm: TypeAlias = "nn.Module | partial[Tensor]"
 
 
 class Decoder:
@@ -184,7 +184,11 @@ def find_decoder(model: Model) -> Decoder | None:
         return None
     base = inner(model)
     if base not in _checked:
-        _checked[base] = _agrees(decoder, base, adapter)
+        try:
+            _checked[base] = _agrees(decoder, base, adapter)
+        except (TypeError, ValueError, RuntimeError) as error:  # parts on several devices, say
+            log.debug("the decoder cannot run this model: %s", error)
+            _checked[base] = False
     return decoder if _checked[base] else None
 
 
