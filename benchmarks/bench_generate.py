@@ -101,7 +101,13 @@ def answerer(way: str, model: Any) -> Callable[[list[list[int]], int, int], None
         config = GenerationConfig(
             max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-        batching = ContinuousBatchingConfig(max_requests_per_batch=at_once)
+        # Left to itself it takes most of the machine's memory.
+        pages = -(-(max(map(len, prompts)) + new) // 256)
+        batching = ContinuousBatchingConfig(
+            max_requests_per_batch=at_once,
+            num_blocks=at_once * pages + 1,
+            max_batch_tokens=512,
+        )
         base.generate_batch(prompts, generation_config=config, continuous_batching_config=batching)
 
     if way == "own, no guesses":
@@ -149,7 +155,7 @@ def main() -> None:
         command += ["--answers", str(options.answers), "--new", str(options.new)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            table.add_row(way, f"failed: {done.stderr.strip().splitlines()[-1]}")
+            table.add_row(way, f"failed ({done.returncode})")
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         floor = floor or found["step"]
