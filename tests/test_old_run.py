@@ -73,7 +73,7 @@ def test_its_provenance_is_in_its_recipe(old_run: Run) -> None:
 def test_it_is_evaluated_again_from_the_answers_it_kept(
     old_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "answer_all", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(answering, "Ask", lambda *_, **__: pytest.fail("asked again"))
     before = old_run.evaluation()
     assert before is not None
     after = evaluate_run(old_run, probe=False)

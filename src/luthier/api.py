@@ -72,9 +72,9 @@ if TYPE_CHECKING:
     from luthier.export.same import Difference as Difference
     from luthier.generate.answer import Model as Model
     from luthier.generate.answer import Sampling as Sampling
-    from luthier.generate.answer import answer_all as answer_all
     from luthier.generate.answer import stream_answer as stream_answer
     from luthier.generate.batch import answer_file as answer_file
+    from luthier.generate.sides import answer_sides as answer_sides
     from luthier.models.known import KNOWN_MODELS as KNOWN_MODELS
     from luthier.models.pull import cached as cached
     from luthier.models.pull import pull as pull
@@ -155,8 +155,8 @@ __all__ = [
     "Way",
     "advise",
     "alternatives",
-    "answer_all",
     "answer_file",
+    "answer_sides",
     "answers_from_data",
     "approaches_table",
     "ask",
@@ -281,9 +281,9 @@ _PARTS = {
     "Difference": ("luthier.export.same", "Difference"),
     "Model": ("luthier.generate.answer", "Model"),
     "Sampling": ("luthier.generate.answer", "Sampling"),
-    "answer_all": ("luthier.generate.answer", "answer_all"),
     "stream_answer": ("luthier.generate.answer", "stream_answer"),
     "answer_file": ("luthier.generate.batch", "answer_file"),
+    "answer_sides": ("luthier.generate.sides", "answer_sides"),
     "KNOWN_MODELS": ("luthier.models.known", "KNOWN_MODELS"),
     "cached": ("luthier.models.pull", "cached"),
     "pull": ("luthier.models.pull", "pull"),

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_losses_are_those_of_plain_transformers(
     assert json.loads(run.evaluation_path.read_text())["tuned"] == tuned
     stages = [event.task for event in said.events if isinstance(event, Progress)]
     assert "loss of base" in stages
-    assert stages[-1] == "answers of tuned"
+    assert stages[-1] == "answers of base and tuned"
 
 
 def test_every_figure_has_its_interval_and_verdict(make_recipe: MakeRecipe, train: Train) -> None:
@@ -96,35 +97,36 @@ def test_every_figure_has_its_interval_and_verdict(make_recipe: MakeRecipe, trai
 def test_answers_given_are_not_made_again(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from luthier.evaluate import answering
+    from luthier.generate import sides
 
     run = train(make_recipe("evaluate.max_new_tokens=4", "evaluate.batch_size=2"))
-    made: list[int] = []
-    real = answering.answer_all
+    asked: list[int] = []
+    real = sides.answer_each
 
-    def dies(model: object, tokenizer: object, prompts: list[object], *rest: object) -> list[str]:
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(len(prompts))
-        return real(model, tokenizer, prompts, *rest)  # type: ignore[arg-type]
+    def dies(
+        model: object, tokenizer: object, asks: list[object], *rest: object
+    ) -> Iterator[tuple[int, str]]:
+        answers = real(model, tokenizer, asks, *rest)  # type: ignore[arg-type]
+        yield from islice(answers, 4)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(answering, "answer_all", dies)
+    monkeypatch.setattr(sides, "answer_each", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(run)
     assert not run.evaluation_path.exists()
-    made.clear()
-    made_in_all: list[int] = []
 
-    def counts(model: object, tokenizer: object, prompts: list[object], *rest: object) -> list[str]:
-        made_in_all.append(len(prompts))
-        return real(model, tokenizer, prompts, *rest)  # type: ignore[arg-type]
+    def counts(
+        model: object, tokenizer: object, asks: list[object], *rest: object
+    ) -> Iterator[tuple[int, str]]:
+        asked.append(len(asks))
+        return real(model, tokenizer, asks, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(answering, "answer_all", counts)
+    monkeypatch.setattr(sides, "answer_each", counts)
     first = evaluate_run(run)
-    assert sum(made_in_all) == 2 * first.answered_rows - 4
-    made_in_all.clear()
+    assert asked == [2 * first.answered_rows - 4]
+    asked.clear()
     again = evaluate_run(run)
-    assert made_in_all == []
+    assert sum(asked) == 0
     assert [s.tuned for s in again.samples] == [s.tuned for s in first.samples]
 
 

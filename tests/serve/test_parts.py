@@ -33,9 +33,17 @@ BATCHED = [
 ]
 
 
+@pytest.mark.parametrize("decoder", [True, False])
 @pytest.mark.parametrize("family", [*BATCHED, "gemma2"])
-def test_rows_of_a_batch_are_as_each_alone(family: str) -> None:
-    """Joining and leaving at different times, past the window where there is one."""
+def test_rows_of_a_batch_are_as_each_alone(
+    family: str, decoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joining and leaving at different times, past the window where there is one.
+
+    By `generate`'s decoder where it knows the family, and by Transformers.
+    """
+    if not decoder:
+        monkeypatch.setattr("luthier.serve.weights.find_decoder", lambda _model: None)
     weights = Weights(make_model(family))
     assert weights.batched == (family in BATCHED)
     reference = make_model(family)
@@ -54,7 +62,7 @@ def test_rows_of_a_batch_are_as_each_alone(family: str) -> None:
     for step in range(12 + 2):
         for number, prompt in enumerate(prompts):
             if number == step:  # one joins at each of the first steps
-                reading = weights.begin(prompt, None)
+                reading = weights.begin(prompt, None, 12)
                 first = weights.read(reading)
                 assert first is not None
                 torch.testing.assert_close(first, expected[number][0], atol=1e-4, rtol=1e-4)
@@ -71,7 +79,7 @@ def test_a_long_prompt_is_read_in_pieces() -> None:
     model = make_model("llama")
     model.config.max_position_embeddings = 2048
     weights, prompt = Weights(model), [i * 7 % 640 for i in range(2 * CHUNK + 5)]
-    reading = weights.begin(prompt, None)
+    reading = weights.begin(prompt, None, 12)
     assert weights.read(reading) is None
     assert weights.read(reading) is None
     last = weights.read(reading)

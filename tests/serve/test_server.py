@@ -42,14 +42,18 @@ def text_of(answer: Any) -> str:
 def by_generate(runs: Path) -> dict[str, list[str]]:
     """What `luthier generate` answers, each question alone."""
     answers = {}
+    prompts = [tuple(messages(q)) for q in QUESTIONS]
     for name, folder in (("one", "one"), ("second", "two")):
         tuned = load_tuned(Run(runs / folder))
-        prompts = [tuple(messages(q)) for q in QUESTIONS]
         sampling = Sampling(max_new_tokens=24, **DRAWN)  # type: ignore[arg-type]
-        answers[name] = answer_all(tuned.tuned, tuned.tokenizer, prompts, sampling, 1)
+
+        def alone(model: Any, tuned: Any = tuned, sampling: Sampling = sampling) -> list[str]:
+            return [answer_all(model, tuned.tokenizer, [p], sampling, 1)[0] for p in prompts]
+
+        answers[name] = alone(tuned.tuned)
         if name == "one":
             with tuned.as_base() as base:
-                answers["base"] = answer_all(base, tuned.tokenizer, prompts, sampling, 1)
+                answers["base"] = alone(base)
     return answers
 
 

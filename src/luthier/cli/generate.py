@@ -75,7 +75,7 @@ def generate(
     if (source is None) != (output is None) or (source is None) == (not prompt):
         raise UserError("give either --prompt, or --input and --output")
     run = open_tuned(run_path, base_model, trust)
-    from luthier.api import Messages, Sampling, answer_all
+    from luthier.api import Messages, Sampling, answer_sides
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     if source is not None and output is not None:
@@ -90,14 +90,12 @@ def generate(
     def as_prompt(question: str) -> Messages | str:
         return _messages(system, [], question) if learned_turns else question
 
-    answers: dict[str, list[str]] = {}
+    sides = _sides(base, compare)
     with terminal() as on_event:
         models = _load(run, adapter_scale, on_event)
-        for side in _sides(base, compare):
-            with _pick(models, side) as model, during(f"answering, {side}", on_event):
-                answers[side] = answer_all(
-                    model, models.tokenizer, [as_prompt(q) for q in questions], sampling, batch_size
-                )
+        with during(f"answering, {' and '.join(sides)}", on_event):
+            prompts = [as_prompt(question) for question in questions]
+            answers = answer_sides(models, prompts, sides, sampling, batch_size)
     if as_json:
         rows = [
             {"prompt": question, **{side: answers[side][i] for side in answers}}

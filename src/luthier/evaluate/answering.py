@@ -1,28 +1,29 @@
-"""Answers of a model to many prompts, kept as they come: what was answered is not asked again."""
+"""Answers of base and tuned to many prompts, kept as they come: none is made twice."""
 
 from collections.abc import Sequence
 
 from luthier.evaluate.examination import Examination
 from luthier.evaluate.store import key_of
 from luthier.events import tracked
-from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
+from luthier.generate.answer import Ask, Prompt, Sampling, encode_prompt
+from luthier.generate.sides import answer_both
 
 
-def answer_kept(
+def answers_of_both(
     examination: Examination,
-    side: str,
-    model: Model,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     batch_size: int,
     task: str,
-) -> list[str]:
-    """Greedy answers of a side to ``prompts`` in their order; batches of prompts of like length.
+) -> dict[str, list[str]]:
+    """Greedy answers of ``base`` and ``tuned`` to ``prompts`` in their order.
 
-    The examination's store holds answers of before and gets each batch's.
+    Both are asked in one batch where the base is the tuned model without its adapter. The
+    examination's store holds answers of before and gets each new one.
 
     Args:
+        batch_size: answers of each side that are made at once.
         task: what this is, in the events about its progress; they count the answers to make.
 
     Raises:
@@ -30,17 +31,21 @@ def answer_kept(
     """
     tokenizer, store = examination.models.tokenizer, examination.store
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    keys = [key_of(examination.names[side], ids, max_new_tokens) for ids in encoded]
-    fresh = {key: i for i, key in enumerate(keys) if key not in store}  # equal prompts once
-    order = sorted(fresh.values(), key=lambda i: -len(encoded[i]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for batch in tracked(batches, task, examination.on_event, len(order), "prompts", size=len):
-        answers = answer_all(
-            model,
-            tokenizer,
-            [prompts[i] for i in batch],
-            Sampling(max_new_tokens=max_new_tokens),
-            batch_size,
-        )
-        store.add({keys[i]: answer for i, answer in zip(batch, answers, strict=True)})
-    return [str(store[key]) for key in keys]
+    keys = {
+        side: [key_of(name, ids, max_new_tokens) for ids in encoded]
+        for side, name in examination.names.items()
+    }
+    missing = {  # equal prompts once
+        key: Ask(ids, base=side == "base")
+        for side, of_side in keys.items()
+        for key, ids in zip(of_side, encoded, strict=True)
+        if key not in store
+    }
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    models = examination.models
+    at_once = 2 * batch_size if models.holds_base else batch_size
+    made = answer_both(models, list(missing.values()), sampling, at_once)
+    waited = list(missing)
+    for number, answer in tracked(made, task, examination.on_event, len(missing), "answers"):
+        store.add({waited[number]: answer})
+    return {side: [str(store[key]) for key in of_side] for side, of_side in keys.items()}

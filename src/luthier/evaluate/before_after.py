@@ -14,7 +14,7 @@ from luthier.data.prepare import (
 from luthier.data.split import sample, without_overlap
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
-from luthier.evaluate.answering import answer_kept
+from luthier.evaluate.answering import answers_of_both
 from luthier.evaluate.classification import confusion
 from luthier.evaluate.examination import Examination, Rows
 from luthier.evaluate.harness import run_tasks
@@ -156,21 +156,20 @@ def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
     """Loss, answers and scores of base and tuned."""
     rows, settings = examination.rows, examination.recipe.evaluate
 
-    def measure(side: str, model: Model) -> Side:
-        losses = _losses(examination, side, model)
-        answers = answer_kept(
-            examination,
-            side,
-            model,
-            [row.prompt for row in rows.answered],
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            task=f"answers of {side}",
-        )
-        scores = {metric.name: metric.scores(answers, rows.answered) for metric in metrics}
-        return Side(losses, answers, scores)
+    losses = examination.of_both(lambda side, model: _losses(examination, side, model))
+    answers = answers_of_both(
+        examination,
+        [row.prompt for row in rows.answered],
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        task="answers of base and tuned",
+    )
 
-    return _Sides(*examination.of_both(measure))
+    def side(of_side: list[RowLoss], said: list[str]) -> Side:
+        scores = {metric.name: metric.scores(said, rows.answered) for metric in metrics}
+        return Side(of_side, said, scores)
+
+    return _Sides(side(losses[0], answers["base"]), side(losses[1], answers["tuned"]))
 
 
 def _losses(examination: Examination, side: str, model: Model) -> list[RowLoss]:

@@ -1,46 +1,43 @@
 """Let a model answer: many prompts at once, or one as a stream."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import TextStreamer
 
 from luthier.data.spans import stop_token_ids
 from luthier.data.template import Messages, TemplateRejects, render
 from luthier.data.thoughts import answer_shape, decode_answer
 from luthier.errors import UserError
+from luthier.generate.batching import Batch, Task
+from luthier.generate.by_transformers import continue_prompts
+from luthier.generate.decoder import Model as Model
+from luthier.generate.decoder import find_decoder, standing_adapter
+from luthier.generate.sampling import Sampling as Sampling
 from luthier.models.load import max_positions
 
 Prompt: TypeAlias = Messages | str
-Model: TypeAlias = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
+class Ask:
+    """An answer that is wanted.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens.
-        temperature: 0 takes the most likely token each time (greedy).
-        top_p: sample from the smallest set of tokens with this much probability.
-        top_k: sample from this many most likely tokens; 0 for all.
-        repetition_penalty: above 1, tokens seen before get less likely (Keskar et al. 2019).
-        seed: of the random choices; None draws a new one each time.
+        prompt: token ids.
+        base: by the model without its adapter.
+        draw: which random numbers; those of ``seed + draw``.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    prompt: list[int]
+    base: bool = False
+    draw: int = 0
 
 
 def answer_all(
@@ -49,34 +46,71 @@ def answer_all(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     batch_size: int,
-    on_answers: Callable[[int], None] = lambda _count: None,
 ) -> list[str]:
     """The answers to ``prompts``, in their order.
 
-    Prompts of like length share a batch, padded on the left and masked. ``on_answers`` receives
-    the number of answers of each finished batch.
-
     Args:
         prompts: messages, which the tokenizer's chat template renders, or plain text to continue.
+        batch_size: answers that are made at once.
 
     Raises:
         UserError: the template refuses a prompt, or a prompt is so long that no answer fits.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
-    room = (max_positions(model.config) or math.inf) - sampling.max_new_tokens
-    # A prompt so long that an answer may not fit would shorten the answers of its whole batch.
-    alone = sum(len(encoded[i]) > room for i in order)
-    starts = [*range(alone), *range(alone, len(order), batch_size)]
     answers = [""] * len(prompts)
-    for start, end in pairwise([*starts, len(order)]):
-        batch = order[start:end]
-        for index, answer in zip(
-            batch, _generate(model, tokenizer, [encoded[i] for i in batch], sampling), strict=True
-        ):
-            answers[index] = answer
-        on_answers(len(batch))
+    asks = [Ask(encode_prompt(tokenizer, p), draw=draw) for draw, p in enumerate(prompts)]
+    for number, answer in answer_each(model, tokenizer, asks, sampling, batch_size):
+        answers[number] = answer
     return answers
+
+
+def answer_each(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    asks: Sequence[Ask],
+    sampling: Sampling,
+    batch_size: int,
+) -> Iterator[tuple[int, str]]:
+    """The number of each of ``asks`` and its answer, as it ends.
+
+    Answers of the model and of its base share batches, so that the weights are read once for both.
+
+    Raises:
+        UserError: a prompt is so long that no answer fits.
+    """
+    room = _room(model, asks)
+    for number, made in _continued(model, tokenizer, asks, sampling, batch_size, room):
+        yield number, decode_answer(tokenizer, made)[1]
+
+
+def _continued(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    asks: Sequence[Ask],
+    sampling: Sampling,
+    batch_size: int,
+    room: float,
+) -> Iterator[tuple[int, list[int]]]:
+    decoder = find_decoder(model)
+    if decoder is None:
+        for base in (True, False):
+            prompts = {number: ask.prompt for number, ask in enumerate(asks) if ask.base is base}
+            off = base and isinstance(model, PeftModel)
+            with model.disable_adapter() if off else nullcontext():  # type: ignore[operator]
+                yield from continue_prompts(model, tokenizer, prompts, sampling, batch_size)
+        return
+    standing = standing_adapter(model)
+    tasks = [
+        Task(
+            number,
+            ask.prompt,
+            int(min(sampling.max_new_tokens, room - len(ask.prompt))),
+            None if ask.base else standing,
+            ask.draw,
+        )
+        for number, ask in enumerate(asks)
+    ]
+    if tasks:
+        yield from Batch(decoder, tasks, sampling, stop_token_ids(tokenizer), batch_size).run()
 
 
 def stream_answer(
@@ -91,9 +125,36 @@ def stream_answer(
     Raises:
         UserError: as ``answer_all``.
     """
+    ids = encode_prompt(tokenizer, prompt)
+    room = _room(model, [Ask(ids)])
     streamer = _Stream(tokenizer, on_text)
-    encoded = encode_prompt(tokenizer, prompt)
-    return _generate(model, tokenizer, [encoded], sampling, streamer)[0]
+    decoder = find_decoder(model)
+    if decoder is None:
+        ((_, made),) = continue_prompts(model, tokenizer, {0: ids}, sampling, 1, streamer)
+    else:
+        limit = int(min(sampling.max_new_tokens, room - len(ids)))
+        task = Task(0, ids, limit, standing_adapter(model))
+        streamer.put(torch.tensor(ids))
+        ((_, made),) = Batch(
+            decoder, [task], sampling, stop_token_ids(tokenizer), 1, streamer.put_token
+        ).run()
+        streamer.end()
+    return decode_answer(tokenizer, made)[1]
+
+
+def _room(model: Model, asks: Sequence[Ask]) -> float:
+    """Positions of the model, in tokens.
+
+    Raises:
+        UserError: a prompt fills them.
+    """
+    most = max_positions(model.config) or math.inf
+    longest = max((len(ask.prompt) for ask in asks), default=0)
+    if longest >= most:
+        raise UserError(
+            f"a prompt of {longest} tokens fills the model's {most} positions; shorten it"
+        )
+    return most
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -109,66 +170,6 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-@torch.no_grad()
-def _generate(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    sampling: Sampling,
-    streamer: TextStreamer | None = None,
-) -> list[str]:
-    # PEFT's layers sit inside the base model; its own `generate` only adds what prompts learn.
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    longest = max(map(len, prompts))
-    most = max_positions(model.config)
-    if most is not None and longest >= most:
-        raise UserError(
-            f"a prompt of {longest} tokens fills the model's {most} positions; shorten it"
-        )
-    room = sampling.max_new_tokens if most is None else most - longest
-    # Set on the model: Transformers fills what a passed config leaves at its default from there,
-    # so that a repetition penalty shipped with the model would slip in.
-    inner.generation_config = _generation_config(tokenizer, sampling, room)
-    if sampling.seed is not None:
-        set_seed(sampling.seed)
-    ids, mask = _left_padded(prompts, inner.generation_config.pad_token_id)
-    output = inner.generate(
-        input_ids=ids.to(inner.device),
-        attention_mask=mask.to(inner.device),
-        streamer=streamer,
-        use_cache=True,
-    )
-    return [decode_answer(tokenizer, ids)[1] for ids in output[:, longest:].tolist()]
-
-
-def _generation_config(
-    tokenizer: PreTrainedTokenizerBase, sampling: Sampling, room: int
-) -> GenerationConfig:
-    options: dict[str, Any] = {}
-    if sampling.temperature > 0:
-        options = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
-    return GenerationConfig(
-        max_new_tokens=min(sampling.max_new_tokens, room),
-        repetition_penalty=sampling.repetition_penalty,
-        eos_token_id=stop_token_ids(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        **options,
-    )
-
-
-def _left_padded(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (B, longest); generation goes on from the right edge."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    return ids, mask
-
-
 class _Stream(TextStreamer):
     """Hands over text as soon as it is final (complete words and characters).
 
@@ -181,6 +182,9 @@ class _Stream(TextStreamer):
         self.on_text = on_text
         self.special = tokenizer.all_special_tokens if self.shape.special else []
         self.held: str | None = None if self.shape.plain else ""
+
+    def put_token(self, token: int) -> None:
+        self.put(torch.tensor([token]))
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self.held is not None:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -71,20 +71,21 @@ def answer_file(
     }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        done = _resume(part, settings, chunk_size, total)
+        done = resumed = _resume(part, settings, chunk_size, total)
         items = islice(_items(source, columns), done, None)
         chunks = iter(lambda: list(islice(items, chunk_size)), [])
         with part.open("ab") as file:
             for chunk in tracked(chunks, "answering rows", on_event, total - done, size=len):
-                lines = _answer_chunk(model, tokenizer, chunk, sampling, batch_size)
+                lines = _answer_chunk(model, tokenizer, chunk, _further(sampling, done), batch_size)
                 _append(file, lines)
+                done += len(chunk)
         errors = _finish(part, output)
     except OSError as error:
         raise UserError(
             f"cannot write {output}: {error.strerror or error}; run the same command again to resume from "
             f"{part}"
         ) from error
-    return Answered(total, errors, done)
+    return Answered(total, errors, resumed)
 
 
 def _items(source: str, columns: Mapping[str, str] | None) -> Iterator[Item]:
@@ -108,8 +109,7 @@ def _answer_chunk(
 ) -> list[dict[str, Any]]:
     most = max_positions(inner(model).config)
     errors: dict[int, str] = {}
-    together: dict[int, Prompt] = {}
-    alone: dict[int, Prompt] = {}
+    asked: dict[int, Prompt] = {}
     for index, item in enumerate(chunk):
         if isinstance(item, BadRow):
             errors[index] = item.reason
@@ -121,16 +121,16 @@ def _answer_chunk(
             continue
         if most is not None and length >= most:
             errors[index] = f"a prompt of {length} tokens fills the model's {most} positions"
-        elif most is not None and length + sampling.max_new_tokens > most:
-            alone[index] = item.prompt  # in a batch it would cut the others' answers short
         else:
-            together[index] = item.prompt
-    answers: dict[int, str] = {}
-    for group, size in ((together, batch_size), (alone, 1)):
-        if group:
-            texts = answer_all(model, tokenizer, list(group.values()), sampling, size)
-            answers |= dict(zip(group, texts, strict=True))
+            asked[index] = item.prompt
+    texts = answer_all(model, tokenizer, list(asked.values()), sampling, batch_size)
+    answers = dict(zip(asked, texts, strict=True))
     return [_line(item, answers.get(i), errors.get(i)) for i, item in enumerate(chunk)]
+
+
+def _further(sampling: Sampling, done: int) -> Sampling:
+    """So that rows of different chunks do not draw the same random numbers."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + done)
 
 
 def _line(item: Item, answer: str | None, error: str | None) -> dict[str, Any]:

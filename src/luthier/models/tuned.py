@@ -44,10 +44,16 @@ class TunedModel:
         """Whether it learned conversations, by a chat template; False for plain text."""
         return self._run.provenance().learned_turns
 
+    @property
+    def holds_base(self) -> bool:
+        """Whether ``tuned`` with its adapter off is the base, so that both can share a batch."""
+        return isinstance(self.tuned, PeftModel) and not self._biases
+
     @contextmanager
     def as_base(self) -> Iterator[PreTrainedModel | PeftModel]:
         """The model before tuning: the adapter off, or the base loaded when first wanted."""
-        if isinstance(self.tuned, PeftModel) and not self._biases:
+        if self.holds_base:
+            assert isinstance(self.tuned, PeftModel)
             with self.tuned.disable_adapter():
                 yield self.tuned
             return

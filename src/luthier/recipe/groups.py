@@ -613,7 +613,9 @@ class EvaluateGroup(Group):
     max_new_tokens: int = Field(
         256, ge=1, description="longest generated answer in tokens", examples=[64]
     )
-    batch_size: int = Field(16, ge=1, description="answers to generate at once", examples=[4])
+    batch_size: int = Field(
+        16, ge=1, description="answers of each side to generate at once", examples=[4]
+    )
     sql_databases: str | None = Field(
         None,
         description="for sql_execution: folder of <name>.sql or <name>.sqlite files, which rows name "

@@ -248,7 +248,8 @@ class Engine:
         ask = answer.ask
         try:
             if answer.reading is None:
-                answer.reading = ask.weights.begin(ask.prompt, ask.adapter)
+                room = ask.choice.sampling.max_new_tokens
+                answer.reading = ask.weights.begin(ask.prompt, ask.adapter, room)
             logits = ask.weights.read(answer.reading)
             if logits is None:
                 return

@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from luthier.generate.cache import Cache, Piece
+from luthier.generate.decoder import find_decoder
 from luthier.models.adapters import add_adapter, inner
 from luthier.models.load import max_positions
 from luthier.serve.rows import NAME, Row
@@ -21,25 +24,35 @@ log = logging.getLogger(__name__)
 CHUNK = 512  # tokens of a prompt that are read at once: running answers wait no longer than that
 
 
+@dataclass
 class Reading:
     """A prompt that is being read, ``CHUNK`` tokens at a time."""
 
-    def __init__(self, cache: DynamicCache, prompt: list[int], adapter: str | None) -> None:
-        self.cache = cache
-        self.prompt = prompt
-        self.adapter = adapter
-        self.done = 0
+    cache: Cache | DynamicCache
+    prompt: list[int]
+    adapter: str | None
+    done: int = 0
 
 
-Memory = Row | DynamicCache
+@dataclass
+class Kept:
+    """Keys and values of the ``tokens`` of an answer that the decoder makes."""
+
+    cache: Cache
+    tokens: int
+
+
+Memory = Kept | Row | DynamicCache
 
 
 class Weights:
     """A model that answers many at once.
 
+    What `generate`'s decoder knows, it computes. Other families and adapters run by Transformers.
+
     Attributes:
-        batched: rows share a step. Where the model's attention cannot separate rows (checked at
-            the start), each row runs alone: slower, the same answers.
+        batched: rows that Transformers runs share a step. Where the model's attention cannot
+            separate rows (checked at the start), each row runs alone: slower, the same answers.
         vocabulary: length of the output layer.
     """
 
@@ -53,6 +66,7 @@ class Weights:
         self.device: torch.device = self._base.device
         self.vocabulary: int = self._base.get_output_embeddings().weight.shape[0]
         self.positions = max_positions(self._base.config)
+        self._decoder = find_decoder(model)
         self.batched = self._base.config._attn_implementation == "sdpa"
         if self.batched:
             self._base.set_attn_implementation(NAME)
@@ -60,9 +74,10 @@ class Weights:
         if not self.batched:
             if self._base.config._attn_implementation == NAME:
                 self._base.set_attn_implementation("sdpa")
-            log.warning(
-                "batching is off: this model's attention cannot separate rows, so answers run one at a time"
-            )
+            if self._decoder is None:
+                log.warning(
+                    "batching is off: this model's attention cannot separate rows, so answers run one at a time"
+                )
 
     def load_adapter(self, folder: Path, name: str) -> None:
         """Put another adapter beside those there.
@@ -73,26 +88,42 @@ class Weights:
         assert isinstance(self._model, PeftModel)
         add_adapter(self._model, folder, name)
         self._model.eval()
+        self._decoder = find_decoder(self._model) or self._decoder
 
     def unload_adapter(self, name: str) -> None:
         assert isinstance(self._model, PeftModel)
         self._model.delete_adapter(name)
         self._active = None  # PEFT made another one active
+        if self._decoder is not None:
+            self._decoder.adapters.discard(name)
 
     @torch.no_grad()
     def read(self, reading: Reading) -> Tensor | None:
         """Read on in a prompt; at its end, the logits (V,) of the first token of the answer."""
         chunk = reading.prompt[reading.done : reading.done + CHUNK]
-        with self._with_adapter(reading.adapter) as model:
-            logits = self._forward(model, [chunk], past_key_values=reading.cache, use_cache=True)
+        if isinstance(reading.cache, Cache):
+            assert self._decoder is not None
+            piece = Piece(reading.cache, 0, reading.done, chunk, reading.adapter)
+            logits = self._decoder.read([piece])
+        else:
+            with self._with_adapter(reading.adapter) as model:
+                logits = self._forward(
+                    model, [chunk], past_key_values=reading.cache, use_cache=True
+                )
         reading.done += len(chunk)
         return logits[0] if reading.done == len(reading.prompt) else None
 
-    def begin(self, prompt: list[int], adapter: str | None) -> Reading:
+    def begin(self, prompt: list[int], adapter: str | None, room: int) -> Reading:
+        """Begin to read a prompt, for an answer of up to ``room`` tokens."""
+        decoder = self._decoder
+        if decoder is not None and (adapter is None or adapter in decoder.adapters):
+            return Reading(decoder.cache(1, len(prompt) + room), prompt, adapter)
         return Reading(DynamicCache(config=self._base.config), prompt, adapter)
 
     def remember(self, reading: Reading, room: int) -> Memory:
         """The memory of a prompt that was read, for an answer of up to ``room`` tokens."""
+        if isinstance(reading.cache, Cache):
+            return Kept(reading.cache, reading.done)
         return Row(reading.cache, room) if self.batched else reading.cache
 
     @torch.no_grad()
@@ -101,7 +132,21 @@ class Weights:
     ) -> list[Tensor]:
         """The logits (V,) after one more token of each row."""
         logits: list[Tensor] = [torch.empty(0)] * len(tokens)
-        for group, model, extra in self._groups(adapters):
+        pieces = {
+            index: Piece(memory.cache, 0, memory.tokens, [tokens[index]], adapters[index])
+            for index, memory in enumerate(memories)
+            if isinstance(memory, Kept)
+        }
+        if pieces and self._decoder is not None:
+            made = self._decoder.read(list(pieces.values()))
+            for (index, piece), row in zip(pieces.items(), made, strict=True):
+                kept = memories[index]
+                assert isinstance(kept, Kept)
+                kept.tokens = piece.end
+                logits[index] = row
+        others = [index for index in range(len(tokens)) if index not in pieces]
+        for chosen, model, extra in self._groups([adapters[index] for index in others]):
+            group = [others[index] for index in chosen]
             with model as ready:
                 rows = self._step_rows(
                     ready, [memories[i] for i in group], [tokens[i] for i in group], extra
@@ -146,7 +191,7 @@ class Weights:
     def _groups(
         self, adapters: Sequence[str | None]
     ) -> Iterator[tuple[list[int], Any, dict[str, Any]]]:
-        """Rows that go together, the model for them, and what to call it with."""
+        """Rows that Transformers runs together, the model for them, and what to call it with."""
         everyone = list(range(len(adapters)))
         kinds = list(dict.fromkeys(adapters))
         if len(kinds) > 1 and self.batched and self._mixes(kinds):
@@ -188,7 +233,7 @@ class Weights:
         try:
             alone, together, memories = [], [], []
             for prompt in prompts:
-                reading = self.begin(prompt, kind)
+                reading = Reading(DynamicCache(config=self._base.config), prompt, kind)
                 self.read(reading)
                 memories.append(self.remember(reading, 4))
                 with self._with_adapter(kind) as model:

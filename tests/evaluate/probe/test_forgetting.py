@@ -169,7 +169,7 @@ def test_the_whole_probe(make_recipe: MakeRecipe, train: Train) -> None:
     assert forgetting.remedies == []
     stages = [event.task for event in said.events if isinstance(event, Progress)]
     assert "probe of base, multiple choice" in stages
-    assert "probe of tuned, open questions" in stages
+    assert "probe, open questions" in stages
     assert set(forgetting.areas) >= {"facts", "arithmetic", "instructions", "code"}
     rows = sum(entry.base.rows for entry in forgetting.areas.values())
     assert rows == forgetting.accuracy.base.rows >= 300

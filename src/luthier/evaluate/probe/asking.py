@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.conversation import Conversation, Message, Origin
 from luthier.data.spans import stop_token_ids
 from luthier.data.tokens import Tokenizer
-from luthier.evaluate.answering import answer_kept
+from luthier.evaluate.answering import answers_of_both
 from luthier.evaluate.examination import Examination
 from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.probe.choices import Question, choice_scores
@@ -18,7 +18,7 @@ from luthier.generate.answer import Model, Prompt
 from luthier.kernels.separation import rows_stay_apart
 
 ANSWER_TOKENS = 48  # longest answer to an open or unrelated question
-_BATCH = 50
+_BATCH = 25
 _ORIGIN = Origin("probe", 0)
 
 
@@ -43,14 +43,13 @@ def ask(
     model: Model,
     items: Sequence[Item],
     questions: Sequence[Question],
-    *,
-    plain: bool,
+    answers: Sequence[str],
 ) -> Probed:
     """Score ``items`` and the passages; ``model`` is in evaluation mode.
 
     Args:
         questions: the multiple-choice items as ``tokenised`` makes them, in their order.
-        plain: the run was trained on plain text, so questions are put without a chat template.
+        answers: what this side said to the others, in their order (``open_answers``).
     """
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
@@ -62,15 +61,6 @@ def ask(
         best = values.index(max(values))
         said[item.id] = ([item.answer or "", *item.wrong])[best]
         right[item.id] = float(best == 0)
-    answers = answer_kept(
-        examination,
-        side,
-        model,
-        [_prompt(item, plain=plain) for item in spoken],
-        max_new_tokens=ANSWER_TOKENS,
-        batch_size=_BATCH,
-        task=f"{task}, open questions",
-    )
     for item, answer in zip(spoken, answers, strict=True):
         said[item.id] = answer
         if item.area != UNRELATED:
@@ -78,6 +68,23 @@ def ask(
     tokenizer = examination.models.tokenizer
     losses = text_losses(model, tokenizer, load_passages(), f"{task}, passages", on_event)
     return Probed(right, said, losses)
+
+
+def open_answers(
+    examination: Examination, items: Sequence[Item], *, plain: bool
+) -> dict[str, list[str]]:
+    """What base and tuned say to those of ``items`` that have no choices, in their order.
+
+    Args:
+        plain: the run was trained on plain text, so questions are put without a chat template.
+    """
+    return answers_of_both(
+        examination,
+        [_prompt(item, plain=plain) for item in items if item.answer is None],
+        max_new_tokens=ANSWER_TOKENS,
+        batch_size=_BATCH,
+        task="probe, open questions",
+    )
 
 
 def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) -> Question:

@@ -7,7 +7,7 @@ from typing import Any
 from luthier.data.conversation import Conversation
 from luthier.evaluate.examination import Examination
 from luthier.evaluate.losses import compare_losses
-from luthier.evaluate.probe.asking import Probed, ask, tokenised
+from luthier.evaluate.probe.asking import Probed, ask, open_answers, tokenised
 from luthier.evaluate.probe.divergence import divergences
 from luthier.evaluate.probe.items import UNRELATED, load_items, load_passages
 from luthier.evaluate.probe.leakage import find_leakage, markers_of
@@ -44,10 +44,14 @@ def probe_forgetting(examination: Examination, training: Sequence[Conversation])
             if item.answer is not None
         ]
 
+    started = time.perf_counter()
+    answers = open_answers(examination, items, plain=plain)
+    both = time.perf_counter() - started
+
     def put(side: str, model: Model) -> Probed:
         started = time.perf_counter()
-        probed = ask(examination, side, model, items, questions, plain=plain)
-        seconds[side] = round(time.perf_counter() - started, 1)
+        probed = ask(examination, side, model, items, questions, answers[side])
+        seconds[side] = round(time.perf_counter() - started + both / 2, 1)
         return probed
 
     base, tuned = examination.of_both(put)
