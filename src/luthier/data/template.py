@@ -163,6 +163,7 @@ def render(
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool) -> str:
     try:
         with bounded():
+            text: Any
             if any(turn["content"] is None for turn in turns):
                 text = _render_nulls(tokenizer, turns, tools, ask)
             else:
@@ -189,14 +190,15 @@ def _render_nulls(
     tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool
 ) -> str:
     """As ``apply_chat_template``, which takes nulls out of turns, but with those that are there."""
-    rendered, _ = render_jinja_template(
+    names: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    made: Any = render_jinja_template(
         conversations=[turns],
         tools=tools,
         chat_template=tokenizer.get_chat_template(None, tools),
         add_generation_prompt=ask,
-        **tokenizer.special_tokens_map,
+        **names,
     )
-    return str(rendered[0])
+    return str(made[0][0])  # and where the answers are
 
 
 _Form = Callable[[list[Message]], list[Message]]

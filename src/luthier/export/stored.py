@@ -71,7 +71,8 @@ class StoredParameters:
                 self.shapes[name], self.dtypes[name] = tuple(value.shape), value.dtype
         _refuse_missing(model, self.shapes)
         # What Transformers itself keeps of a load, so that saving takes it back and nothing else.
-        model._weight_conversions = [rule for rule in rules if rule.was_used()]
+        used: Any = [rule for rule in rules if rule.was_used()]
+        model._weight_conversions = used
 
     def __contains__(self, parameter: str) -> bool:
         return parameter in self.shapes
@@ -90,7 +91,7 @@ class StoredParameters:
     def _convert(self, first: str, unit: _Unit, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if unit.rule is None:
             return {first: parts[unit.parts[0][0]]}
-        rule = copy.deepcopy(unit.rule)
+        rule: Any = copy.deepcopy(unit.rule)  # which takes tensors as well as futures
         for name, pattern in unit.parts:
             rule.add_tensor(first, name, pattern, parts[name])
         made: dict[str, Any] = rule.convert(first, model=self._model, config=self._model.config)
