@@ -62,7 +62,10 @@ class StoredParameters:
                 name: torch.empty(weights.shapes[name], dtype=weights.dtypes[name], device="meta")
                 for name, _ in unit.parts
             }
-            made = self._convert(first, unit, blank)
+            try:
+                made = self._convert(first, unit, blank)
+            except (RuntimeError, ValueError):  # an expert is not there, or has another shape
+                continue
             if any(expected.get(name) != tuple(value.shape) for name, value in made.items()):
                 continue
             self.units.append(tuple(made))
