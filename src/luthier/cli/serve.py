@@ -116,7 +116,7 @@ def serve(
             if why:
                 _say(f"served by vLLM: {why}")
             hand_over_to_vllm(line, key)
-        chosen = "own"
+        chosen, why = "own", ""  # what was said is the reason
     limits = Limits(
         batch=max_batch,
         queue=max_queue,
@@ -132,6 +132,7 @@ def serve(
     backend = None
     if chosen == "llama-cpp":
         backend = _llama_cpp(runs, limits, gguf_type, fall_back=engine == "auto")
+        why = why if backend is not None else ""
     if backend is not None:
         models: Models = backend.models
     else:
