@@ -19,7 +19,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     set_seed,
 )
 
@@ -197,10 +199,26 @@ def _configs(vocabulary: int) -> dict[str, PreTrainedConfig]:
             vocab_size=vocabulary, n_embd=64, n_layer=2, n_head=4, n_positions=512, pad_token_id=0
         ),
         "mixtral": MixtralConfig(**shape, num_local_experts=4, num_experts_per_tok=2),
+        "qwen2_moe": Qwen2MoeConfig(
+            **shape,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=96,
+            shared_expert_intermediate_size=160,
+        ),
+        "qwen3_moe": Qwen3MoeConfig(
+            **shape,
+            head_dim=16,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=96,
+            norm_topk_prob=True,
+        ),
     }
 
 
-MODEL_FAMILIES = tuple(_configs(8))
+# Mixtral stands for models with experts; merging and exporting try the others too.
+MODEL_FAMILIES = tuple(name for name in _configs(8) if not name.endswith("_moe"))
 
 
 def make_model(name: str, vocabulary: int = 640, attention: str | None = None) -> PreTrainedModel:

@@ -1,8 +1,9 @@
 """Ask a real llama.cpp, in a Python that has the package `xllamacpp` (`make llama-cpp`).
 
-Reads {"model", "lora"?, "texts": [str], "prompts": [[id]], "new": int, "top": int} as JSON on stdin;
-prints the tokens of each text, the chat template and, for each prompt, the log-probabilities of the
-`top` likeliest next tokens and the greedy continuation with its text. Needs nothing of ours, since
+Reads {"model", "lora"?, "texts": [str], "chats": [[turn]], "prompts": [[id]], "new": int, "top": int}
+as JSON on stdin; prints the tokens of each text, the chat template, the prompt that it renders of each
+chat and, for each prompt, the log-probabilities of the `top` likeliest next tokens and the greedy
+continuation with its text. Needs nothing of ours, since
 it runs in another environment; its server listens on loopback and ends with the process.
 """
 
@@ -51,6 +52,10 @@ def main() -> None:
             for t in asked.get("texts", [])
         ],
         "template": ask(address, "/props").get("chat_template"),
+        "rendered": [
+            ask(address, "/apply-template", {"messages": chat})["prompt"]
+            for chat in asked.get("chats", [])
+        ],
         "top": [],
         "greedy": [],
         "text": [],

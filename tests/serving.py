@@ -1,16 +1,22 @@
-"""A server on a thread of the test's own process."""
+"""Servers for tests: on a thread of this process, or the command as a person starts it."""
 
 import asyncio
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from luthier.serve.app import create_app
+from luthier.serve.backend import Backend
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
 from luthier.serve.server import bind, configuration
@@ -20,12 +26,17 @@ KEY = "a key, kept"
 
 @contextmanager
 def running(
-    models: Models, limits: Limits, key: str | None = None, adapters: Path | None = None
+    models: Models,
+    limits: Limits,
+    key: str | None = None,
+    adapters: Path | None = None,
+    backend: Backend | None = None,
 ) -> Iterator[str]:
     """A server on a thread of this process; its address."""
     bound = bind("127.0.0.1", 0)
     limits = replace(limits, shutdown_seconds=5)
-    server = uvicorn.Server(configuration(create_app(models, limits, key, adapters), limits))
+    app = create_app(models, limits, key, adapters, backend)
+    server = uvicorn.Server(configuration(app, limits))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))
     thread.start()
     while not server.started:
@@ -38,3 +49,23 @@ def running(
         thread.join(20)
         bound.close()
     assert not thread.is_alive()
+
+
+@contextmanager
+def started(*arguments: str | Path) -> Iterator[tuple[Any, str]]:
+    """The command as a process, and the address it says it serves at."""
+    ours = ["serve", "--engine", "own"]  # whatever else is installed
+    command = [sys.executable, "-m", "luthier.cli.main", *ours, *map(str, arguments)]
+    process = subprocess.Popen(
+        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "COLUMNS": "200", "TEST_KEY": "k"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+/v1", line)
+        assert found, (line, process.stderr and process.stderr.read())
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.wait(20)

@@ -63,7 +63,7 @@ def full_run(
         for name, parameter in model.named_parameters():
             if name.endswith(("norm.weight", ".bias")):
                 parameter += 0.3 * torch.randn_like(parameter)
-            elif parameter.ndim == 2:
+            elif parameter.ndim >= 2:
                 parameter *= 3
     model.config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(run.model_path)

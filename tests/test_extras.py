@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text("utf-8"))
 # Packages of the extras by the name they are imported by, and what else comes with them.
 IMPORTED = {
     "serve": {"fastapi", "llguidance", "prometheus_client", "uvicorn", "starlette"},
+    "llama-cpp": {"xllamacpp", "gguf"},
     "sheets": {"python_calamine"},
     "rag": {"usearch"},
     "export": {"gguf"},

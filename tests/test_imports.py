@@ -36,7 +36,7 @@ ALLOWED = {
     "plan": {"recipe", "run", "models", "data", "kernels", "objectives", "train"},
     "runs": {"recipe", "run", "plan", "train", "evaluate", "trust"},
     "generate": {"recipe", "run", "models", "data"},
-    "serve": {"recipe", "run", "models", "data", "generate"},
+    "serve": {"recipe", "run", "models", "data", "generate", "export"},
     "evaluate": {"plugins", "recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "retrieve": {"run", "models", "data", "generate"},
     "compare": {

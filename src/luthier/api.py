@@ -105,12 +105,15 @@ if TYPE_CHECKING:
     from luthier.retrieve.search import Index as Index
     from luthier.runs import train_run as train_run
     from luthier.serve.limits import Limits as Limits
+    from luthier.serve.llama_cpp import LlamaCppEngine as LlamaCppEngine
+    from luthier.serve.llama_cpp import LlamaCppModels as LlamaCppModels
     from luthier.serve.models import Models as ServedModels
     from luthier.serve.server import bind as bind
     from luthier.serve.server import check_address as check_address
     from luthier.serve.server import serve as run_server
     from luthier.serve.vllm import command as vllm_command
     from luthier.serve.vllm import hand_over as hand_over_to_vllm
+    from luthier.serve.which import pick_engine as pick_engine
     from luthier.train.determinism import STEPS as DETERMINISM_STEPS
     from luthier.train.determinism import verify_determinism as verify_determinism
 
@@ -138,6 +141,8 @@ __all__ = [
     "Index",
     "Job",
     "Limits",
+    "LlamaCppEngine",
+    "LlamaCppModels",
     "MergeOptions",
     "Merged",
     "Messages",
@@ -199,6 +204,7 @@ __all__ = [
     "mix_data",
     "parse_answers",
     "parse_vary",
+    "pick_engine",
     "plan",
     "plan_jobs",
     "pull",
@@ -314,6 +320,9 @@ _PARTS = {
     "Index": ("luthier.retrieve.search", "Index"),
     "train_run": ("luthier.runs", "train_run"),
     "Limits": ("luthier.serve.limits", "Limits"),
+    "LlamaCppEngine": ("luthier.serve.llama_cpp", "LlamaCppEngine"),
+    "LlamaCppModels": ("luthier.serve.llama_cpp", "LlamaCppModels"),
+    "pick_engine": ("luthier.serve.which", "pick_engine"),
     "ServedModels": ("luthier.serve.models", "Models"),
     "bind": ("luthier.serve.server", "bind"),
     "check_address": ("luthier.serve.server", "check_address"),
@@ -541,6 +550,7 @@ def check_data(
     template: str = "auto",
     max_length: int = 1024,
     columns: Mapping[str, str] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
     on_event: OnEvent = ignore,
 ) -> DataCheck:
     """What is wrong with rows before they cost a run, with files and lines.
@@ -550,6 +560,7 @@ def check_data(
         validation, evaluation: rows that must not be among them.
         model: counts lengths in its tokens and holds rows against its chat template.
         columns: what the rows call the fields of their format, as in ``data.columns``.
+        template_kwargs: switches of the chat template, as in ``data.template_kwargs``.
 
     Raises:
         UserError: a source or the model cannot be read.
@@ -562,7 +573,9 @@ def check_data(
     tokenizer = None
     if model is not None:
         folder = resolve(model, on_event=on_event).folder
-        tokenizer = TokenizerChoice(folder, template, max_length)
+        tokenizer = TokenizerChoice(
+            folder, template, max_length, template_kwargs=template_kwargs or {}
+        )
     sources = [train] if isinstance(train, str) else list(train)
     report = check(sources, validation, evaluation, tokenizer, on_event, columns)
     return DataCheck.model_validate(report)

@@ -148,6 +148,11 @@ class Run:
         """Where `luthier export` puts a form of the model, unless another place is given."""
         return self.root / shape
 
+    @property
+    def llama_cpp_path(self) -> Path:
+        """What `luthier serve --engine llama-cpp` made of the run."""
+        return self.root / "llama-cpp"
+
     def weights_path(self, recipe: Recipe) -> Path:
         """Where the best weights go: ``model/`` for full fine-tuning, else ``adapter/``."""
         return self.model_path if recipe.method.name == "full" else self.adapter_path

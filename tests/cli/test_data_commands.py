@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from data.thinkers import SWITCH
+from families import save_tiny
 from helpers import Cli, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +105,37 @@ def test_show(cli: Cli, work: Path, tiny_model: Path) -> None:
     assert "has no row 99: it has 62" in far.stderr
 
 
+def test_switches_of_the_template(cli: Cli, work: Path, tmp_path: Path) -> None:
+    """Shown and checked with them, as a run with `data.template_kwargs` would train."""
+    model = save_tiny(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(SWITCH)
+
+    def tokens(*more: str) -> str:
+        done = cli("data", "show", "my.jsonl", "-m", model, "--json", *more, cwd=work)
+        assert done.returncode == 0, done.stderr
+        shown = json.loads(done.stdout)["tokens"]
+        return "".join(token["text"] for token in shown if token["supervised"])
+
+    off = ("--template-kwargs", "enable_thinking=false")
+    assert tokens().startswith("<think>") and not tokens(*off).startswith("<think>")
+    report = [
+        json.loads(cli("data", "check", "my.jsonl", "-m", model, "--json", *more, cwd=work).stdout)
+        for more in ((), off)
+    ]
+    answers = [each["lengths"]["answer"]["p50"] for each in report]
+    assert answers[0] > answers[1]
+    for wrong, message in (
+        ("thinking", "'thinking' is not NAME=VALUE"),
+        ("enable_thinking=[1", "not valid YAML"),
+        ("a=false", "'a', which the chat template does not read"),
+    ):
+        for command in (("show",), ("check",)):
+            done = cli(
+                "data", *command, "my.jsonl", "-m", model, "--template-kwargs", wrong, cwd=work
+            )
+            assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
 def test_fix_convert_split_and_mix_one_after_another(cli: Cli, work: Path) -> None:
     steps = [
         ["fix", "my.jsonl", "--out", "ok.jsonl", "--apply", "drop-exact-duplicates,keep-first-of-conflicts"],
@@ -129,6 +162,7 @@ def test_fix_convert_split_and_mix_one_after_another(cli: Cli, work: Path) -> No
         (["fix", "my.jsonl", "--out", "o.jsonl", "--apply", "magic"], "unknown remedy 'magic'"),
         (["convert", "my.jsonl", "--to", "xml", "--out", "o.jsonl"], "unknown format 'xml'"),
         (["mix", "my.jsonl", "--out", "o.jsonl"], "is not PATH=WEIGHT"),
+        (["mix", "my.jsonl=1", "--out", "o.jsonl", "--columns", "x=y"], "has a field 'x'"),
         (["split", "none.jsonl", "--out", "parts"], "no data file at none.jsonl"),
     ],
 )

@@ -45,6 +45,21 @@ def test_mix_follows_the_weights_and_repeats_nothing(tmp_path: Path) -> None:
     assert [m.taken for m in most] == [50, 16]
 
 
+def test_mix_of_rows_with_names_of_their_own(tmp_path: Path) -> None:
+    """Read by the mapping, written as they are; a source with the format's names may be among them."""
+    odd = [{"frage": f"q{n}", "antwort": "a"} for n in range(4)]
+    usual = [{"prompt": f"p{n}", "completion": "a"} for n in range(4)]
+    sources = [
+        (str(write_rows(tmp_path / "odd.jsonl", odd)), 1.0),
+        (str(write_rows(tmp_path / "usual.jsonl", usual)), 1.0),
+    ]
+    with pytest.raises(UserError, match="different formats"):
+        mix_data(sources, None, tmp_path / "m.jsonl", 0)
+    columns = {"prompt": "frage", "completion": "antwort"}
+    mix_data(sources, None, tmp_path / "m.jsonl", 0, columns=columns)
+    assert sorted(map(str, read(tmp_path / "m.jsonl"))) == sorted(map(str, odd + usual))
+
+
 def test_wrong_mixtures(tmp_path: Path) -> None:
     a = str(write_rows(tmp_path / "a.jsonl", rows("a", 5)))
     chat = str(write_rows(tmp_path / "c.jsonl", [{"instruction": "x", "output": "y"}]))

@@ -256,3 +256,35 @@ def test_a_split_of_a_folder_means_the_same_from_any_folder(
     put(Path("a/b/test.jsonl"), "x")
     assert absolute_source("a/b:test") == f"{described.parent}/a/b:test"
     assert texts("a/b:test") == ["x"]
+
+
+def shard(path: Path, *rows: str) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": list(rows)}), path)
+    return path
+
+
+def test_a_folder_of_configurations_without_a_readme_asks_for_one(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for config in ("fr", "de"):
+        shard(folder / config / "train-00000-of-00002.parquet", f"{config}0")
+        shard(folder / config / "train-00001-of-00002.parquet", f"{config}1")
+        shard(folder / config / "test-00000-of-00001.parquet", f"{config}-test")
+    with pytest.raises(UserError, match=r"several configurations \(de, fr\).* set:de, or list"):
+        find_files(str(folder))
+    assert texts(f"{folder}:fr") == ["fr0", "fr1"]
+    assert texts(f"{folder}:de/test") == ["de-test"]
+    with pytest.raises(UserError, match="has no split 'dev'"):
+        find_files(f"{folder}:de/dev")
+
+
+def test_folders_of_splits_and_of_months_are_one_data_set(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        shard(tmp_path / "splits" / split / f"{split}-00000-of-00001.parquet", split)
+    assert texts(str(tmp_path / "splits")) == ["train"]
+    for month in ("01", "02"):
+        shard(tmp_path / "months" / month / "rows.parquet", month)
+    assert texts(str(tmp_path / "months")) == ["01", "02"]

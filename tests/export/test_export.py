@@ -11,11 +11,15 @@ import yaml
 from evaluations import evaluation
 from helpers import Cli
 from shipping import ask_llama_cpp, full_run, needs_llama_cpp
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from luthier.errors import UserError
+from luthier.errors import CheckFailed, UserError
+from luthier.export import gguf_tokens
 from luthier.export.card import write_card
 from luthier.export.export import export
+from luthier.export.gguf_arch import Architecture
+from luthier.export.options import GgufType
 from luthier.files import write_json
 from luthier.recipe import Recipe, load_recipe
 from luthier.run import Run, save_recipe
@@ -81,6 +85,37 @@ def test_what_does_not_check_out_is_not_left(
     monkeypatch.setattr(module, "check_gguf", broken)
     with pytest.raises(UserError, match="further away"):
         export(run, "gguf", tmp_path / "out", ["q8_0"])
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("fault", ["none", "rows", "scale", "tokens"])
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_a_file_that_answers_otherwise_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, kind: GgufType
+) -> None:
+    """Faults that the reading back does not see, since the same code lays the tensors out."""
+    lay_out, vocabulary = Architecture.lay_out, gguf_tokens._vocabulary
+
+    def misplaced(made: Architecture, parameter: str, value: Tensor) -> dict[str, Tensor]:
+        laid = lay_out(made, parameter, value)
+        if fault == "rows" and "down_proj" in parameter:
+            return {name: tensor.roll(1, 0) for name, tensor in laid.items()}
+        if fault == "scale" and "norm" in parameter:
+            return {name: tensor * 3 for name, tensor in laid.items()}
+        return laid
+
+    def shifted(rules: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+        tokens, types = vocabulary(rules, size)
+        return (tokens[:9] + tokens[-9:] + tokens[9:-9] if fault == "tokens" else tokens), types
+
+    monkeypatch.setattr(Architecture, "lay_out", misplaced)
+    monkeypatch.setattr(gguf_tokens, "_vocabulary", shifted)
+    made = full_run(tmp_path / "run", "llama")  # one that is sure of its answers
+    if fault == "none":
+        assert export(made, "gguf", tmp_path / "out", [kind])["files"]
+        return
+    with pytest.raises(CheckFailed, match="nothing was written"):
+        export(made, "gguf", tmp_path / "out", [kind])
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -64,6 +64,9 @@ MODELS: list[tuple[str, str, dict[str, object]]] = [
     ("gemma2", "gemma", {"query_pre_attn_scalar": 16}),
     ("gemma3", "gemma", {"query_pre_attn_scalar": 16}),
     ("phi3", "phi3", {}),
+    ("mixtral", "mistral", {}),
+    ("qwen2_moe", "chatml", {}),
+    ("qwen3_moe", "chatml", {}),
 ]
 
 
@@ -162,7 +165,8 @@ def test_a_wrong_byte_on_the_disk_is_noticed(
     ("family", "chat", "config", "message"),
     [
         ("gpt2", "chatml", {}, "gpt2 models cannot be written"),
-        ("mixtral", "mistral", {}, "in another form"),
+        ("qwen2_moe", "chatml", {"norm_topk_prob": True}, "norm_topk_prob False"),
+        ("qwen3_moe", "chatml", {"mlp_only_layers": [0]}, "layers without"),
         ("gemma2", "gemma", {"query_pre_attn_scalar": 99}, "query_pre_attn_scalar"),
         ("gemma2", "gemma", {"query_pre_attn_scalar": 16, "final_logit_softcapping": None}, "caps"),
         (

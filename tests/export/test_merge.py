@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import save_tiny
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -182,11 +183,14 @@ def test_other_architectures(
     assert check.logits_max < 2e-5
 
 
-def test_experts_are_refused_with_a_way_out(
+def test_files_that_lack_a_weight_are_refused_with_a_way_out(
     make_recipe: Callable[..., Recipe], train: Callable[..., Run], tmp_path: Path
 ) -> None:
     source = save_tiny(tmp_path / "mixtral", "mixtral")
     run = train(make_recipe(f"model.source={source}", "method.lora_dropout=0"))
+    held = tensors(source)
+    del held["model.layers.0.block_sparse_moe.experts.2.w1.weight"]
+    save_file(held, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="merge_and_unload"):
         merge([run], tmp_path / "merged", EXACT)
     assert not (tmp_path / "merged").exists()
@@ -289,7 +293,7 @@ def merged_weights(run: Run, folder: Path) -> dict[str, Tensor]:
 
 
 def rewrite_adapter(run: Run, change: Callable[[str, Tensor], Tensor]) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     file = run.adapter_path / "adapter_model.safetensors"
     save_file({name: change(name, t) for name, t in load_file(file).items()}, file)
@@ -304,7 +308,7 @@ def damage_adapter(run: Run) -> None:
 
 
 def strip_prefix(folder: Path, prefix: str) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     file = folder / "model.safetensors"
     stripped = {name.removeprefix(prefix): t for name, t in load_file(file).items()}

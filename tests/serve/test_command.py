@@ -1,16 +1,12 @@
 """`luthier serve` and `luthier chat` as a person starts them, and the server on the real model."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ import pytest
 from families import save_tiny
 from helpers import Cli
 from openai import OpenAI
-from serving import running
+from serving import running, started
 
 from luthier.errors import UserError
 from luthier.generate.answer import Sampling, answer_all
@@ -31,25 +27,6 @@ from luthier.serve.limits import Limits
 from luthier.serve.models import Models
 from luthier.serve.server import bind
 from luthier.train.fit import fit
-
-
-@contextmanager
-def started(*arguments: str | Path) -> Iterator[tuple[Any, str]]:
-    """The command as a process, and the address it says it serves at."""
-    command = [sys.executable, "-m", "luthier.cli.main", "serve", *map(str, arguments)]
-    process = subprocess.Popen(
-        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "COLUMNS": "200", "TEST_KEY": "k"},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+/v1", line)
-        assert found, (line, process.stderr and process.stderr.read())
-        yield process, found[0]
-    finally:
-        process.kill()
-        process.wait(20)
 
 
 def test_sigterm_lets_a_stream_finish(runs: Path) -> None:

@@ -10,6 +10,8 @@ from rich.text import Text
 from luthier.cli.app import Json, out, print_json
 from luthier.cli.data import Columns, data, parse_columns
 from luthier.cli.terminal import terminal
+from luthier.errors import UserError
+from luthier.yaml_text import parse_yaml
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -18,6 +20,31 @@ ModelSource = Annotated[
     typer.Option("--model", "-m", help="Model whose tokenizer and chat template to use."),
 ]
 Template = Annotated[str, typer.Option(help="As data.template in a recipe.")]
+TemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=VALUE,...",
+        help="As data.template_kwargs in a recipe: enable_thinking=false.",
+    ),
+]
+
+
+def _switches(text: str | None) -> dict[str, Any]:
+    """The switches of a chat template that ``--template-kwargs`` gives.
+
+    Raises:
+        UserError: it is not of the form NAME=VALUE, or a value is a list.
+    """
+    switches: dict[str, Any] = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        read = parse_yaml(value, f"--template-kwargs {name}") if equals else None
+        if not name or not equals or not isinstance(read, str | bool | int | float | None):
+            raise UserError(
+                f"--template-kwargs: '{part}' is not NAME=VALUE (enable_thinking=false)"
+            )
+        switches[name] = read
+    return switches
 
 
 @data.command()
@@ -26,6 +53,7 @@ def check(
     model: ModelSource = None,
     max_length: Annotated[int, typer.Option(min=8, help="Longest row, in tokens.")] = 1024,
     template: Template = "auto",
+    template_kwargs: TemplateKwargs = None,
     validation: Annotated[
         list[str] | None,
         typer.Option(help="Validation file, to look for leaks from the training set."),
@@ -60,6 +88,7 @@ def check(
             template=template,
             max_length=max_length,
             columns=parse_columns(columns),
+            template_kwargs=_switches(template_kwargs),
             on_event=on_event,
         )
     report = checked.to_dict()
@@ -142,6 +171,7 @@ def show(
     ],
     row: Annotated[int, typer.Option(min=1, help="Which row, from 1.")] = 1,
     template: Template = "auto",
+    template_kwargs: TemplateKwargs = None,
     train_on: Annotated[str, typer.Option(help="completions or all")] = "completions",
     columns: Columns = None,
     as_json: Json = False,
@@ -154,7 +184,16 @@ def show(
 
     with terminal() as on_event:
         folder = resolve(model, on_event=on_event).folder
-        shown = encode_row(path, row, folder, template, train_on, on_event, parse_columns(columns))
+        shown = encode_row(
+            path,
+            row,
+            folder,
+            template,
+            train_on,
+            on_event,
+            parse_columns(columns),
+            _switches(template_kwargs),
+        )
     if as_json:
         print_json(shown)
         return

@@ -108,9 +108,10 @@ def mix(
         int | None, typer.Option(min=1, help="Total rows; by default as many as the shares allow.")
     ] = None,
     seed: Seed = 42,
+    columns: Columns = None,
     as_json: Json = False,
 ) -> None:
-    """Mix sources by weight into one shuffled file, without repeating a row.
+    """Mix sources by weight into one shuffled file, without repeating a row; rows keep their fields.
 
     Example: `luthier data mix task.jsonl=9 general.jsonl=1 --out train.jsonl`
     (`data.replay` in a recipe does this while training.)
@@ -127,7 +128,7 @@ def mix(
         if not equals:
             raise UserError(f"'{text}' is not PATH=WEIGHT (general.jsonl=1)")
     with terminal() as on_event:
-        mixed = mix_data(pairs, rows, out_path, seed, on_event)
+        mixed = mix_data(pairs, rows, out_path, seed, on_event, parse_columns(columns))
     if as_json:
         print_json({"out": str(out_path), "sources": [vars(part) for part in mixed]})
         return

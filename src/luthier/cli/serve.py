@@ -3,16 +3,20 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from luthier.cli.app import app, out
+from luthier.api import GgufType
+from luthier.cli.app import app, err, out
 from luthier.cli.terminal import terminal
 from luthier.cli.trusting import Trust
 from luthier.cli.tuned import BaseModel, open_tuned
 from luthier.errors import UserError
 from luthier.events import during
+
+if TYPE_CHECKING:
+    from luthier.api import Limits, LlamaCppEngine
 
 
 @app.command()
@@ -58,9 +62,16 @@ def serve(
         float, typer.Option(min=1, help="Seconds that running answers get to finish.")
     ] = 30.0,
     engine: Annotated[
-        Literal["own", "vllm"],
-        typer.Option(help="`vllm`: use vLLM's server, on a GPU (not run yet)."),
-    ] = "own",
+        Literal["auto", "own", "llama-cpp", "vllm"],
+        typer.Option(
+            help="What makes the answers: our own engine, llama.cpp (on a CPU; the run is exported to "
+            "GGUF once), or vLLM's server (on a GPU; not run yet). auto chooses, and says why."
+        ),
+    ] = "auto",
+    gguf_type: Annotated[
+        GgufType,
+        typer.Option("--gguf-type", help="With llama.cpp: type of the weights; q8_0 is faster."),
+    ] = "f16",
     base_model: BaseModel = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="With `--engine vllm`: only print its command.")
@@ -70,26 +81,42 @@ def serve(
 
     The model name is the run's folder name; the base model is served under its own name. Adapters of
     the same base share it in memory. The answers of all clients are generated in one batch.
+    llama.cpp (`pip install 'luthier[llama-cpp]'`) answers several times as fast on a CPU, in its own
+    rounding; --engine own answers exactly as `luthier generate` does.
 
     Example: `luthier serve runs/first --port 8000`, then with the `openai` package
     `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")`
     """
     key = _key(api_key_env)
-    from luthier.api import Limits, bind, check_address
+    from luthier.api import (
+        Limits,
+        bind,
+        check_address,
+        hand_over_to_vllm,
+        pick_engine,
+        run_server,
+    )
+    from luthier.api import ServedModels as Models
 
     check_address(host, key)
-    _check_adapters(adapters, key, engine)
+    own_only = "--adapters" if adapters is not None else "--base" if base else None
+    _check_adapters(adapters, key)
     runs = [_named(text, base_model, trust) for text in runs]
-    if engine == "vllm":
-        from luthier.api import hand_over_to_vllm, vllm_command
-
-        line = vllm_command(runs, host, port, max_model_len)
+    chosen, why = (engine, "") if engine != "auto" else pick_engine(own_only=own_only)
+    if chosen != "own" and own_only is not None:
+        raise UserError(f"{own_only} is for our own engine, not for --engine {engine}")
+    if dry_run and chosen != "vllm":
+        raise UserError("--dry-run needs --engine vllm")
+    if chosen == "vllm":
+        line = _vllm_command(runs, host, port, max_model_len, engine == "auto")
         if dry_run:
             print(shlex.join(line))
             return
-        hand_over_to_vllm(line, key)
-    if dry_run:
-        raise UserError("--dry-run needs --engine vllm")
+        if line:
+            if why:
+                _say(f"served by vLLM: {why}")
+            hand_over_to_vllm(line, key)
+        chosen, why = "own", ""  # what was said is the reason
     limits = Limits(
         batch=max_batch,
         queue=max_queue,
@@ -101,29 +128,69 @@ def serve(
         shutdown_seconds=shutdown_timeout,
     )
     bound = bind(host, port)
-    with terminal() as on_event, during("loading the models", on_event):
-        from luthier.api import ServedModels as Models
-        from luthier.api import run_server
-
-        models = Models(runs, base)
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+    backend = None
+    if chosen == "llama-cpp":
+        backend = _llama_cpp(runs, limits, gguf_type, fall_back=engine == "auto")
+        why = why if backend is not None else ""
+    if backend is not None:
+        models: Models = backend.models
+    else:
+        with terminal() as on_event, during("loading the models", on_event):
+            models = Models(runs, base)
+    if why:
+        _say(f"served by {'llama.cpp' if backend is not None else 'our own engine'}: {why}")
 
     def ready() -> None:
         out.print(f"serving {', '.join(models.by_name)} at {address}/v1", highlight=False)
         out.file.flush()  # a pipe would buffer it
 
-    run_server(models, limits, bound, key, ready, adapters)
+    run_server(models, limits, bound, key, ready, adapters, backend)
 
 
-def _check_adapters(folder: Path | None, key: str | None, engine: str) -> None:
+def _say(text: str) -> None:
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _vllm_command(
+    runs: list[str], host: str, port: int, context: int | None, fall_back: bool
+) -> list[str]:
+    """vLLM's command line; empty where it cannot serve the runs and another engine may."""
+    from luthier.api import vllm_command
+
+    try:
+        return vllm_command(runs, host, port, context)
+    except UserError as error:
+        if not fall_back:
+            raise
+        _say(f"vLLM is not used: {error}")
+        return []
+
+
+def _llama_cpp(
+    runs: list[str], limits: "Limits", kind: GgufType, fall_back: bool
+) -> "LlamaCppEngine | None":
+    """llama.cpp with the runs; None where it cannot serve them and another engine may."""
+    from luthier.api import LlamaCppEngine, LlamaCppModels
+
+    try:
+        with terminal() as on_event:
+            models = LlamaCppModels(runs, limits, kind, on_event)
+    except UserError as error:
+        if not fall_back:
+            raise
+        _say(f"llama.cpp is not used: {error}")
+        return None
+    return LlamaCppEngine(models, limits)
+
+
+def _check_adapters(folder: Path | None, key: str | None) -> None:
     if folder is None:
         return
     if not folder.is_dir():
         raise UserError(f"--adapters {folder}: there is no such folder")
     if key is None:
         raise UserError("--adapters lets clients load adapters, so it needs --api-key-env")
-    if engine != "own":
-        raise UserError("--adapters is for our own engine, not for --engine vllm")
 
 
 def _named(text: str, base_model: str | None, trust: bool) -> str:

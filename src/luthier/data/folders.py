@@ -28,7 +28,8 @@ def files_of_folder(
 
     A folder of ``save_to_disk``, one whose README describes configurations, and what comes
     ``from_hub`` give their ``train`` split; another folder all files, but not those that are named
-    as held out beside others for training. What is left out is said.
+    as held out beside others for training. What is left out is said. Sub-folders that each hold the
+    shards of splits are configurations, of which one is read.
 
     Args:
         wanted: a split, a configuration, or ``configuration/split``.
@@ -42,6 +43,8 @@ def files_of_folder(
         chosen = _of_saved(saved, files, name, wanted)
     elif configs:
         chosen = _of_config(configs, folder, files, name, wanted)
+    elif apart := _undescribed(files, folder):
+        chosen = _of_undescribed(apart, folder, name, wanted)
     else:
         chosen = _by_names(files, folder, name, wanted, from_hub)
     if len(chosen) < len(files):
@@ -146,6 +149,36 @@ def _of_config(
             f"there is no such file whose name ends in {endings()}"
         )
     return chosen if config.splits else _by_names(chosen, folder, name, split, from_hub=True)
+
+
+# As `datasets` writes them to the hub: a split, and a number of how many.
+_SHARD = re.compile(rf"(train|{'|'.join(_HELD_OUT)})[^/]*-\d{{5}}-of-\d{{5}}[^/]*\.(parquet|arrow)")
+
+
+def _undescribed(files: list[Path], folder: Path) -> dict[str, list[Path]]:
+    """Files by configuration where no README tells: sub-folders that hold nothing but shards of splits."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        parts = file.relative_to(folder).parts
+        split = len(parts) > 1 and parts[-2] in ("train", *_HELD_OUT)
+        if len(parts) < 2 or split or not _SHARD.fullmatch(parts[-1]):
+            return {}
+        found.setdefault("/".join(parts[:-1]), []).append(file)
+    return found if len(found) > 1 else {}
+
+
+def _of_undescribed(
+    apart: dict[str, list[Path]], folder: Path, name: str, wanted: str | None
+) -> list[Path]:
+    config = next((c for c in apart if f"{wanted}/".startswith(f"{c}/")), None)
+    if wanted is None or config is None:
+        names = list(apart)
+        raise UserError(
+            f"{name} has a sub-folder for each of several configurations ({_few(names)}), and no README "
+            f"that names a default; choose one, as in {name}:{names[0]}, or list several"
+        )
+    split = wanted[len(config) + 1 :] or None
+    return _by_names(apart[config], folder, name, split, from_hub=True)
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:

@@ -89,12 +89,14 @@ def mix_data(
     out: Path,
     seed: int,
     on_event: OnEvent = ignore,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Mixed]:
     """Write a shuffled mixture of sources to ``out``, without repeating a row.
 
     Args:
         weights: sources and their shares, which need not sum to one.
         rows: rows in all; None takes as many as the shares allow without repeating any.
+        columns: what the rows call the fields of their format, as in a recipe; they keep their names.
 
     Raises:
         UserError: a weight is not positive, a source is too small for ``rows``, or rows are of
@@ -103,7 +105,7 @@ def mix_data(
     if any(weight <= 0 for _, weight in weights):
         raise UserError("weights must be positive, as in: luthier data mix a.jsonl=3 b.jsonl=1")
     pools = [list(read_all(source, on_event)) for source, _ in weights]
-    formats = {_kind(row) for pool in pools for row in pool}
+    formats = {_kind(row, columns) for pool in pools for row in pool}
     if len(formats) > 1:
         names = ", ".join(sorted(formats))
         raise UserError(
@@ -128,8 +130,8 @@ def mix_data(
     return mixed
 
 
-def _kind(row: dict[str, Any]) -> str:
-    layout = find_layout(row)
+def _kind(row: dict[str, Any], columns: Mapping[str, str] | None) -> str:
+    layout = find_layout(row, columns)
     return "none" if layout is None else layout.kind
 
 

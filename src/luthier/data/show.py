@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.rows import read_row
-from luthier.data.template import TemplateRejects, choose_template
+from luthier.data.template import TemplateRejects, pin_template
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
@@ -22,8 +22,9 @@ def encode_row(
     train_on: str,
     on_event: OnEvent = ignore,
     columns: Mapping[str, str] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Row ``number`` (from 1) of ``file`` by the tokenizer of the folder ``model``; ``columns`` as in a recipe.
+    """Row ``number`` (from 1) of ``file`` by the tokenizer of the folder ``model``; the rest as in a recipe.
 
     Returns:
         ``row`` (file and line), ``format``, ``columns`` of other names, ``template``, and ``tokens``: each with ``id``,
@@ -40,7 +41,7 @@ def encode_row(
         count = sum(1 for _ in read_rows(file))
         raise UserError(f"{file} has no row {number}: it has {count}")
     tokenizer = load_tokenizer(model)
-    chosen = choose_template(tokenizer, template)
+    chosen = pin_template(tokenizer, template, template_kwargs or {})
     try:
         if isinstance(item, BadRow):
             raise item

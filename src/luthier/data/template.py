@@ -8,7 +8,7 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,19 +93,31 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str:
 def set_template(
     tokenizer: PreTrainedTokenizerBase, data: DataGroup, day: datetime.date | None = None
 ) -> str:
-    """``choose_template`` for a recipe, its switches and the day written into the template.
+    """``pin_template`` for a recipe.
 
     Args:
         day: of the run's start; None is today, or the recipe's ``data.template_date``.
+    """
+    if day is None and isinstance(data.template_date, datetime.date):
+        day = data.template_date
+    return pin_template(tokenizer, data.template, data.template_kwargs, day)
+
+
+def pin_template(
+    tokenizer: PreTrainedTokenizerBase,
+    choice: str,
+    switches: Mapping[str, Any],
+    day: datetime.date | None = None,
+) -> str:
+    """``choose_template``, the switches and the day (None: today) written into the template.
 
     Raises:
         UserError: as ``choose_template``, or the template does not read a switch.
     """
-    name = choose_template(tokenizer, data.template)
-    if day is None:
-        asked = data.template_date
-        day = asked if isinstance(asked, datetime.date) else datetime.date.today()
-    tokenizer.chat_template = pin(tokenizer.chat_template, data.template_kwargs, day)
+    name = choose_template(tokenizer, choice)
+    tokenizer.chat_template = pin(
+        tokenizer.chat_template, switches, day if day is not None else datetime.date.today()
+    )
     return name
 
 
@@ -197,6 +209,8 @@ def _compile(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool) -> str:
+    if any(turn["content"] is None for turn in turns):
+        return str(_guarded(lambda: _render_nulls(tokenizer, turns, tools, ask)))
     text = _guarded(
         lambda: tokenizer.apply_chat_template(
             turns, tools=tools, tokenize=False, add_generation_prompt=ask
@@ -224,6 +238,21 @@ def _guarded(write: Callable[[], Any]) -> Any:
         raise TemplateRejects(f"the chat template rejects it: {error}") from None
 
 
+def _render_nulls(
+    tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool
+) -> str:
+    """As ``apply_chat_template``, which takes nulls out of turns, but with those that are there."""
+    names: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    made: Any = chat_template_utils.render_jinja_template(
+        conversations=[turns],
+        tools=tools,
+        chat_template=tokenizer.get_chat_template(None, tools),
+        add_generation_prompt=ask,
+        **names,
+    )
+    return str(made[0][0])  # and where the answers are
+
+
 _Form = Callable[[list[Message]], list[Message]]
 
 
@@ -244,6 +273,14 @@ def _arguments_as_text(turns: list[Message]) -> list[Message]:
         if turn.get("tool_calls")
         else turn
         for turn in turns
+    ]
+
+
+def _null_beside_calls(turns: list[Message]) -> list[Message]:
+    """DeepSeek V3's template writes calls only where there is no content at all: not an empty one."""
+    return [
+        {**turn, "content": None} if turn.get("tool_calls") and not turn["content"] else turn
+        for turn in _arguments_as_text(turns)
     ]
 
 
@@ -276,7 +313,12 @@ def _nine(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:9]
 
 
-_CALL_FORMS: tuple[_Form, ...] = (_as_they_are, _arguments_as_text, _ids_of_nine)
+_CALL_FORMS: tuple[_Form, ...] = (
+    _as_they_are,
+    _arguments_as_text,
+    _null_beside_calls,
+    _ids_of_nine,
+)
 
 
 def _call_form(tokenizer: PreTrainedTokenizerBase) -> _Form:

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.errors import UserError
 from luthier.export.options import Onto
 from luthier.export.skeleton import four_bit_layers
+from luthier.export.stored import StoredParameters
 from luthier.export.weights import Weights
 from luthier.kernels.nf4 import through_4bit
 from luthier.models.dtype import pick_device
@@ -25,9 +26,10 @@ class BaseWeights:
     where the run kept them so. ``original`` gives what the folder holds.
 
     Attributes:
-        names: parameter in the model → tensor in the files.
+        stored: the parameters, as the files hold them.
         ends: the input embedding's parameter and the output layer's.
         tied_head: the output layer's parameter, where it is the input embedding's under two names.
+        units: all parameters, in the groups in which they are written; most are alone.
     """
 
     def __init__(
@@ -39,7 +41,6 @@ class BaseWeights:
         quantization: BitsAndBytesConfig | None,
         trust_remote_code: bool,
     ) -> None:
-        self.weights = Weights(folder)
         self._onto, self._dtype = onto, dtype
         # Asked now: an adapter will wrap these layers.
         self._transposed = {n for n, m in model.named_modules() if isinstance(m, Conv1D)}
@@ -47,17 +48,25 @@ class BaseWeights:
         self._four_bit: set[str] = set()
         if self._quantization is not None:
             self._four_bit = four_bit_layers(model.config, self._quantization, trust_remote_code)
-        self.names = _locate(model, self.weights)
+        self.stored = StoredParameters(model, Weights(folder))
         embedding, head = _ends(model)
         self.ends = [name for name in (embedding, head) if name is not None]
         tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
         self.tied_head = head if tied else None
-        if self.tied_head is not None:  # some files hold it twice; it is read from one
-            self.names[self.tied_head] = self.names[embedding]
+        self.units = [unit for unit in self.stored.units if self.tied_head not in unit]
+        if self.tied_head is not None:
+            self.units.append((self.tied_head,))
+
+    def shape(self, parameter: str) -> tuple[int, ...]:
+        return self.stored.shapes[self._read_as(parameter)]
+
+    def dtype(self, parameter: str) -> torch.dtype:
+        """As the files have it."""
+        return self.stored.dtypes[self._read_as(parameter)]
 
     def __call__(self, parameter: str) -> Tensor:
         """The float32 value of a parameter."""
-        tensor = self.weights[self.names[parameter]]
+        tensor = self.stored[self._read_as(parameter)]
         if self._onto == "original" or not tensor.is_floating_point():
             return tensor.float() if tensor.is_floating_point() else tensor
         tensor = tensor.to(self._dtype)
@@ -65,6 +74,10 @@ class BaseWeights:
         if leaf == "weight" and layer in self._four_bit:
             tensor = self._through_4bit(layer, tensor)
         return tensor.float()
+
+    def _read_as(self, parameter: str) -> str:
+        """Tied ends are one parameter; some files hold it twice, and one is read."""
+        return self.ends[0] if parameter == self.tied_head else parameter
 
     def _through_4bit(self, layer: str, tensor: Tensor) -> Tensor:
         assert self._quantization is not None
@@ -74,32 +87,6 @@ class BaseWeights:
             refuse_cut_blocks(layer, rows.shape[1], _BLOCK)
         expanded = through_4bit(rows.to(device), self._quantization, _BLOCK).cpu()
         return expanded.T if rows is not tensor else expanded
-
-
-def _locate(model: PreTrainedModel, weights: Weights) -> dict[str, str]:
-    """Parameter (or kept buffer) → tensor in the files, which may lack the base's prefix.
-
-    Raises:
-        UserError: the files hold a parameter in another shape than the model computes with.
-    """
-    prefix = f"{model.base_model_prefix}."
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found: dict[str, str] = {}
-    for stored in weights:
-        for name in (stored, prefix + stored, stored.removeprefix(prefix)):
-            if name in expected and expected[name] == weights.shapes[stored]:
-                found[name] = stored
-                break
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    missing = [name for name in parameters if name not in found and name not in tied]
-    if missing:
-        raise UserError(
-            f"the files of this model store {missing[0]} in another form than it computes with "
-            f"({len(missing)} such tensors, experts for one); merging it tensor by tensor is not "
-            "supported. `merge_and_unload` of PEFT does it, with all of the model in memory"
-        )
-    return found
 
 
 def _ends(model: PreTrainedModel) -> tuple[str, str | None]:

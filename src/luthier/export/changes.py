@@ -22,7 +22,7 @@ class Changes:
     resized), in the rows of some tokens (``trainable_token_indices``), and changed by B A.
 
     Attributes:
-        layers: adapted layers by their name in the base.
+        layers: adapted layers by the parameter of the base that they change.
         replaced: parameter → its tensor in the adapter's file.
         tokens: embeddings (and output layers) of which some rows are replaced, by name.
     """
@@ -42,8 +42,8 @@ class Changes:
 
     def __len__(self) -> int:
         """How many layers are changed."""
-        replaced = {name.rpartition(".")[0] for name in self.replaced}
-        return len(self.layers.keys() | replaced | self.tokens.keys())
+        changed = {name.rpartition(".")[0] for name in self.layers.keys() | self.replaced.keys()}
+        return len(changed | self.tokens.keys())
 
     def apply(self, parameter: str, value: Tensor) -> Tensor:
         """The parameter (float32) as the adapter makes it of the base's ``value``.
@@ -54,11 +54,10 @@ class Changes:
         if parameter in self.replaced:
             value = self._file[self.replaced[parameter]].to(value.dtype)
         layer, _, leaf = parameter.rpartition(".")
-        if leaf != "weight":
-            return value
-        if layer in self.tokens:
+        if leaf == "weight" and layer in self.tokens:
             value = _with_rows(self.tokens[layer], value)
-        return _fold(layer, self.layers[layer], value) if layer in self.layers else value
+        adapter = self.layers.get(parameter)
+        return value if adapter is None else _fold(parameter, adapter, value)
 
     def rows(self, parameter: str) -> int | None:
         """How many rows an embedding has under the adapter, where that is another number."""
@@ -69,15 +68,14 @@ class Changes:
 
     def set_apart(self, one: str, other: str) -> bool:
         """Whether two parameters that the base holds as one are two under the adapter."""
-        ends = [name.rpartition(".")[0] for name in (one, other)]
-        if set(ends) & self.layers.keys():
+        if {one, other} & self.layers.keys():
             return True
         if one in self.replaced and other in self.replaced:
             mine, theirs = (self._file[self.replaced[name]] for name in (one, other))
             return not torch.equal(mine, theirs)
         if {one, other} & self.replaced.keys():
             return True
-        rows = [self.tokens.get(end) for end in ends]
+        rows = [self.tokens.get(name.rpartition(".")[0]) for name in (one, other)]
         # PEFT trains the rows of tied ends once: the second's adapter points to the first's.
         sources = {id(each and (each.tied_adapter or each)) for each in rows}
         return len(sources) > 1
@@ -95,17 +93,18 @@ def _with_rows(tokens: Any, value: Tensor) -> Tensor:
     return value.index_copy(0, index, new)
 
 
-def _fold(name: str, layer: LoraLayer, weight: Tensor) -> Tensor:
-    """The layer's weight with its adapter in it, by PEFT's own ``merge``."""
+def _fold(parameter: str, layer: LoraLayer, weight: Tensor) -> Tensor:
+    """The parameter with its adapter in it, by PEFT's own ``merge``."""
     inner: Any = layer.get_base_layer()
-    empty = inner.weight
-    inner.weight = nn.Parameter(weight, requires_grad=False)
+    leaf = parameter.rpartition(".")[2]
+    empty = getattr(inner, leaf)
+    setattr(inner, leaf, nn.Parameter(weight, requires_grad=False))
     try:
         layer.merge(safe_merge=True)
     except ValueError as error:
-        raise UserError(f"the adapter of {name} does not merge: {error}") from error
+        raise UserError(f"the adapter of {parameter} does not merge: {error}") from error
     finally:
-        folded: Tensor = inner.weight.data
-        inner.weight = empty
+        folded: Tensor = getattr(inner, leaf).data
+        setattr(inner, leaf, empty)
         layer.merged_adapters.clear()  # so that the same tensor can be asked for again
     return folded

@@ -42,6 +42,11 @@ def combine(
             raise UserError(
                 "DoRA adapters cannot be combined by a weighted sum; merge them one at a time"
             )
+        if config.target_parameters:
+            raise UserError(
+                "adapters on a model's experts cannot be combined by a weighted sum; merge them one "
+                "at a time"
+            )
         beside = trained_beside(config)
         if beside is not None:
             raise UserError(

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
-from luthier.export.gguf_check import Checked, Reference, check_gguf, reference
+from luthier.export.gguf_check import (
+    Checked,
+    Reference,
+    check_gguf,
+    reference,
+    refuse_another_model,
+)
 from luthier.export.merge import MergeOptions, merge, refuse_occupied
 from luthier.export.ollama import modelfile
 from luthier.export.options import GgufType, Shape
@@ -40,6 +46,7 @@ def export(
 
     Raises:
         UserError: the run has not finished, ``out`` is in use, or the model cannot be written in that form.
+        CheckFailed: what was written does not answer as the run does.
     """
     refuse_occupied(out)
     run.require_finished()
@@ -106,6 +113,7 @@ def _gguf(
             checked = None
             if ref is not None:
                 checked = check_gguf(file, model.config, model.tokenizer, ref, on_event)
+                refuse_another_model(file, kind, checked)
             results.append(_result(written, checked))
         if shape == "ollama":
             write_text(folder / "Modelfile", recipe_for_ollama)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 
 from luthier.errors import UserError
@@ -26,11 +28,11 @@ def write_adapter_gguf(run: Run, file: Path, name: str) -> int:
     recipe = run.recipe()
     if recipe.method.name == "full":
         raise UserError(f"{run.root} is a full fine-tuning run and has no adapter; use --to gguf")
-    if recipe.method.use_dora:
-        raise UserError("llama.cpp does not support DoRA; export the merged model with --to gguf")
     _, config = base_of(run, recipe)
     made = architecture(config)
     model = adapted(config, {"default": run.adapter_path}, recipe.model.trust_remote_code)
+    if model.peft_config["default"].use_dora:
+        raise UserError("llama.cpp does not support DoRA; export the merged model with --to gguf")
     beside = trained_beside(model.peft_config["default"])
     if beside is not None:
         raise UserError(
@@ -45,17 +47,17 @@ def write_adapter_gguf(run: Run, file: Path, name: str) -> int:
     alpha = float(recipe.method.lora_r)
     writer.add_float32("adapter.lora.alpha", alpha)
     tensors: dict[str, Tensor] = {}
-    for layer, lora in layers.items():
-        if "default" not in lora.lora_A or layer == "lm_head":
+    for parameter, lora in layers.items():
+        if "default" not in lora.lora_A or parameter == "lm_head.weight":
             raise UserError(
-                f"llama.cpp does not support an adapter on {layer}; use --to gguf, which merges it"
+                f"llama.cpp does not support an adapter on {parameter.removesuffix('.weight')}; use "
+                "--to gguf, which merges it"
             )
-        a, b = lora.lora_A["default"].weight.data, lora.lora_B["default"].weight.data
-        rank = a.shape[0]
-        target = made.tensor_name(f"{layer}.weight")
-        scaled = b.float() * (lora.scaling["default"] * rank / alpha)
-        tensors[f"{target}.lora_a"] = a.float()
-        tensors[f"{target}.lora_b"] = made.lay_out(f"{layer}.weight", scaled)
+        a, b = _factors(lora)
+        scaled = b * (lora.scaling["default"] * a.shape[-2] / alpha)
+        for target, value in made.lay_out(parameter, scaled).items():
+            tensors[f"{target}.lora_a"] = a
+            tensors[f"{target}.lora_b"] = value
     for target, tensor in tensors.items():
         writer.add_tensor_info(
             target,
@@ -74,3 +76,17 @@ def write_adapter_gguf(run: Run, file: Path, name: str) -> int:
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from error
     return len(layers)
+
+
+def _factors(lora: LoraLayer) -> tuple[Tensor, Tensor]:
+    """A (rank, inputs) and B (outputs, rank); of experts, one of each for every expert."""
+    a = lora.lora_A["default"].weight.data.float()
+    b = lora.lora_B["default"].weight.data.float()
+    if not isinstance(lora, ParamWrapper) or lora.num_experts == 1:
+        return a, b
+    # As PEFT keeps them: A's rows by expert and rank, B's columns by rank and expert.
+    experts = lora.num_experts
+    return (
+        a.reshape(experts, -1, a.shape[1]).contiguous(),
+        b.reshape(b.shape[0], -1, experts).permute(2, 0, 1).contiguous(),
+    )

@@ -19,8 +19,11 @@ from luthier.errors import UserError
 _ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,
     "mistral": MODEL_ARCH.LLAMA,
+    "mixtral": MODEL_ARCH.LLAMA,
     "qwen2": MODEL_ARCH.QWEN2,
     "qwen3": MODEL_ARCH.QWEN3,
+    "qwen2_moe": MODEL_ARCH.QWEN2MOE,
+    "qwen3_moe": MODEL_ARCH.QWEN3MOE,
     "gemma": MODEL_ARCH.GEMMA,
     "gemma2": MODEL_ARCH.GEMMA2,
     "gemma3_text": MODEL_ARCH.GEMMA3,
@@ -53,12 +56,37 @@ class Architecture:
         for put in self._metadata:
             put(writer)
 
-    def tensor_name(self, parameter: str) -> str:
-        """llama.cpp's name of a parameter.
+    def lay_out(self, parameter: str, value: Tensor) -> dict[str, Tensor]:
+        """What llama.cpp has in place of ``parameter``, by its names: one tensor, or two of experts.
+
+        Llama's rotary embedding turns neighbours, Transformers' the two halves of a head: rows of
+        queries and keys change places. Gemma's norms are stored with the one that they add. The two
+        inner layers of experts, one parameter to Transformers, are two.
+
+        Args:
+            value: of the parameter (float32), or of the B of an adapter on it: rows are outputs.
 
         Raises:
-            UserError: it has none.
+            UserError: llama.cpp has no such tensor.
         """
+        if parameter.endswith(".experts.gate_up_proj"):  # (experts, gate and up, inputs)
+            experts = parameter.removesuffix("gate_up_proj")
+            gate, up = value.chunk(2, dim=1)
+            return {
+                self._tensor_name(f"{experts}gate_proj.weight"): gate.contiguous(),
+                self._tensor_name(f"{experts}up_proj.weight"): up.contiguous(),
+            }
+        if parameter.endswith(".experts.down_proj"):
+            return {self._tensor_name(f"{parameter}.weight"): value.contiguous()}
+        heads = self._rotated_heads(parameter)
+        if heads is not None:
+            halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
+            value = halves.transpose(1, 2).reshape(value.shape)
+        if self.arch in _GEMMAS and parameter.endswith("norm.weight"):
+            value = value + 1
+        return {self._tensor_name(parameter): value.contiguous()}
+
+    def _tensor_name(self, parameter: str) -> str:
         names = get_tensor_name_map(self.arch, self.config.num_hidden_layers)
         found = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if found is None:
@@ -66,20 +94,6 @@ class Architecture:
                 f"llama.cpp has no tensor for {parameter} in {self.name} models, so the model cannot be written as GGUF"
             )
         return str(found)
-
-    def lay_out(self, parameter: str, value: Tensor) -> Tensor:
-        """``value`` (float32) as llama.cpp wants it.
-
-        Llama's rotary embedding turns neighbours, Transformers' the two halves of a head: rows of
-        queries and keys change places. Gemma's norms are stored with the one that they add.
-        """
-        heads = self._rotated_heads(parameter)
-        if heads is not None:
-            halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
-            value = halves.transpose(1, 2).reshape(value.shape)
-        if self.arch in _GEMMAS and parameter.endswith("norm.weight"):
-            value = value + 1
-        return value.contiguous()
 
     def _rotated_heads(self, parameter: str) -> int | None:
         if self.arch != MODEL_ARCH.LLAMA:
@@ -121,6 +135,7 @@ def architecture(config: PreTrainedConfig) -> Architecture:
     rope = _rope(config)
     put(lambda w: w.add_rope_freq_base(float(rope["rope_theta"])))
     _add_rotary(made, rope, head)
+    _add_experts(made)
     if arch in _GEMMAS:
         _add_gemma(made, head)
     elif window := _window(config):
@@ -204,6 +219,35 @@ def _llama3_factors(rope: dict[str, Any], turned: int) -> Tensor:
     between = 1 / ((1 - smooth) / factor + smooth)
     factors = torch.where(wavelength > original / low, factor, between)
     return torch.where(wavelength < original / high, 1.0, factors).float()
+
+
+# Whether llama.cpp makes the weights of the chosen experts add up to one.
+_NORMALISES = {MODEL_ARCH.QWEN2MOE: False, MODEL_ARCH.QWEN3MOE: True}
+
+
+def _add_experts(made: Architecture) -> None:
+    put, config, arch = made._metadata.append, made.config, made.arch
+    if config.model_type == "mixtral":
+        put(lambda w: w.add_expert_count(config.num_local_experts))
+        put(lambda w: w.add_expert_used_count(config.num_experts_per_tok))
+    if arch not in _NORMALISES:
+        return
+    if config.mlp_only_layers or config.decoder_sparse_step != 1:
+        raise UserError(
+            f"llama.cpp computes {config.model_type} models with experts in every layer, but this "
+            "model has layers without"
+        )
+    if config.norm_topk_prob != _NORMALISES[arch]:
+        raise UserError(
+            f"llama.cpp computes {config.model_type} models with norm_topk_prob "
+            f"{_NORMALISES[arch]}, but this model has {config.norm_topk_prob}"
+        )
+    put(lambda w: w.add_expert_count(config.num_experts))
+    put(lambda w: w.add_expert_used_count(config.num_experts_per_tok))
+    put(lambda w: w.add_expert_feed_forward_length(config.moe_intermediate_size))
+    if arch == MODEL_ARCH.QWEN2MOE:
+        shared = config.shared_expert_intermediate_size
+        put(lambda w: w.add_expert_shared_feed_forward_length(shared))
 
 
 def _add_gemma(made: Architecture, head: int) -> None:

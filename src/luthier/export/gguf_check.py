@@ -18,8 +18,9 @@ from transformers import (
 from luthier.data.conversation import Conversation
 from luthier.data.split import sample
 from luthier.data.tokens import TokenRow
-from luthier.errors import UserError
+from luthier.errors import CheckFailed, UserError
 from luthier.events import OnEvent, during, ignore
+from luthier.export.options import GgufType
 from luthier.export.same import (
     Difference,
     Outputs,
@@ -45,6 +46,22 @@ _SHAPE = (
     "max_position_embeddings",
     "vocab_size",
 )
+
+
+# Nats per token that a type may cost. Models of a few hundred million weights lose 0.002 by Q8_0 and
+# 0.5 by Q4_0 (RESULTS.md); one whose tensors are in the wrong place loses several.
+_MOST_KL: dict[GgufType, float] = {
+    "f32": 1e-4,
+    "f16": 0.01,
+    "bf16": 0.05,
+    "q8_0": 0.1,
+    "q5_1": 0.75,
+    "q5_0": 0.75,
+    "q4_1": 1.5,
+    "q4_0": 1.5,
+}
+_MOST_KL_ROUNDED = 0.05  # where both were computed in 16 bits
+_LEAST_SAME_TOKENS = 0.5  # of the texts: Transformers' reader has not every rule of a tokenizer
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,31 @@ def check_gguf(
         same_tokens=same_tokens,
         notes=notes,
     )
+
+
+def refuse_another_model(file: Path, kind: GgufType, checked: Checked) -> None:
+    """Raise where a file is further from its source than rounding to ``kind`` brings it.
+
+    Raises:
+        CheckFailed: it answers otherwise, or its tokenizer cuts text otherwise.
+    """
+    advice = "Use `luthier export --to safetensors` instead, and report this with the model's name"
+    found = checked.difference
+    if found is None:
+        return
+    rounded = 0 if found.arithmetic == "float32" else _MOST_KL_ROUNDED
+    if not found.kl <= max(_MOST_KL[kind], rounded):
+        raise CheckFailed(
+            f"{file.name} does not answer as the run does, so nothing was written: the loss goes from "
+            f"{found.loss_before:.4f} to {found.loss_after:.4f} nats per token (KL {found.kl:.2g}, where "
+            f"{kind} may cost {max(_MOST_KL[kind], rounded):g}), and the most likely token is the same at "
+            f"{found.same_top:.1%} of {found.positions} positions. {advice}"
+        )
+    if checked.same_tokens < _LEAST_SAME_TOKENS * checked.texts:
+        raise CheckFailed(
+            f"the tokenizer in {file.name} is not the run's, so nothing was written: only "
+            f"{checked.same_tokens} of {checked.texts} texts give the same tokens. {advice}"
+        )
 
 
 def _answers(

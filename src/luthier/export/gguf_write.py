@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import (
     GGML_QUANT_SIZES,
     GGML_QUANT_VERSION,
@@ -13,7 +14,6 @@ from gguf import (
     LlamaFileType,
 )
 from gguf.quants import dequantize, quantize
-from numpy.typing import NDArray
 
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore, tracked
@@ -22,7 +22,8 @@ from luthier.export.gguf_tokens import write_tokenizer
 from luthier.export.options import GgufType
 from luthier.export.tuned import TunedWeights
 
-Array = NDArray[np.float32]
+# Parameter → the tensors of the file that hold it, with their types.
+Plan = dict[str, dict[str, GGMLQuantizationType]]
 
 # The types that the gguf library writes as ggml does (its ternary and MXFP4 types are for models
 # trained in them). K-quants are llama.cpp's: `llama-quantize model-f16.gguf out.gguf q4_k_m`.
@@ -94,15 +95,17 @@ def write_gguf(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     made.write_metadata(writer)
     notes = [*made.notes, *write_tokenizer(writer, model.tokenizer, model.config.vocab_size)]
-    plan: dict[str, tuple[str, GGMLQuantizationType]] = {}
+    plan: Plan = {}
     for parameter in model.parameters:
-        tensor = made.tensor_name(parameter)
-        shape = model.shape(parameter)
-        stored = _stored_type(tensor, shape, kind)
-        plan[parameter] = (tensor, stored)
-        writer.add_tensor_info(
-            tensor, shape, np.dtype(np.float32), _stored_bytes(shape, stored), raw_dtype=stored
-        )
+        blank = torch.empty(model.shape(parameter), device="meta")
+        plan[parameter] = {}
+        for tensor, value in made.lay_out(parameter, blank).items():
+            shape = tuple(value.shape)
+            stored = _stored_type(tensor, shape, kind)
+            plan[parameter][tensor] = stored
+            writer.add_tensor_info(
+                tensor, shape, np.dtype(np.float32), _stored_bytes(shape, stored), raw_dtype=stored
+            )
     for tensor, value in made.extra.items():
         f32 = GGMLQuantizationType.F32
         writer.add_tensor_info(tensor, value.shape, np.dtype(np.float32), value.numel() * 4, f32)
@@ -110,33 +113,31 @@ def write_gguf(
         writer.write_header_to_file(file)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for parameter, (_, stored) in tracked(
+        for parameter, types in tracked(
             plan.items(), f"writing {kind}", on_event, len(plan), "tensors"
         ):
-            writer.write_tensor_data(quantize(_value(model, made, parameter), stored))
+            for tensor, value in made.lay_out(parameter, model(parameter)).items():
+                writer.write_tensor_data(quantize(value.numpy(), types[tensor]))
         for value in made.extra.values():
             writer.write_tensor_data(value.numpy())
         writer.close()
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from error
     rms_error = _read_back(model, made, plan, file, on_event)
-    rounded = sum(stored.name.lower() == kind for _, stored in plan.values())
-    total = len(plan) + len(made.extra)
+    stored_types = [stored for types in plan.values() for stored in types.values()]
+    rounded = sum(stored.name.lower() == kind for stored in stored_types)
+    total = len(stored_types) + len(made.extra)
     return Written(file, kind, file.stat().st_size, total, rounded, rms_error, notes)
-
-
-def _value(model: TunedWeights, made: Architecture, parameter: str) -> Array:
-    value: Array = made.lay_out(parameter, model(parameter)).numpy()
-    return value
 
 
 def _stored_type(tensor: str, shape: tuple[int, ...], kind: GgufType) -> GGMLQuantizationType:
     """The type of one tensor in a file of ``kind``.
 
     Vectors stay in float32, as llama.cpp computes with them. Both ends of the model get eight bits
-    in a file of fewer: they are the most sensitive (llama-quantize gives them six).
+    in a file of fewer: they are the most sensitive (llama-quantize gives them six). What chooses
+    experts stays in float32, as llama.cpp's own converter has it.
     """
-    if len(shape) < 2:
+    if len(shape) < 2 or "ffn_gate_inp" in tensor:
         return GGMLQuantizationType.F32
     stored = GGMLQuantizationType[kind.upper()]
     if kind[:2] in ("q4", "q5") and tensor in ("token_embd.weight", "output.weight"):
@@ -153,7 +154,7 @@ def _stored_bytes(shape: tuple[int, ...], stored: GGMLQuantizationType) -> int:
 def _read_back(
     model: TunedWeights,
     made: Architecture,
-    plan: dict[str, tuple[str, GGMLQuantizationType]],
+    plan: Plan,
     file: Path,
     on_event: OnEvent,
 ) -> float:
@@ -163,23 +164,24 @@ def _read_back(
         UserError: one is missing, or further away than its type's rounding.
     """
     found = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
-    wrong = set(found) ^ {*(tensor for tensor, _ in plan.values()), *made.extra}
+    wrong = set(found) ^ {*(tensor for types in plan.values() for tensor in types), *made.extra}
     if wrong:
         raise UserError(f"{file} has other tensors than those written: {', '.join(sorted(wrong))}")
     squares, weights = 0.0, 0.0
-    for parameter, (tensor, stored) in tracked(
+    for parameter, types in tracked(
         plan.items(), f"reading {file.name} back", on_event, len(plan), "tensors"
     ):
-        source = _value(model, made, parameter)
-        values = dequantize(found[tensor].data, stored).reshape(source.shape)
-        block = GGML_QUANT_SIZES[stored][0] if stored.name.startswith("Q") else 1
-        gap = np.abs(values - source).reshape(-1, block)
-        largest = np.abs(source).reshape(-1, block).max(axis=1, keepdims=True)
-        if not (gap <= largest * _BOUNDS[stored] + _SUBNORMAL).all():
-            raise UserError(
-                f"{tensor} of {file} is further from {parameter} than {stored.name} rounds; "
-                "the disk or the weights are damaged"
-            )
-        squares += float((gap.astype(np.float64) ** 2).sum())
-        weights += float((source.astype(np.float64) ** 2).sum())
+        for tensor, value in made.lay_out(parameter, model(parameter)).items():
+            source, stored = value.numpy(), types[tensor]
+            values = dequantize(found[tensor].data, stored).reshape(source.shape)
+            block = GGML_QUANT_SIZES[stored][0] if stored.name.startswith("Q") else 1
+            gap = np.abs(values - source).reshape(-1, block)
+            largest = np.abs(source).reshape(-1, block).max(axis=1, keepdims=True)
+            if not (gap <= largest * _BOUNDS[stored] + _SUBNORMAL).all():
+                raise UserError(
+                    f"{tensor} of {file} is further from {parameter} than {stored.name} rounds; "
+                    "the disk or the weights are damaged"
+                )
+            squares += float((gap.astype(np.float64) ** 2).sum())
+            weights += float((source.astype(np.float64) ** 2).sum())
     return float(np.sqrt(squares / weights))

@@ -227,21 +227,7 @@ def _write(
     dtype = options.dtype or run_dtype(run)
     with during("opening the weights", on_event):
         model = TunedWeights(run, adapter, options.onto)
-    plan = {
-        name: (model.shape(name), dtype if model.is_float(name) else model.stored_dtype(name))
-        for name in model.parameters
-    }
-
-    def make(name: str) -> Tensor:
-        value = model(name)
-        if not value.is_floating_point():
-            return value
-        cast = value.to(dtype)
-        if not cast.isfinite().all():
-            raise UserError(f"{name} does not fit {dtype}: its largest is {value.abs().max():g}")
-        return cast
-
-    size = write_shards(folder, plan, make, options.max_shard_bytes, on_event)
+    size = _write_weights(folder, model, dtype, options.max_shard_bytes, on_event)
     write_companions(folder, model, dtype)
     return Merged(
         folder=out,
@@ -252,6 +238,45 @@ def _write(
         files=len(list(folder.glob("*.safetensors"))),
         untied=model.untied,
     )
+
+
+def _write_weights(
+    folder: Path, model: TunedWeights, dtype: torch.dtype, max_shard_bytes: int, on_event: OnEvent
+) -> int:
+    """Write all weights as the base's files hold them; returns their bytes."""
+    plan: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    unit_of: dict[str, tuple[str, ...]] = {}
+    for unit in model.units:
+        blank = {
+            name: torch.empty(
+                model.shape(name),
+                dtype=dtype if model.is_float(name) else model.stored_dtype(name),
+                device="meta",
+            )
+            for name in unit
+        }
+        for stored, tensor in model.cut(blank).items():
+            plan[stored], unit_of[stored] = (tuple(tensor.shape), tensor.dtype), unit
+    held: dict[str, Tensor] = {}  # of one unit: the experts of a layer are cut out of one tensor
+
+    def make(stored: str) -> Tensor:
+        if stored not in held:
+            held.clear()
+            held.update(
+                model.cut({name: _cast(name, model(name), dtype) for name in unit_of[stored]})
+            )
+        return held.pop(stored)
+
+    return write_shards(folder, plan, make, max_shard_bytes, on_event)
+
+
+def _cast(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    cast = value.to(dtype)
+    if not cast.isfinite().all():
+        raise UserError(f"{name} does not fit {dtype}: its largest is {value.abs().max():g}")
+    return cast
 
 
 def write_companions(folder: Path, model: TunedWeights, dtype: torch.dtype) -> None:

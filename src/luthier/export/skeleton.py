@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
@@ -47,12 +48,14 @@ def adapted(
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
-    """The adapted layers by their module's name in the base model."""
-    return {
-        name: module
-        for name, module in model.get_base_model().named_modules()
-        if isinstance(module, LoraLayer)
-    }
+    """The adapted layers by the parameter of the base model that they change."""
+    found: dict[str, LoraLayer] = {}
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, ParamWrapper):  # several around one module, one for each parameter
+            found[f"{name.replace('.base_layer', '')}.{module.parameter_name}"] = module
+        elif isinstance(module, LoraLayer):
+            found[f"{name}.weight"] = module
+    return found
 
 
 def four_bit_layers(

@@ -1,5 +1,6 @@
 """The weights of a finished run, tensor by tensor, its adapter folded in."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +24,10 @@ class TunedWeights:
 
     In float32, one tensor in memory.
 
+    Args:
+        adapter: instead of the run's own.
+        without_adapter: the base alone.
+
     Attributes:
         config: as it has to be written beside these weights.
         source: folder of the frozen weights.
@@ -30,13 +35,21 @@ class TunedWeights:
         onto: what the frozen weights are (``base.py``).
         layers: how many layers an adapter changes.
         untied: the output layer has weights of its own here, since an adapter changed one end alone.
-        parameters: names of all tensors, as the model calls them.
+        units: names of all parameters, as the model calls them, in the groups in which they are
+            written; most are alone.
 
     Raises:
         UserError: the weights cannot be read, or the adapter does not fit them.
     """
 
-    def __init__(self, run: Run, adapter: Path | None = None, onto: Onto = "trained") -> None:
+    def __init__(
+        self,
+        run: Run,
+        adapter: Path | None = None,
+        onto: Onto = "trained",
+        *,
+        without_adapter: bool = False,
+    ) -> None:
         recipe = run.recipe()
         trust = recipe.model.trust_remote_code
         full = recipe.method.name == "full"
@@ -48,31 +61,40 @@ class TunedWeights:
         quantised = quantization(recipe.method, compute)
         self._base = BaseWeights(self.source, model, self.onto, compute, quantised, trust)
         self._changes: Changes | None = None
-        if not full:
+        if not full and not without_adapter:
             folder = adapter or run.adapter_path
-            self._changes = Changes(load_adapter(model, folder), folder, self._base.names)
+            named = {name for unit in self._base.units for name in unit}
+            self._changes = Changes(load_adapter(model, folder), folder, named)
         self.layers = len(self._changes) if self._changes is not None else 0
         self.untied = self._needs_own_head()
         if self.untied:
             self.config.tie_word_embeddings = False
             self.config.get_text_config().tie_word_embeddings = False
-        self.parameters = [
-            name for name in self._base.names if self.untied or name != self._base.tied_head
-        ]
+        tied = None if self.untied else self._base.tied_head
+        self.units = [unit for unit in self._base.units if tied not in unit]
         self.config.get_text_config().vocab_size = self.shape(self._base.ends[0])[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        shape = self._base.weights.shapes[self._base.names[name]]
+        shape = self._base.shape(name)
         if name not in self._base.ends or self._changes is None:
             return shape
         rows = max(self._changes.rows(end) or 0 for end in self._base.ends)
         return (rows or shape[0], *shape[1:])
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        return self._base.weights.dtypes[self._base.names[name]]
+        return self._base.dtype(name)
 
     def is_float(self, name: str) -> bool:
         return self.stored_dtype(name).is_floating_point
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of all parameters, as the model calls them."""
+        return [name for unit in self.units for name in unit]
+
+    def cut(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that a Transformers folder holds of a whole unit."""
+        return self._base.stored.cut(parameters)
 
     def __call__(self, name: str) -> Tensor:
         """The value of a parameter; float32 where it is a real number."""

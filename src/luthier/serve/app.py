@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from luthier.errors import UserError
 from luthier.generate.answer import Prompt
+from luthier.serve.backend import Backend
 from luthier.serve.engine import Ask, Engine, Piece
 from luthier.serve.errors import ApiError, json_response
 from luthier.serve.guard import Guard
@@ -32,15 +33,20 @@ from luthier.serve.replies import ChatReply, Choices, CompletionReply, Reply
 
 
 def create_app(
-    models: Models, limits: Limits, api_key: str | None = None, adapters: Path | None = None
+    models: Models,
+    limits: Limits,
+    api_key: str | None = None,
+    adapters: Path | None = None,
+    backend: Backend | None = None,
 ) -> FastAPI:
     """The server as an ASGI application, with an engine that lives as long as it does.
 
     Args:
         adapters: clients may load adapters of runs in this folder; None: of none.
+        backend: what makes the answers; None for our own engine.
     """
     metrics = Metrics()
-    engine = Engine(limits, lambda rows: metrics.rows.observe(rows))
+    engine = backend or Engine(limits, lambda rows: metrics.rows.observe(rows))
     metrics.watch(engine)
 
     @asynccontextmanager
@@ -79,7 +85,7 @@ class _Server:
         self,
         models: Models,
         limits: Limits,
-        engine: Engine,
+        engine: Backend,
         metrics: Metrics,
         loads_from: Path | None,
     ) -> None:

@@ -49,14 +49,19 @@ class Vocabulary:
             raise UserError(f"the JSON schema cannot be used: {error}") from None
         if matcher.is_error():
             raise UserError(f"the JSON schema cannot be used: {matcher.get_error()}")
-        return Grammar(matcher)
+        return Grammar(matcher, source)
 
 
 class Grammar:
-    """The position of one answer in its grammar."""
+    """The position of one answer in its grammar.
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    Attributes:
+        schema: the JSON schema as text.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, schema: str) -> None:
         self._matcher = matcher
+        self.schema = schema
 
     def allowed(self, size: int) -> Tensor:
         """True for each token (``size``,) that may come next."""

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from starlette.requests import Request
 
-from luthier.serve.engine import Answer, Ask, Busy, Closed, Engine, Piece
+from luthier.serve.backend import Backend, Underway
+from luthier.serve.engine import Ask, Busy, Closed, Piece
 from luthier.serve.errors import ApiError, failed
 from luthier.serve.metrics import Metrics
 from luthier.serve.models import Served
@@ -33,7 +34,7 @@ class Job:
         self._labels = endpoint, served.name
         self._arrived = time.monotonic()
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        self._answers: list[Answer] = []
+        self._answers: Sequence[Underway] = []
         self._open = 0
         self._made: dict[int, int] = {}
         self._looked = 0.0
@@ -42,7 +43,7 @@ class Job:
     def generated_tokens(self) -> int:
         return sum(self._made.values())
 
-    def submit(self, engine: Engine, asks: Sequence[Ask]) -> None:
+    def submit(self, engine: Backend, asks: Sequence[Ask]) -> None:
         """Queue the answers.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from luthier.serve.engine import Engine
+from luthier.serve.backend import Backend
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -46,7 +46,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, engine: Engine) -> None:
+    def watch(self, engine: Backend) -> None:
         """Show how much ``engine`` has to do."""
         running = Gauge("luthier_running", "Answers being generated.", registry=self.registry)
         running.set_function(lambda: engine.running)

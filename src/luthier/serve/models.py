@@ -104,10 +104,7 @@ class Models:
         Raises:
             UserError: as above, or the run needs weights that are not there.
         """
-        if not _NAME.fullmatch(name):
-            raise UserError(
-                f"'{name}' is not a valid model name: use letters, digits and .:/@+-_ only"
-            )
+        check_name(name)
         if name in self.by_name:
             raise UserError(f"two models would be called '{name}'; write another_name={path}")
         run = open_run(path)
@@ -179,6 +176,16 @@ class Models:
     @staticmethod
     def _speech(run: Run, tokenizer: PreTrainedTokenizerBase, weights: Weights) -> Speech:
         return Speech(tokenizer, weights.vocabulary, run.provenance().learned_turns)
+
+
+def check_name(name: str) -> None:
+    """Raise unless ``name`` may be that of a model.
+
+    Raises:
+        UserError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"'{name}' is not a valid model name: use letters, digits and .:/@+-_ only")
 
 
 def parse_run(text: str) -> tuple[str, Path]:

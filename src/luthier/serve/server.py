@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from luthier.errors import UserError
 from luthier.serve.app import create_app
+from luthier.serve.backend import Backend
 from luthier.serve.connections import bounded_protocol
 from luthier.serve.guard import is_loopback
 from luthier.serve.limits import Limits
@@ -57,6 +58,7 @@ def serve(
     api_key: str | None,
     on_ready: Callable[[], None],
     adapters: Path | None = None,
+    backend: Backend | None = None,
 ) -> None:
     """Answer until SIGTERM or SIGINT, then let running answers finish, within the limits' bound.
 
@@ -64,8 +66,10 @@ def serve(
 
     Args:
         adapters: clients may load adapters of runs in this folder; None: of none.
+        backend: what makes the answers; None for our own engine.
     """
-    config = configuration(create_app(models, limits, api_key, adapters), limits)
+    app = create_app(models, limits, api_key, adapters, backend)
+    config = configuration(app, limits)
     _Server(config, on_ready).run(sockets=[bound])
 
 

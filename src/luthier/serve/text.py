@@ -1,6 +1,7 @@
 """From tokens to text as they come: complete characters only, and nothing past a stop sequence."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -63,6 +64,20 @@ class TextStream:
         self._read = len(self._ids)
         return self._release()
 
+    def add_text(self, text: str) -> str:
+        """The same for text that somebody else has decoded, special tokens included."""
+        if not self._special:
+            for token in self._hidden:
+                text = text.replace(token, "")
+        self._text += text
+        return self._release()
+
+    @cached_property
+    def _hidden(self) -> list[str]:
+        """Tokens that decoding skips."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        return [token.content for token in added if token.special]
+
     def take_thought(self) -> str:
         """What the model thought before the content, once, as soon as it is known."""
         thought, self._thought = self._thought, ""
@@ -71,8 +86,9 @@ class TextStream:
     def finish(self) -> str:
         """The rest: what was held back because more might have come."""
         if not self.stopped:
-            whole = self._decode(self._ids)
-            self._text += whole[self._taken_off + len(self._text) :]
+            if self._ids:
+                whole = self._decode(self._ids)
+                self._text += whole[self._taken_off + len(self._text) :]
             self._unframe()
             self._cut()
             rest = self._text[self._sent :]

@@ -17,7 +17,7 @@ from luthier.data.check.duplicates import PERMUTATIONS, U32, signatures
 from luthier.data.check.row import Model, RowFacts, examine
 from luthier.data.conversation import Origin
 from luthier.data.readers import BadRow, read_rows
-from luthier.data.template import choose_template
+from luthier.data.template import pin_template
 from luthier.data.tokens import Tokenizer
 from luthier.events import OnEvent, ignore, tracked
 
@@ -54,12 +54,13 @@ class TokenizerChoice:
     template: str
     max_length: int
     trust_remote_code: bool = False
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Model:
         from luthier.models.load import load_tokenizer  # brings torch: for those who need it
 
         tokenizer = load_tokenizer(self.folder, self.trust_remote_code)
-        choose_template(tokenizer, self.template)
+        pin_template(tokenizer, self.template, self.template_kwargs)
         return Model(Tokenizer(tokenizer, "completions"), self.max_length)
 
 
