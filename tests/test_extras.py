@@ -25,6 +25,7 @@ IMPORTED = {
     "rag": {"usearch"},
     "export": {"gguf"},
     "trackers": {"mlflow", "trackio", "wandb", "sqlalchemy", "alembic"},
+    "sweep": {"optuna"},
     "judge": {"openai"},
     "lm-eval": {"lm_eval"},
 }
@@ -110,6 +111,10 @@ def test_training_and_all_that_follows_need_no_extra(
         (
             ("data", "check", "rows.xlsx"),
             "a .xlsx file as data needs the extra 'sheets': pip install 'luthier[sheets]'",
+        ),
+        (
+            ("sweep", "recipe.yaml"),
+            "luthier sweep needs the extra 'sweep': pip install 'luthier[sweep]'",
         ),
         (
             ("rag", "index", "docs", "--out", "docs.index"),

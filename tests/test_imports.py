@@ -43,12 +43,16 @@ ALLOWED = {
         *("recipe", "run", "models", "data", "advise"),
         *("runs", "train", "generate", "serve", "evaluate", "retrieve"),
     },
+    "sweep": {
+        *("recipe", "run", "models", "data", "kernels"),
+        *("train", "plan", "evaluate", "compare"),
+    },
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "demo": {"api", "recipe", "run", "evaluate"},  # evaluate: the scripts that make its task
     "cli": {"api", "recipe", "run", "trust", "demo"},
     "api": {
         *("recipe", "run", "runs", "models", "data", "advise", "plan"),
-        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "export"),
+        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "sweep", "export"),
     },
 }
 FREE = {

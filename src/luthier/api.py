@@ -14,7 +14,7 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.files import user_path
 from luthier.recipe import MethodName, Recipe, as_recipe
-from luthier.records import Comparison, DataCheck, Evaluation, Exported
+from luthier.records import Comparison, DataCheck, Evaluation, Exported, Sweep
 from luthier.run import Run, claim_run, open_run
 
 if TYPE_CHECKING:
@@ -114,6 +114,11 @@ if TYPE_CHECKING:
     from luthier.serve.vllm import command as vllm_command
     from luthier.serve.vllm import hand_over as hand_over_to_vllm
     from luthier.serve.which import pick_engine as pick_engine
+    from luthier.sweep.sweep import ask as ask_sweep
+    from luthier.sweep.sweep import run_sweep as run_sweep
+    from luthier.sweep.tables import importance_text as importance_text
+    from luthier.sweep.tables import trials_table as sweep_table
+    from luthier.sweep.tables import verdict_text as verdict_text
     from luthier.train.determinism import STEPS as DETERMINISM_STEPS
     from luthier.train.determinism import verify_determinism as verify_determinism
 
@@ -165,6 +170,7 @@ __all__ = [
     "answers_from_data",
     "approaches_table",
     "ask",
+    "ask_sweep",
     "bind",
     "build_index",
     "cached",
@@ -190,6 +196,7 @@ __all__ = [
     "generate",
     "groups_table",
     "hand_over_to_vllm",
+    "importance_text",
     "index_changes",
     "job_without_data",
     "jobs_of_recipe",
@@ -217,11 +224,15 @@ __all__ = [
     "resources_table",
     "rules_table",
     "run_server",
+    "run_sweep",
     "split_data",
     "stream_answer",
+    "sweep",
+    "sweep_table",
     "tests_table",
     "train",
     "train_run",
+    "verdict_text",
     "verify_determinism",
     "vllm_command",
     "write_approaches",
@@ -327,6 +338,11 @@ _PARTS = {
     "bind": ("luthier.serve.server", "bind"),
     "check_address": ("luthier.serve.server", "check_address"),
     "run_server": ("luthier.serve.server", "serve"),
+    "ask_sweep": ("luthier.sweep.sweep", "ask"),
+    "run_sweep": ("luthier.sweep.sweep", "run_sweep"),
+    "importance_text": ("luthier.sweep.tables", "importance_text"),
+    "sweep_table": ("luthier.sweep.tables", "trials_table"),
+    "verdict_text": ("luthier.sweep.tables", "verdict_text"),
     "DETERMINISM_STEPS": ("luthier.train.determinism", "STEPS"),
     "verify_determinism": ("luthier.train.determinism", "verify_determinism"),
 }
@@ -492,6 +508,61 @@ def compare(
     )
     write_methods(comparison, folder)
     return Comparison.model_validate(comparison)
+
+
+def sweep(
+    recipe: RecipeLike,
+    /,
+    *,
+    space: Mapping[str, Any] | Sequence[str] = (),
+    trials: int = 20,
+    out: Path | str | None = None,
+    budget_hours: float | None = None,
+    budget_cost: float | None = None,
+    price_per_hour: float | None = None,
+    storage: str | None = None,
+    jobs: int = 1,
+    keep_all: bool = False,
+    on_event: OnEvent = ignore,
+    **changes: Mapping[str, Any],
+) -> Sweep:
+    """Search for better settings of a recipe, and judge the best against the recipe as it is.
+
+    ``luthier.sweep("lora.yaml", space={"train.learning_rate": "1e-5..1e-3:log"}, trials=12)``
+
+    Args:
+        space: keys and what they may be: a list of values, or a range ``LOW..HIGH``, ``:log`` behind
+            it; or texts and files as ``luthier sweep --space`` takes them. Default: by method.
+        trials: runs, the recipe as it is among them.
+        out: folder of the sweep, where a second call goes on; default: one in ``sweeps``.
+        budget_hours, budget_cost: what all trials together may take, in hours or US dollars.
+        price_per_hour: of this machine, US dollars.
+        storage: URL of a database of Optuna's that several machines share.
+        jobs: trials at a time on this machine.
+        keep_all: keep the weights of all trials, not of the best and the default alone.
+
+    Raises:
+        UserError: a key or value is wrong, or the recipe cannot be trained as it is.
+        Interrupted: as ``train``.
+    """
+    from luthier.sweep.sweep import ask, run_sweep
+
+    runtime.prepare()
+    asked = ask(
+        as_recipe(recipe, **changes),
+        Path(recipe).stem if isinstance(recipe, str | Path) else "sweep",
+        space=space,
+        trials=trials,
+        out=None if out is None else Path(out),
+        budget_hours=budget_hours,
+        budget_cost=budget_cost,
+        price_per_hour=price_per_hour,
+        storage=storage,
+        jobs=jobs,
+        keep_all=keep_all,
+        on_event=on_event,
+    )
+    return run_sweep(asked, on_event)
 
 
 def plan(

@@ -13,8 +13,9 @@ import pytest
 from helpers import Cli, write_rows
 from typer.testing import CliRunner
 
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, load_recipe
 from luthier.run import Run
+from luthier.sweep.space import parse_space
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,6 +182,23 @@ def test_the_commands_of_the_comparison_guide(cli: Cli, recipe_file: Path) -> No
     for line in typed:
         done = cli(*line, "--set", "evaluate.probe=false", cwd=recipe_file.parent)
         assert done.returncode == 0, (line, done.stderr)
+
+
+def test_the_commands_of_the_sweep_guide(cli: Cli, recipe_file: Path) -> None:
+    text = (ROOT / "docs/sweep.md").read_text("utf-8")
+    (space,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    parse_space([str(_written(recipe_file.parent / "space.yaml", space))], load_recipe(recipe_file))
+    typed = commands("docs/sweep.md")
+    assert [line[0] for line in typed] == ["sweep"] * 3
+    for line in typed:
+        done = cli(*line, "--set", "train.max_steps=3", cwd=recipe_file.parent)
+        assert done.returncode == 0, (line, done.stderr)
+    assert len(list(recipe_file.parent.glob("sweeps/first/trials/*/recipe.yaml"))) == 6
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text, "utf-8")
+    return path
 
 
 def check_improved(run: Run) -> None:

@@ -29,6 +29,7 @@ from luthier.cli import (  # noqa: F401  # they register
     recipe,
     report,
     serve,
+    sweep,
     train,
 )
 from luthier.cli.app import app, err

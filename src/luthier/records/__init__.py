@@ -9,6 +9,7 @@ from luthier.records.evaluation import AnsweredRow, Evaluation
 from luthier.records.plan import Plan
 from luthier.records.record import Record
 from luthier.records.results import Comparison, DataCheck, Exported, Finding
+from luthier.records.sweep import Sweep
 from luthier.records.training import BadBatch, Measured, MetricsLine, Provenance
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "Plan",
     "Provenance",
     "Record",
+    "Sweep",
 ]

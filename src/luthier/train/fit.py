@@ -12,7 +12,8 @@ from luthier.runtime import world
 from luthier.sinks.all import stream_of
 from luthier.train.finish import finish
 from luthier.train.memory import OutOfMemory, free_memory, is_out_of_memory, smaller_micro_batch
-from luthier.train.session import Asked, Forecast, Session, open_session
+from luthier.train.session import Asked, Forecast, Materials, Session, open_session
+from luthier.train.stop import StopRequest
 from luthier.train.validation import Probe
 
 
@@ -23,6 +24,8 @@ def fit(
     *,
     probe: Probe | None = None,
     forecast: Forecast | None = None,
+    materials: Materials | None = None,
+    stop: StopRequest | None = None,
 ) -> Measured:
     """Train by ``recipe`` into ``run``, from its last checkpoint if there is one.
 
@@ -30,10 +33,12 @@ def fit(
         on_event: receives every event, besides the files of the run folder.
         probe: asked before the first step and at every evaluation.
         forecast: says before a new run what it will take.
+        materials: rows and weights that are shared with other runs.
+        stop: for a caller who may ask the run to save and stop.
 
     Raises:
         UserError: the recipe, the data or the machine does not allow it.
-        Interrupted: the user asked to stop, and a checkpoint of that step was written.
+        Interrupted: the user or ``stop`` asked for it, and a checkpoint of that step was written.
     """
     if world().size > 1:
         raise UserError(
@@ -45,7 +50,15 @@ def fit(
             note_changed_sources(recipe.data, run, on_event)
             return run.measured()
         with stream_of(recipe, run, on_event) as stream:
-            asked = Asked(recipe, run, stream, probe, forecast)
+            asked = Asked(
+                recipe,
+                run,
+                stream,
+                probe,
+                forecast,
+                materials=materials or Materials(),
+                stop=stop or StopRequest(),
+            )
             while True:
                 try:
                     measured = _fit(asked)

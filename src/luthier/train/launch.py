@@ -2,7 +2,7 @@
 
     python -m luthier.train.launch ADDRESS
 
-is that process; ``train_apart`` starts it and passes on its events, its result and its errors.
+is that process; ``call_apart`` starts it and passes on its events, its result and its errors.
 """
 
 import os
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing.connection import Client, Connection, Listener
@@ -38,31 +38,62 @@ def train_apart(
     Raises:
         UserError, Interrupted: as the function does there; or the process ended without a result.
     """
+
+    def lost(code: int) -> str:
+        return (
+            f"the process that trained {run.root} ended without a result (exit code {code}); "
+            f"see {run.log_path}. Run the same command again: it resumes from the last checkpoint"
+        )
+
+    measured: Measured = call_apart(how, (recipe, run), on_event, lost)
+    return measured
+
+
+def call_apart(
+    how: str,
+    arguments: tuple[Any, ...],
+    on_event: OnEvent,
+    lost: Callable[[int], str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    started: Callable[["subprocess.Popen[bytes]"], None] = lambda _process: None,
+) -> Any:
+    """Call ``how`` (``module:function``) with ``arguments`` and a listener, in a new process.
+
+    Args:
+        lost: the message where the process ends without a result, of its exit code.
+        environment: variables that it gets besides those of this process.
+        started: called with the process. SIGTERM is passed on to it from the main thread alone.
+
+    Raises:
+        UserError, Interrupted: as the function does there; or the process ended without a result.
+    """
     key = secrets.token_bytes(32)
     with tempfile.TemporaryDirectory(prefix="luthier-") as folder:
         address = None if sys.platform == "win32" else f"{folder}/events"
         with Listener(address, authkey=key) as listener:
             command = [sys.executable, "-P", "-m", "luthier.train.launch", str(listener.address)]
-            environment = {**os.environ, _KEY: key.hex()}
-            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+            variables = {**os.environ, **(environment or {}), _KEY: key.hex()}
+            process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL)
+            started(process)
             # A process that ends before it connects would leave us waiting for ever.
             threading.Thread(
                 target=_wake_listener, args=(process, listener.address, key), daemon=True
             ).start()
             with _signals_passed_on(process), listener.accept() as connection:
                 with suppress(OSError):  # it is gone already
-                    connection.send((how, recipe, run))
+                    connection.send((how, arguments))
                 outcome = _relay(connection, on_event)
                 code = _wait(process)
+    if isinstance(outcome, _Ended):
+        raise UserError(lost(code))
     if isinstance(outcome, BaseException):
         raise outcome
-    if outcome is None:
-        raise UserError(
-            f"the process that trained {run.root} ended without a result (exit code {code}); "
-            f"see {run.log_path}. Run the same command again: it resumes from the last "
-            "checkpoint"
-        )
     return outcome
+
+
+class _Ended:
+    """The process ended before it sent a result."""
 
 
 def _wake_listener(process: "subprocess.Popen[bytes]", address: Any, key: bytes) -> None:
@@ -71,13 +102,13 @@ def _wake_listener(process: "subprocess.Popen[bytes]", address: Any, key: bytes)
         pass
 
 
-def _relay(connection: Connection, on_event: OnEvent) -> Measured | BaseException | None:
-    """Pass on events until the result comes; None where the process ended before it."""
+def _relay(connection: Connection, on_event: OnEvent) -> Any:
+    """Pass on events until the result comes; ``_Ended`` where the process ended before it."""
     while True:
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
-            return None
+            return _Ended()
         except KeyboardInterrupt:  # the run got it too, and is saving
             continue
         if kind == "event":
@@ -110,12 +141,12 @@ def main() -> None:
     prepare()
     key = bytes.fromhex(os.environ.pop(_KEY))
     with Client(sys.argv[1], authkey=key) as connection:
-        how, recipe, run = connection.recv()
+        how, arguments = connection.recv()
         module, _, function = how.partition(":")
         outcome: Any
         try:
             outcome = getattr(import_module(module), function)(
-                recipe, run, lambda event: connection.send(("event", event))
+                *arguments, lambda event: connection.send(("event", event))
             )
         except (UserError, Interrupted) as error:
             outcome = error

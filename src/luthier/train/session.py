@@ -21,7 +21,7 @@ from luthier.kernels import compiling
 from luthier.kernels.fast import install_checked
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
-from luthier.models.load import load_config
+from luthier.models.load import load_config, load_model
 from luthier.models.residual import start_of
 from luthier.models.source import ResolvedModel
 from luthier.objectives.noise import Noisy
@@ -45,6 +45,7 @@ from luthier.train.memory import with_micro_batch
 from luthier.train.optimizers import make_optimizer, make_scheduler, step_in_backward
 from luthier.train.provenance import note_changed_versions, provenance_of
 from luthier.train.setup import (
+    LoadModel,
     Setup,
     build_model,
     choose_setup,
@@ -78,12 +79,22 @@ class Forecast(Protocol):
 
 
 @dataclass(frozen=True)
+class Materials:
+    """Where a run gets its rows and its base: read anew, unless a caller shares them among runs."""
+
+    prepare: Callable[[Recipe, PreTrainedTokenizerBase, OnEvent], Prepared] = prepare
+    load: LoadModel = load_model
+
+
+@dataclass(frozen=True)
 class Asked:
     """What a caller wants of a run.
 
     Attributes:
         probe: asked before the first step and at every evaluation.
         micro_batch: rows per micro-batch where the recipe's did not fit into memory.
+        materials: where data and weights come from.
+        stop: a request to save and stop; a program may make one as a user does by Ctrl-C.
     """
 
     recipe: Recipe
@@ -92,6 +103,8 @@ class Asked:
     probe: Probe | None = None
     forecast: Forecast | None = None
     micro_batch: int | None = None
+    materials: Materials = field(default_factory=Materials)
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 @dataclass(frozen=True)
@@ -158,7 +171,8 @@ def open_session(asked: Asked) -> Session:
         keep_freed_memory()
 
     set_seed(recipe.train.seed)
-    model = build_model(recipe, resolved, setup, start.checkpoint, on_event, writing.tokens)
+    load, tokens = asked.materials.load, writing.tokens
+    model = build_model(recipe, resolved, setup, start.checkpoint, on_event, tokens, load)
     if start.checkpoint is None:
         begin_adapter(model, recipe.method, resolved.folder, data.train, on_event)
     sizes = trainable_parameters(model)
@@ -220,7 +234,7 @@ def open_session(asked: Asked) -> Session:
         checkpoints,
         Watch(model, rate, on_event),
         Skips(run, data.train, rate),
-        StopRequest(),
+        asked.stop,
         on_event,
     )
     return Session(loop, setup, tokenizer, sizes)
@@ -231,7 +245,7 @@ def _new(
 ) -> _Start:
     recipe, run = asked.recipe, asked.run
     setup = choose_setup(recipe)
-    data = prepare(recipe, tokenizer, asked.on_event)
+    data = asked.materials.prepare(recipe, tokenizer, asked.on_event)
     template = _template_used(template, data)
     keep_plan: Callable[[Run], None] | None = None
 

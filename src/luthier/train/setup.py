@@ -1,6 +1,6 @@
 """What the recipe asks for, on the device that is there: dtype, optimiser, the model to train."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,10 @@ from luthier.records import Provenance
 
 # Paging moves optimiser state between GPU and host memory; without a GPU there is nothing to page.
 _UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch_fused"}
+
+
+# Takes what ``load_model`` takes, and returns a model that the caller may change.
+LoadModel = Callable[..., PreTrainedModel]
 
 
 @dataclass(frozen=True)
@@ -172,17 +176,18 @@ def build_model(
     checkpoint: Path | None,
     on_event: OnEvent = ignore,
     tokens: Sequence[int] = (),
+    load: LoadModel = load_model,
 ) -> PreTrainedModel | PeftModel:
     """The model ready to train by the recipe's method, full models as ``checkpoint`` holds them.
 
-    ``tokens`` are ids of new tokens, whose rows train.
+    ``tokens`` are ids of new tokens, whose rows train. ``load`` gives the weights.
 
     Weights that train are float32, so that updates far smaller than the weights are not rounded
     away (but for ``adamw_bf16``, which rounds them by chance); frozen ones are in ``setup.dtype``,
     or in 4 bits for QLoRA.
     """
     trained_whole = recipe.method.name == "full"
-    model = load_model(
+    model = load(
         checkpoint if trained_whole and checkpoint is not None else resolved.folder,
         trained_dtype(setup.optim) if trained_whole else setup.dtype,
         quantization=quantization(recipe.method, setup.dtype),
