@@ -328,6 +328,10 @@ def test_overrides_are_changes_by_group() -> None:
     }
 
 
+def test_the_shipped_recipe_of_pairs_is_valid() -> None:
+    assert load_recipe(ROOT / "recipes" / "dpo.yaml").objective.learns_from == "pairs"
+
+
 @pytest.mark.parametrize("name", ["full", "lora", "qlora"])
 def test_the_shipped_recipes_are_valid_and_of_their_method(name: str) -> None:
     assert load_recipe(ROOT / "recipes" / f"{name}.yaml").method.name == name

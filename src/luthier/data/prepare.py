@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.changes import note_changed_sources
 from luthier.data.conversation import Conversation, Origin
+from luthier.data.pairs import check_format, fitting, judged, sides, together, with_mismatched
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
 from luthier.data.sources import find_files
@@ -22,7 +23,7 @@ from luthier.data.unused import unused_fields
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent, during, ignore, tracked
 from luthier.files import sha256, user_path, write_json, write_jsonl
-from luthier.recipe import DataGroup, Recipe
+from luthier.recipe import DataGroup, ObjectiveGroup, Recipe
 from luthier.records.data import (
     DataReport,
     DataSource,
@@ -37,6 +38,8 @@ from luthier.records.data import (
 from luthier.run import Run
 
 _SHOWN = 5  # examples in a message; the report holds all
+_ANSWERS = ObjectiveGroup()  # what rows are read for where nothing else is said
+_PAIRS = ObjectiveGroup(name="dpo")  # how pairs are tokenised, whatever learns from them
 
 
 @dataclass
@@ -65,15 +68,15 @@ def prepare(
     Raises:
         UserError: a file or row is wrong, or nothing is left to train on.
     """
-    data = recipe.data
+    data, objective = recipe.data, recipe.objective
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
     left_out = _LeftOut()
-    train, sources = _read(recipe.train_files, data, left_out, on_event)
+    train, sources = _read(recipe.train_files, data, left_out, on_event, objective)
     read = len(train)
     if data.max_rows is not None:
         train = sample(train, data.max_rows, recipe.train.seed)
     if data.validation is not None:
-        validation, more = _read([data.validation], data, left_out, on_event)
+        validation, more = _read([data.validation], data, left_out, on_event, objective)
         sources += more
         with during("looking for training rows in the validation file", on_event):
             train, left_out.overlap = without_overlap(train, validation)
@@ -89,8 +92,8 @@ def prepare(
         added = sample(general, wanted, recipe.train.seed)
         replay = Replay(wanted=wanted, added=len(added), available=len(general))
         train = [*train, *added]
-    train_rows = _tokenise(train, data, encoder, left_out, on_event)
-    validation_rows = _tokenise(validation, data, encoder, left_out, on_event)
+    train_rows = _tokenise(train, data, encoder, left_out, on_event, objective)
+    validation_rows = _tokenise(validation, data, encoder, left_out, on_event, objective)
     _judge(data, train_rows, left_out)
     report = DataReport(
         sources=sources,
@@ -107,8 +110,13 @@ def prepare(
             ],
             also_in_validation=[str(row.origin) for row in left_out.overlap],
         ),
-        unused_fields=unused_fields([*_unique(train_rows), *_unique(validation_rows)]) or None,
-        answers_apart=_answers_apart(train_rows) or None,
+        unused_fields=[
+            unused
+            for unused in unused_fields([*_unique(train_rows), *_unique(validation_rows)])
+            if not (objective.learns_from == "labels" and unused.field == "label")
+        ]
+        or None,
+        answers_apart=(objective.together == 1 and _answers_apart(train_rows)) or None,
     )
     return Prepared(train_rows, validation_rows, report)
 
@@ -124,7 +132,11 @@ def store(prepared: Prepared, run: Run) -> None:
 
 
 def load_stored(
-    data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run, on_event: OnEvent = ignore
+    data: DataGroup,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run,
+    on_event: OnEvent = ignore,
+    objective: ObjectiveGroup = _ANSWERS,
 ) -> Prepared:
     """The split that ``store`` kept: the sources may have changed since.
 
@@ -142,7 +154,7 @@ def load_stored(
     note_changed_sources(data, run, on_event)
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
     train, validation = (
-        tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event)
+        tokenise(list(_stored_rows(path, on_event)), data, encoder, on_event, objective)
         for path in (run.train_path, run.validation_path)
     )
     return Prepared(train, validation, report)
@@ -177,14 +189,16 @@ def trained_on(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
 
 
 def read_for_evaluation(
-    file: str, data: DataGroup, on_event: OnEvent = ignore
+    file: str,
+    data: DataGroup,
+    on_event: OnEvent = ignore,
 ) -> list[Conversation]:
-    """The rows of one more file, by the recipe's rules for bad rows.
+    """The rows of one more file, pairs among them, by the recipe's rules for bad rows.
 
     Raises:
         UserError: the file or a row is wrong.
     """
-    return _read([file], data, _LeftOut(), on_event)[0]
+    return _read([file], data, _LeftOut(), on_event, None)[0]
 
 
 def tokenise(
@@ -192,12 +206,21 @@ def tokenise(
     data: DataGroup,
     encoder: Tokenizer,
     on_event: OnEvent = ignore,
+    objective: ObjectiveGroup = _ANSWERS,
 ) -> list[TokenRow]:
     """Token rows of conversations that were prepared before, cut as they were then."""
-    encoded = encode_all(encoder, rows, on_event)
+    encoded = _encoded(rows, encoder, objective, on_event)
     refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
     if refused is not None:
         raise UserError(str(refused))
+    if objective.together > 1:
+        kept = [
+            piece
+            for rows in encoded
+            if not isinstance(rows, TemplateRejects)
+            for piece in fitting(rows, data.max_length, truncate=True)[0]
+        ]
+        return _arranged(kept, data, objective)
     return [
         piece
         for rows in encoded
@@ -207,27 +230,59 @@ def tokenise(
     ]
 
 
+def tokenise_pairs(
+    rows: Sequence[Conversation],
+    data: DataGroup,
+    tokenizer: PreTrainedTokenizerBase,
+    on_event: OnEvent = ignore,
+) -> list[TokenRow]:
+    """Chosen and rejected token rows, by turns, of those ``rows`` that are pairs and fit."""
+    pairs = [row for row in rows if row.rejected is not None]
+    return tokenise(pairs, data, Tokenizer(tokenizer, "completions"), on_event, _PAIRS)
+
+
+def _encoded(
+    rows: Sequence[Conversation], encoder: Tokenizer, objective: ObjectiveGroup, on_event: OnEvent
+) -> list[list[TokenRow] | TemplateRejects]:
+    """The token rows of each row; of a pair those of its sides."""
+    if objective.together == 1:
+        return encode_all(encoder, rows, on_event)
+    apart = encode_all(encoder, [side for row in rows for side in sides(row)], on_event)
+    return list(together(rows, iter(apart)))
+
+
+def _arranged(rows: list[TokenRow], data: DataGroup, objective: ObjectiveGroup) -> list[TokenRow]:
+    return with_mismatched(rows, data.max_length) if objective.learns_from == "labels" else rows
+
+
 def _read(
     sources: Sequence[str],
     data: DataGroup,
     left_out: _LeftOut,
     on_event: OnEvent,
+    objective: ObjectiveGroup | None = _ANSWERS,
     *,
     detect: bool = False,
 ) -> tuple[list[Conversation], list[DataSource]]:
-    """Rows and their files; ``detect`` tells the format whatever ``data.format`` says."""
+    """Rows and their files.
+
+    Args:
+        objective: that they must be for; None takes them as they are.
+        detect: tell the format whatever ``data.format`` says.
+    """
     rows: list[Conversation] = []
     read = []
     fmt = "auto" if detect else data.format
     columns = None if detect else data.columns
     for file in (file for source in sources for file in find_files(source, on_event)):
         before = len(rows)
-        reader = _FileReader(file, fmt, columns)
+        reader = _FileReader(file, fmt, columns, objective)
         for item in read_rows(file, on_event):
             try:
                 if isinstance(item, BadRow):
                     raise item
-                rows.append(reader.conversation(*item))
+                row = reader.conversation(*item)
+                rows += [row] if objective is None else judged(row, objective)
             except BadRow as bad:
                 left_out.bad.append(bad)
         if reader.renamed and not columns:
@@ -256,8 +311,14 @@ class _FileReader:
         renamed: fields of formats that were found under other names, and those.
     """
 
-    def __init__(self, file: str, fmt: str, columns: Mapping[str, str] | None) -> None:
-        self.file, self.fmt, self.columns = file, fmt, columns
+    def __init__(
+        self,
+        file: str,
+        fmt: str,
+        columns: Mapping[str, str] | None,
+        objective: ObjectiveGroup | None,
+    ) -> None:
+        self.file, self.fmt, self.columns, self.objective = file, fmt, columns, objective
         self.first: Layout | None = None
         self.renamed: dict[str, str] = {}
 
@@ -265,8 +326,8 @@ class _FileReader:
         layout = self._layout(row)
         if layout is None:
             raise UserError(f"{origin}: {unknown_layout(row, self.columns)}")
-        if layout.format == "preference":
-            raise UserError(_no_preferences(self.file))
+        if self.objective is not None:
+            check_format(self.file, layout.format, row, self.objective, self.fmt == "auto")
         self.first = self.first or layout
         add_names(self.renamed, row, layout.columns)
         return layout.conversation(row, origin)
@@ -280,14 +341,6 @@ class _FileReader:
             found.columns or found.format == getattr(self.first, "format", "")
         )
         return found if self.first is None or same else self.first
-
-
-def _no_preferences(file: str) -> str:
-    return (
-        f"{file} holds preference pairs (chosen and rejected), which this version cannot train on; "
-        f"to train on the chosen answers: luthier data convert {file} --to prompt_completion "
-        "--out chosen.jsonl (or --to messages, if there are several turns)"
-    )
 
 
 def _bad_rows_message(bad: list[BadRow]) -> str:
@@ -306,12 +359,18 @@ def _tokenise(
     encoder: Tokenizer,
     left_out: _LeftOut,
     on_event: OnEvent,
+    objective: ObjectiveGroup,
 ) -> list[TokenRow]:
-    kept = []
+    kept: list[TokenRow] = []
     bad_before = len(left_out.bad)
-    for row, encoded in zip(rows, encode_all(encoder, rows, on_event), strict=True):
+    for row, encoded in zip(rows, _encoded(rows, encoder, objective, on_event), strict=True):
         if isinstance(encoded, TemplateRejects):
             left_out.bad.append(BadRow(row.origin, str(encoded)))
+            continue
+        if objective.together > 1:
+            whole, long = fitting(encoded, data.max_length, data.on_too_long == "truncate")
+            kept += whole
+            left_out.too_long += long
             continue
         for piece in encoded:
             if len(piece) <= data.max_length or row.text is not None:
@@ -322,7 +381,7 @@ def _tokenise(
                 kept += cut(piece, data.max_length)
     if len(left_out.bad) > bad_before and data.on_bad_row == "error":
         raise UserError(_bad_rows_message(left_out.bad))
-    return kept
+    return _arranged(kept, data, objective)
 
 
 def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:
