@@ -27,6 +27,8 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["dpo", "ipo", "orpo", "simpo", "kto", "reward"])
 def test_the_chosen_answers_gain(name: str, make_recipe: Make, train: Train, pairs: Path) -> None:
     more = ["train.max_steps=12", "train.eval_steps=12", "train.save_steps=12"]
+    if name == "kto":  # steadier: its gradients are small, and its micro-batches of one kind
+        more += ["train.learning_rate=3e-3", "train.per_device_train_batch_size=4"]
     run = train(make_recipe(f"objective.name={name}", f"data.train={pairs}", *more))
     lines = read_metrics(run)
     first, last = lines[0], [line for line in lines if "eval_loss" in line][-1]

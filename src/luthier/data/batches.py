@@ -42,13 +42,13 @@ class Judged:
 
     def to(self, device: torch.device) -> "Judged":
         """The same with its tensors on ``device``."""
+        reference, desirable, answers = (
+            None if part is None else part.to(device)
+            for part in (self.reference, self.desirable, self.answers)
+        )
         others = self.mismatched
         return Judged(
-            *(
-                None if part is None else part.to(device)
-                for part in (self.reference, self.desirable, self.answers)
-            ),
-            mismatched=others.to(device) if others is not None else None,
+            reference, desirable, answers, others.to(device) if others is not None else None
         )
 
 

@@ -74,10 +74,11 @@ def _before_score(model: nn.Module, batch: Batch) -> Tensor:
     return seen[0]
 
 
-def _layer(score: nn.Module) -> nn.Module:
+def _layer(score: Any) -> nn.Linear:
     """The layer that is active: beside an adapter PEFT keeps the one that trains in a wrapper."""
     trained: Any = getattr(score, "modules_to_save", None)
-    return score if trained is None else next(iter(trained.values()))
+    found: nn.Linear = score if trained is None else next(iter(trained.values()))
+    return found
 
 
 def _ends(model: nn.Module, batch: Batch) -> Tensor:

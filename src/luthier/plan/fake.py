@@ -39,7 +39,7 @@ def meta_model(
     """
     whole = method.name == "full"
     with torch.device("meta"):
-        kind = AutoModelForCausalLM
+        kind: Any = AutoModelForCausalLM
         if scores:
             kind, config = AutoModelForSequenceClassification, copy.deepcopy(config)
             config.num_labels = 1
