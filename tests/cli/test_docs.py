@@ -100,6 +100,7 @@ def test_the_commands_of_the_preference_guide(cli: Cli, tiny_model: Path, tmp_pa
     (tmp_path / "recipes").mkdir()
     text = (ROOT / "recipes" / "dpo.yaml").read_text("utf-8")
     text = text.replace("smollm2-135m", str(tiny_model)).replace("dtype: auto", "dtype: float32")
+    text = text.replace("max_length: 1024", "max_length: 128")
     text += "evaluate: {probe: false, max_rows: 2, max_new_tokens: 4}\n"
     (tmp_path / "recipes" / "dpo.yaml").write_text(text, "utf-8")
     typed = commands("docs/preference.md")

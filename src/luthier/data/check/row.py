@@ -191,7 +191,9 @@ def _keys(conversation: Conversation, facts: RowFacts) -> None:
     facts.prompt_key = int(split_key(conversation)[:16], 16)
     facts.exact_key = exact_hash(conversation)
     if conversation.text is None:
-        facts.answer_key = answer_hash(conversation.reference)
+        worse = conversation.rejected  # two pairs with one chosen answer are not the same
+        other = f"\0{spoken(worse)}" if worse is not None else ""
+        facts.answer_key = answer_hash(conversation.reference + other)
         first = conversation.messages[0]
         if first["role"] == "system":
             facts.system = _hash(first["content"])
