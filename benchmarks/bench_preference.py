@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--model", type=Path, help="a model's folder instead of the real 135M one")
     parser.add_argument(
         "--trl", nargs=3, metavar=("MODEL", "PAIRS", "DTYPE"), help="the peer alone"
     )
@@ -149,7 +150,7 @@ def main() -> None:
         return
     if not chosen.data.is_file():
         sys.exit(f"no data file at {chosen.data}; give one with --data")
-    folder = pull("smollm2-135m").folder
+    folder = chosen.model or pull("smollm2-135m").folder
     figures: dict[tuple[str, str], list[Figure]] = {}
     with tempfile.TemporaryDirectory() as made:
         data = Path(made) / "pairs.jsonl"
