@@ -100,13 +100,12 @@ def trl_side(folder: Path, data: Path, dtype: str) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak, "first": losses[0], "last": losses[-1]}))
 
 
-def run(command: list[str]) -> dict[str, Any]:
+def run(command: list[str]) -> str:
     env = {**os.environ, "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    told: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-    return told
+    return done.stdout
 
 
 def ours(folder: Path, data: Path, dtype: str, out: Path) -> Figure:
@@ -121,7 +120,8 @@ def ours(folder: Path, data: Path, dtype: str, out: Path) -> Figure:
     }  # fmt: skip
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     recipe = str(HERE.parent / "recipes" / "dpo.yaml")
-    told = run([sys.executable, "-m", "luthier.cli.main", "train", recipe, "--json", *sets])
+    command = [sys.executable, "-m", "luthier.cli.main", "train", recipe, "--json", *sets]
+    told: dict[str, Any] = json.loads(run(command))
     lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
     seconds = told["tokens"] / told["tokens_per_second"]
@@ -129,7 +129,8 @@ def ours(folder: Path, data: Path, dtype: str, out: Path) -> Figure:
 
 
 def theirs(folder: Path, data: Path, dtype: str) -> Figure:
-    told = run([sys.executable, __file__, "--trl", str(folder), str(data), dtype])
+    said = run([sys.executable, __file__, "--trl", str(folder), str(data), dtype])
+    told = json.loads(said.splitlines()[-1])  # its trainer prints its own log before
     return Figure(told["seconds"], told["peak"], None, told["first"], told["last"])
 
 
