@@ -31,7 +31,7 @@ ALLOWED = {
     "advise": {"recipe", "data"},
     "runtime": set(),
     "sinks": {"recipe", "run", "plugins"},
-    "objectives": {"models", "data", "kernels"},
+    "objectives": {"recipe", "plugins", "models", "data", "kernels"},
     "train": {"recipe", "run", "models", "data", "kernels", "objectives", "sinks", "plugins"},
     "plan": {"recipe", "run", "models", "data", "kernels", "objectives", "train"},
     "runs": {"recipe", "run", "plan", "train", "evaluate", "trust"},

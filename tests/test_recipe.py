@@ -35,6 +35,55 @@ def test_each_method_has_its_published_defaults(
     assert (train.learning_rate, train.weight_decay, train.optim) == (rate, decay, optim)
 
 
+@pytest.mark.parametrize(
+    ("objective", "method", "rate", "keys"),
+    [
+        ("dpo", "full", 1e-6, {"beta": 0.1}),
+        ("ipo", "qlora", 1e-5, {"beta": 0.1}),
+        ("kto", "lora", 1e-5, {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}),
+        ("simpo", "lora", 1e-5, {"beta": 0.1, "simpo_gamma": 0.5}),
+        ("reward", "lora", 1e-4, {"beta": None, "center_rewards_coefficient": None}),
+        ("sft", "lora", 3e-4, {"beta": None}),
+    ],
+)
+def test_each_objective_has_trls_defaults(
+    objective: str, method: str, rate: float, keys: dict[str, float | None]
+) -> None:
+    made = parse_recipe(
+        "",
+        ["model.source=m", "data.train=d", f"objective.name={objective}", f"method.name={method}"],
+    )
+    assert made.train.learning_rate == rate
+    assert {key: getattr(made.objective, key) for key in keys} == keys
+    assert made.method.lora_dropout == (0.05 if objective == "sft" else 0)
+    again = parse_recipe(made.to_yaml(), [])
+    assert again.settings() == made.settings()
+    # What was not set follows the objective.
+    other = made.changed(objective={"name": "simpo"})
+    assert (other.objective.simpo_gamma, other.objective.desirable_weight) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["objective.beta=0.2"], "objective.beta is not a key of the objective sft"),
+        (["objective.name=dpo", "objective.simpo_gamma=1"], "it belongs to simpo"),
+        (["objective.name=dpo", "data.train_on=all"], "compares answers"),
+        (["objective.name=dpo", "data.replay={source: r}"], "for the objective sft"),
+        (
+            ["objective.name=dpo", "objective.precompute_ref_log_probs=false", "method.name=full"],
+            "needs an adapter",
+        ),
+        (["objective.name=reward", "train.stop_on_forgetting=0.1"], "cannot answer"),
+        (["model.adapter=runs/a", "method.name=full"], "luthier merge"),
+        (["model.adapter=runs/a", "method.init_lora_weights=pissa"], "for a new adapter"),
+    ],
+)
+def test_what_does_not_fit_an_objective_is_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_recipe("", ["model.source=m", "data.train=d", *settings])
+
+
 def test_what_the_user_sets_beats_the_method() -> None:
     recipe = parse_recipe(LEAST, ["train.learning_rate=1e-4", "method.lora_r=64"])
     assert recipe.train.learning_rate == 1e-4
@@ -326,6 +375,10 @@ def test_overrides_are_changes_by_group() -> None:
         "data": {"train": ["a", "b"]},
         "run": {"name": "007"},
     }
+
+
+def test_the_shipped_recipe_of_pairs_is_valid() -> None:
+    assert load_recipe(ROOT / "recipes" / "dpo.yaml").objective.learns_from == "pairs"
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "qlora"])

@@ -72,6 +72,11 @@ class Run:
         return self.root / "data" / "data-report.json"
 
     @property
+    def reference_path(self) -> Path:
+        """Log-probabilities of the rows by the reference model of a preference, where they are kept."""
+        return self.root / "data" / "reference.safetensors"
+
+    @property
     def checkpoints_path(self) -> Path:
         return self.root / "checkpoints"
 

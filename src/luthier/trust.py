@@ -22,7 +22,7 @@ from platformdirs import user_state_path
 
 from luthier.errors import UserError
 from luthier.files import sha256, user_path, write_json
-from luthier.recipe import EvaluateGroup, Recipe
+from luthier.recipe import OBJECTIVES, EvaluateGroup, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -213,11 +213,14 @@ def _of_training(recipe: Recipe) -> Iterator[Risk]:
         sources.append(("data.validation", data.validation))
     if data.replay is not None:
         sources.append(("data.replay", data.replay.source))
+    if recipe.model.adapter is not None:
+        adapter = recipe.model.adapter
+        yield Risk("model.adapter", adapter, "reads the adapter of the run there", (adapter,))
     for key, source in sources:
         yield Risk(key, source, "reads it, and copies its rows into the run folder", (source,))
     if data.template not in ("auto", "model", "alpaca"):
         yield Risk("data.template", data.template, "reads this file", (data.template,))
-    if recipe.objective.name != "sft":
+    if recipe.objective.name not in OBJECTIVES:
         name = recipe.objective.name
         yield Risk("objective.name", name, "runs an objective of an installed package", (name,))
     for name in recipe.train.report_to:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Cli, write_rows
+from preferences import preference_rows
 from typer.testing import CliRunner
 
 from luthier.recipe import Recipe, load_recipe
@@ -99,6 +100,23 @@ def test_the_commands_of_the_plan_guide(cli: Cli, narrow_model: Path, tmp_path: 
                 )
             done = cli(*line, cwd=tmp_path)
             assert done.returncode == 0, (line, done.stderr)
+
+
+def test_the_commands_of_the_preference_guide(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", preference_rows(40))
+    (tmp_path / "recipes").mkdir()
+    text = (ROOT / "recipes" / "dpo.yaml").read_text("utf-8")
+    text = text.replace("smollm2-135m", str(tiny_model)).replace("dtype: auto", "dtype: float32")
+    text = text.replace("max_length: 1024", "max_length: 128")
+    text += "evaluate: {probe: false, max_rows: 2, max_new_tokens: 4}\n"
+    (tmp_path / "recipes" / "dpo.yaml").write_text(text, "utf-8")
+    typed = commands("docs/preference.md")
+    assert [line[0] for line in typed] == ["data", "train", "evaluate"]
+    for line in typed:
+        done = cli(*line, cwd=tmp_path)
+        fell_short = 1 if line[1] == "check" else 0  # there are fewer than 500 rows
+        assert done.returncode == fell_short, (line, done.stderr)
+    assert "chosen answer has the higher reward" in done.stdout
 
 
 def test_the_commands_of_the_evaluation_guide(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

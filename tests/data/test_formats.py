@@ -121,6 +121,19 @@ def test_both_answers_of_a_preference_pair_are_kept(row: dict[str, Any]) -> None
     assert Conversation.from_row(conversation.to_row()) == conversation
 
 
+def test_pairs_without_a_prompt_may_be_transcripts() -> None:
+    before = "\n\nHuman: q\n\nAssistant: a\n\nHuman: Human: or not?\n\nAssistant:"
+    row = {"chosen": f"{before} yes", "rejected": f"{before} no: why"}
+    conversation = to_conversation(row, "preference", ORIGIN)
+    assert [(m["role"], m["content"]) for m in conversation.messages] == [
+        ("user", "q"),
+        ("assistant", "a"),
+        ("user", "Human: or not?"),
+        ("assistant", "yes"),
+    ]
+    assert conversation.rejected == {"role": "assistant", "content": "no: why"}
+
+
 def test_the_system_prompt_of_a_pair() -> None:
     row = {"system": "s", "question": "q", "chosen": "a", "rejected": "b"}
     assert to_conversation(row, "preference", ORIGIN).messages == (SYSTEM, USER, ANSWER)

@@ -20,6 +20,7 @@ import torch
 
 import luthier.files
 from luthier.events import Step
+from luthier.objectives.preference import KTO, Preference
 from luthier.objectives.sft import SFT
 from luthier.recipe import load_recipe
 from luthier.run import claim_run
@@ -47,6 +48,8 @@ def is_checkpoint(*args: Any) -> bool:
 # name -> (owner, attribute, does this call count)
 POINTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "step": (SFT, "loss", lambda *_: torch.is_grad_enabled()),  # once per micro-batch
+    "pair-step": (Preference, "loss", lambda *_: torch.is_grad_enabled()),
+    "label-step": (KTO, "loss", lambda *_: torch.is_grad_enabled()),
     "log": (MetricsFile, "__call__", lambda _sink, event: isinstance(event, Step)),
     "evaluation": (Validation, "measure", lambda *_: True),
     "save-weights": (checkpoints, "save_adapter", lambda *_: True),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import read_metrics, wait_for_step, write_rows
+from preferences import preference_rows
 
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, claim_run
@@ -25,6 +26,9 @@ KINDS: dict[str, list[str]] = {
     "8bit": ["method.name=full", "train.optim=adamw_8bit", "train.learning_rate=1e-3"],
     "stops-early": ["method.name=full", "train.early_stopping_patience=2", "train.learning_rate=0.5", "train.eval_steps=1"],
     "stable-decay": ["method.name=lora", "train.warmup_steps=2", "train.lr_scheduler_type=warmup_stable_decay", "train.lr_scheduler_kwargs={num_decay_steps: 3}"],
+    "dpo": ["objective.name=dpo", "data.train=PAIRS"],
+    "dpo-kept": ["objective.name=dpo", "data.train=PAIRS", "method.name=full", "train.learning_rate=1e-3"],
+    "kto": ["objective.name=kto", "data.train=PAIRS", "objective.precompute_ref_log_probs=true"],
     "min-rate": ["method.name=lora", "train.warmup_steps=1", "train.lr_scheduler_type=cosine_with_min_lr", "train.lr_scheduler_kwargs={min_lr_rate: 0.1}"],
 }  # fmt: skip
 
@@ -46,6 +50,10 @@ CUTS = [
     ("8bit", "save-state", 2),
     ("stable-decay", "step", 9),
     ("min-rate", "step", 9),
+    ("dpo", "pair-step", 9),
+    ("dpo", "save-state", 1),
+    ("dpo-kept", "pair-step", 9),
+    ("kto", "label-step", 10),
     ("stops-early", "step", 5),
     ("stops-early", "finish-last", 1),
 ]
@@ -57,6 +65,7 @@ def recipes(
 ) -> Callable[..., Recipe]:
     folder = tmp_path_factory.mktemp("resume")
     data = write_rows(folder / "rows.jsonl", rows)
+    pairs = write_rows(folder / "pairs.jsonl", preference_rows(30))
     common = [
         f"model.source={tiny_model}", "model.dtype=float32", f"data.train={data}",
         "data.max_length=128", "train.per_device_train_batch_size=2",
@@ -66,7 +75,8 @@ def recipes(
     ]  # fmt: skip
 
     def make(kind: str, name: str) -> Recipe:
-        return parse_recipe("", [*common, *KINDS[kind], f"run.name={name}"])
+        mine = [setting.replace("PAIRS", str(pairs)) for setting in KINDS[kind]]
+        return parse_recipe("", [*common, *mine, f"run.name={name}"])
 
     return make
 

@@ -22,6 +22,7 @@ from luthier.records.evaluation import (
     Interval,
     Outcome,
     PerplexityCompared,
+    PreferenceFindings,
 )
 
 
@@ -92,7 +93,10 @@ def evaluate(
     if as_json:
         print_json(evaluation.to_dict())
         return
-    show_comparison(evaluation)
+    if evaluation.metrics:
+        show_comparison(evaluation)
+    if evaluation.preference is not None:
+        show_preference(evaluation.preference)
     if evaluation.forgetting is not None:
         show_forgetting(evaluation.forgetting)
     show_samples(evaluation, samples)
@@ -130,6 +134,24 @@ def show_comparison(evaluation: Evaluation) -> None:
     )
     if evaluation.classification is not None:
         show_confusion(evaluation.classification.tuned)
+
+
+def show_preference(found: PreferenceFindings) -> None:
+    """What the held-out pairs show, and how long answers became."""
+    table = Table(f"{found.pairs} held-out pairs", "", box=SIMPLE_HEAD)
+    table.add_row("chosen answer has the higher reward", _with_interval(found.accuracy, _percent))
+    table.add_row("reward of chosen answers", _with_interval(found.chosen, _number))
+    table.add_row("reward of rejected answers", _with_interval(found.rejected, _number))
+    table.add_row("margin", _with_interval(found.margin, _number))
+    if found.lengths is not None:
+        sides = (found.lengths.base, found.lengths.tuned)
+        base, tuned = (_with_interval(side, "{:.0f}".format) for side in sides)
+        table.add_row("characters of answers, base", base)
+        table.add_row("characters of answers, tuned", tuned)
+    out.print(table)
+    accuracy = found.accuracy
+    if accuracy.low <= 0.5 <= accuracy.high:
+        out.print("not enough evidence that it prefers the chosen answers", style="yellow")
 
 
 def _change(entry: AnyCompared) -> str:

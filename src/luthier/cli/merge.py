@@ -93,6 +93,10 @@ def merge(
         out.print(
             "the embedding and the output layer are no longer tied: the adapter changed only one"
         )
+    if merged.rewards_off is not None:
+        out.print(
+            f"its rewards are those of base and adapter, within {merged.rewards_off:.2%} of their spread"
+        )
     for name, check in merged.checks.items():
         show_difference(f"on rows of {name}", check, ("base + adapter", "merged"))
     out.print(str(merged.folder), highlight=False, soft_wrap=True)

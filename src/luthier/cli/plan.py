@@ -156,6 +156,9 @@ def _show_memory(plans: "list[Plan]") -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for plan in plans:
+        if plan.reference is not None:
+            out.print(f"reference of {plan.method}: {plan.reference}", highlight=False)
     table = Table("memory", *(p.method for p in plans))
     for column in table.columns[1:]:
         column.justify = "right"

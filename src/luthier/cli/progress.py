@@ -102,6 +102,8 @@ class Training:
         formats = {
             "loss": "loss {:.3f}",
             "eval_loss": "val {:.3f}",
+            "eval_rewards/accuracies": "val accuracy {:.0%}",
+            "rewards/margins": "margin {:.3f}",
             "eval_probe_accuracy": "probe {:.0%}",
             "tokens_per_second": "{:,.0f} tok/s",
         }

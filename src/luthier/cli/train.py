@@ -110,10 +110,11 @@ def show_measured(root: Path, measured: "Measured") -> None:
     """What a finished run took, and where its weights are."""
     table = Table(show_header=False)
     if measured.best_eval_loss is not None:
+        perplexity = measured.best_eval_perplexity
         table.add_row(
             "best validation loss",
             f"{measured.best_eval_loss:.4f} at step {measured.best_step} of {measured.steps}"
-            f" (perplexity {measured.best_eval_perplexity:.2f})",
+            + (f" (perplexity {perplexity:.2f})" if perplexity is not None else ""),
         )
     if measured.forgot:
         table.add_row(

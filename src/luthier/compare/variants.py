@@ -11,6 +11,7 @@ import yaml
 
 from luthier.errors import UserError
 from luthier.recipe import METHOD_DEFAULTS, MethodName, Recipe
+from luthier.recipe.groups import PREFERENCE_RATES
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ def make_variants(
     Raises:
         UserError: there is no such method or key, or there is nothing to compare.
     """
+    if base.objective.scores:
+        raise UserError(
+            "variants are compared by their answers, and a reward model writes none: train each, and "
+            "look at `luthier evaluate`"
+        )
     known = get_args(MethodName)
     for method in methods:
         if method not in known:
@@ -120,8 +126,10 @@ def _own_defaults(base: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     if method == own:
         return {}
     usual, mine = METHOD_DEFAULTS[method], METHOD_DEFAULTS[own]
+    rates = {name: keys["learning_rate"] for name, keys in METHOD_DEFAULTS.items()}
+    rates |= PREFERENCE_RATES.get(base.objective.name, {})
     assert base.train.learning_rate is not None
-    rate = usual["learning_rate"] * base.train.learning_rate / mine["learning_rate"]
+    rate = rates[method] * base.train.learning_rate / rates[own]
     sets: dict[str, Any] = {"train.learning_rate": float(f"{rate:.3g}")}
     for key in ("weight_decay", "optim"):
         if getattr(base.train, key) == mine[key]:

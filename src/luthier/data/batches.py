@@ -27,6 +27,34 @@ Item = list[TokenRow]
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What a preference objective knows of a batch besides its tokens; None where it has no use.
+
+    Attributes:
+        reference: (B,) log-probabilities of the rows by the reference model.
+        desirable: (B,) bool, kto's labels.
+        answers: (S,) bool, which of the supervised tokens are of answers.
+        mismatched: kto's rows with the answers of others.
+    """
+
+    reference: Tensor | None = None
+    desirable: Tensor | None = None
+    answers: Tensor | None = None
+    mismatched: "Batch | None" = None
+
+    def to(self, device: torch.device) -> "Judged":
+        """The same with its tensors on ``device``."""
+        reference, desirable, answers = (
+            None if part is None else part.to(device)
+            for part in (self.reference, self.desirable, self.answers)
+        )
+        others = self.mismatched
+        return Judged(
+            reference, desirable, answers, others.to(device) if others is not None else None
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One padding-free micro-batch: T tokens of B rows, S of them supervised.
 
@@ -39,6 +67,7 @@ class Batch:
         predicts: (S,) int64, the positions whose logits predict a supervised token: those before one.
         row_lengths: B lengths, T in all.
         origins: where each of the B rows came from.
+        judged: of preferences; of a pair the chosen row is followed by the rejected one.
     """
 
     input_ids: Tensor
@@ -47,10 +76,13 @@ class Batch:
     predicts: Tensor
     row_lengths: tuple[int, ...]
     origins: tuple[Origin, ...] = ()
+    judged: Judged | None = None
 
     @property
     def tokens(self) -> int:
-        return self.input_ids.shape[1]
+        """That go through the model."""
+        others = self.judged.mismatched if self.judged is not None else None
+        return self.input_ids.shape[1] + (others.tokens if others is not None else 0)
 
     @property
     def supervised(self) -> int:
@@ -70,6 +102,7 @@ class Batch:
             position_ids=positions.to(device) if positions is not None else None,
             labels=self.labels.to(device),
             predicts=self.predicts.to(device),
+            judged=self.judged.to(device) if self.judged is not None else None,
         )
 
     def rows(self) -> list["Batch"]:
@@ -96,13 +129,21 @@ class RowDataset(Dataset[Item]):
     """Rows one by one, or with ``packing`` bins of complete rows up to ``max_length`` tokens.
 
     Which rows share a bin is decided once; the order of bins changes with each epoch.
+
+    Args:
+        together: so many rows in a row stay together: 2 for pairs. Bins are as many times as large.
     """
 
-    def __init__(self, rows: Sequence[TokenRow], max_length: int, packing: bool) -> None:
+    def __init__(
+        self, rows: Sequence[TokenRow], max_length: int, packing: bool, together: int = 1
+    ) -> None:
         self._rows = rows
-        self._bins = (
-            best_fit_decreasing([len(row) for row in rows], max_length) if packing else None
-        )
+        self._together = together
+        self._bins: list[list[int]] | None = None
+        if packing:
+            lengths = [len(row) for row in rows]
+            groups = [sum(lengths[i : i + together]) for i in range(0, len(rows), together)]
+            self._bins = best_fit_decreasing(groups, max_length * together)
 
     @property
     def items(self) -> Iterator[Item]:
@@ -110,11 +151,12 @@ class RowDataset(Dataset[Item]):
         return (self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
-        return len(self._rows if self._bins is None else self._bins)
+        return len(self._rows) // self._together if self._bins is None else len(self._bins)
 
     def __getitem__(self, index: int) -> Item:
-        members = [index] if self._bins is None else self._bins[index]
-        return [self._rows[member] for member in members]
+        groups = [index] if self._bins is None else self._bins[index]
+        size = self._together
+        return [self._rows[size * group + place] for group in groups for place in range(size)]
 
 
 class StepBatches:
@@ -192,7 +234,14 @@ def collate(items: Sequence[Item]) -> Batch:
     )
 
 
-def by_length(rows: Sequence[TokenRow], batch_size: int) -> list[list[TokenRow]]:
-    """Batches of ``batch_size`` rows of like length, for evaluation, where order does not matter."""
-    ordered = sorted(rows, key=len)
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+def by_length(rows: Sequence[TokenRow], batch_size: int, together: int = 1) -> list[list[TokenRow]]:
+    """Batches of ``batch_size`` rows of like length, for evaluation, where order does not matter.
+
+    ``together`` rows in a row stay so, and count as one.
+    """
+    groups = [rows[i : i + together] for i in range(0, len(rows), together)]
+    ordered = sorted(groups, key=lambda group: sum(map(len, group)))
+    return [
+        [row for group in ordered[i : i + batch_size] for row in group]
+        for i in range(0, len(ordered), batch_size)
+    ]

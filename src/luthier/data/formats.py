@@ -5,6 +5,7 @@ from typing import Any
 
 from luthier.data.conversation import Conversation, Message, Origin
 from luthier.data.readers import BadRow
+from luthier.data.transcripts import transcript
 from luthier.data.turns import WrongTurn, as_turns, fault, parsed, read_tools, read_turns
 
 # What a row of each format holds, for messages.
@@ -180,9 +181,14 @@ def _sharegpt(row: dict[str, Any], origin: Origin) -> Conversation:
 
 
 def _preference(row: dict[str, Any], origin: Origin) -> Conversation:
-    """Both answers as texts after a prompt, or as turns, with the prompt in them or apart."""
+    """Both answers as texts after a prompt, or as turns, with the prompt in them or apart.
+
+    Texts without a prompt may be transcripts of the whole conversation.
+    """
     chosen, rejected = as_turns(row["chosen"]), as_turns(row["rejected"])
     key = next((key for key in _PROMPT_FIELDS if row.get(key) is not None), None)
+    if key is None and chosen is None and rejected is None:
+        chosen, rejected = (transcript(_text_field(row, name)) for name in ("chosen", "rejected"))
     used = ["chosen", "rejected"]
     if chosen is not None and rejected is not None:
         before = as_turns(row[key]) if key else None
@@ -196,7 +202,10 @@ def _preference(row: dict[str, Any], origin: Origin) -> Conversation:
         used += [key] if key else []
     else:
         if key is None:
-            raise WrongTurn("there is no 'prompt' (or 'question') that 'chosen' answers")
+            raise WrongTurn(
+                "there is no 'prompt' (or 'question') that 'chosen' answers, and 'chosen' is no "
+                "transcript (Human: … Assistant: …)"
+            )
         question = _question(row, key)
         better = (question, {"role": "assistant", "content": _text_field(row, "chosen")})
         worse = (question, {"role": "assistant", "content": _text_field(row, "rejected")})

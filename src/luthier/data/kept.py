@@ -40,13 +40,16 @@ Sides = tuple[list[TokenRow], list[TokenRow]]
 
 def sources_key(recipe: Recipe, encoder: Tokenizer, hashes: Mapping[str, str]) -> str:
     """Of all that decides what ``recipe``'s files, with their ``hashes``, become."""
-    chosen = [recipe.data.model_dump_json(), recipe.train.seed, sorted(hashes.items())]
+    data, objective = recipe.data.model_dump_json(), recipe.objective.learns_from
+    chosen = [data, objective, recipe.train.seed, sorted(hashes.items())]
     return _digest(_code(), json.dumps(chosen).encode(), definition(encoder))
 
 
-def split_hash(hashes: Mapping[str, str], data: DataGroup, encoder: Tokenizer) -> str:
-    """Of the lines of a split, by the hashes of its files, and of what tokenises them."""
-    chosen = [sorted(hashes.items()), data.max_length, data.on_too_long]
+def split_hash(
+    hashes: Mapping[str, str], data: DataGroup, learns_from: str, encoder: Tokenizer
+) -> str:
+    """Of the lines of a split, by the hashes of its files, and of what makes token rows of them."""
+    chosen = [sorted(hashes.items()), data.max_length, data.on_too_long, learns_from]
     return _digest(_code(), json.dumps(chosen).encode(), definition(encoder))
 
 

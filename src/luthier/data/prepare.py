@@ -25,6 +25,7 @@ from luthier.data.kept import (
     sources_key,
     split_hash,
 )
+from luthier.data.pairs import check_format, fitting, judged, sides, together, with_mismatched
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
 from luthier.data.sources import find_files
@@ -32,12 +33,12 @@ from luthier.data.split import chosen, sampled, split, split_key, without_overla
 from luthier.data.stored import RowFile, StoredRows, joined
 from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
-from luthier.data.tokens import Tokenizer, TokenRow, cut
+from luthier.data.tokens import Encoded, Tokenizer, TokenRow, cut
 from luthier.data.unused import counted
 from luthier.errors import UserError
 from luthier.events import Event, Note, OnEvent, during, ignore, tracked
 from luthier.files import sha256, staged_file, user_path, write_json
-from luthier.recipe import DataGroup, Recipe
+from luthier.recipe import DataGroup, ObjectiveGroup, Recipe
 from luthier.records.data import (
     DataReport,
     DataSource,
@@ -52,6 +53,8 @@ from luthier.records.data import (
 from luthier.run import Run
 
 _SHOWN = 5  # examples in a message; the report holds all
+_ANSWERS = ObjectiveGroup()  # what rows are read for where nothing else is said
+_PAIRS = ObjectiveGroup(name="dpo")  # how pairs are tokenised, whatever learns from them
 
 
 @dataclass
@@ -80,7 +83,7 @@ def prepare(
     Raises:
         UserError: a file or row is wrong, or nothing is left to train on.
     """
-    data = recipe.data
+    data, objective = recipe.data, recipe.objective
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
     files = _find(recipe, on_event)
     hashes = _hashes_worth_keeping(files, on_event)
@@ -89,11 +92,11 @@ def prepare(
     with during("looking for prepared rows in the cache", on_event):
         key = sources_key(recipe, encoder, hashes)
         found = find_report(key)
-        sides = find_split(found.split) if found is not None else None
-    if found is not None and sides is not None:
+        both = find_split(found.split) if found is not None else None
+    if found is not None and both is not None:
         for note in found.notes:
             on_event(note)
-        return Prepared(*sides, found.report)
+        return Prepared(*both, found.report)
     notes: list[Note] = []
 
     def listen(event: Event) -> None:
@@ -103,7 +106,7 @@ def prepare(
 
     prepared = _prepare(recipe, encoder, files, listen, hashes)
     with during("keeping the prepared rows in the cache", on_event):
-        kept = split_hash(_line_hashes(prepared), data, encoder)
+        kept = split_hash(_line_hashes(prepared), data, objective.learns_from, encoder)
         keep_split(kept, prepared.train, prepared.validation)
         keep_report(key, KeptReport(kept, prepared.report, notes))
     return prepared
@@ -165,15 +168,17 @@ def _prepare(
     hashes: Mapping[str, str] | None = None,
 ) -> Prepared:
     """``hashes`` of the files, where they are known: the caller keeps what is prepared."""
-    data = recipe.data
+    data, objective = recipe.data, recipe.objective
     left_out = _LeftOut()
     file = RowFile(split_key)
-    train, sources = _read(files.train, data, left_out, on_event, file, hashes)
+    train, sources = _read(files.train, data, left_out, on_event, file, objective, hashes)
     read = len(train)
     if data.max_rows is not None:
         train = chosen(train, sampled(read, data.max_rows, recipe.train.seed))
     if data.validation is not None:
-        validation, more = _read(files.validation, data, left_out, on_event, file, hashes)
+        validation, more = _read(
+            files.validation, data, left_out, on_event, file, objective, hashes
+        )
         sources += more
         with during("looking for training rows in the validation file", on_event):
             train, left_out.overlap = without_overlap(train, validation)
@@ -182,7 +187,9 @@ def _prepare(
             train, validation = split(train, data.validation_fraction, recipe.train.seed)
     replay: Replay | None = None
     if data.replay is not None:
-        general, more = _read(files.replay, data, left_out, on_event, file, hashes, detect=True)
+        general, more = _read(
+            files.replay, data, left_out, on_event, file, _ANSWERS, hashes, detect=True
+        )
         sources += more
         general, _ = without_overlap(general, validation)
         wanted = round(len(train) * data.replay.share / (1 - data.replay.share))
@@ -190,8 +197,8 @@ def _prepare(
         replay = Replay(wanted=wanted, added=len(added), available=len(general))
         train = joined(train, added)
     keep = hashes is None
-    train_rows = _tokenise(train, data, encoder, left_out, on_event, keep=keep)
-    validation_rows = _tokenise(validation, data, encoder, left_out, on_event, keep=keep)
+    train_rows = _tokenise(train, data, encoder, left_out, on_event, objective, keep=keep)
+    validation_rows = _tokenise(validation, data, encoder, left_out, on_event, objective, keep=keep)
     _judge(data, train_rows, left_out)
     report = DataReport(
         sources=sources,
@@ -207,11 +214,17 @@ def _prepare(
             too_long=[LongRow(row=str(row.origin), tokens=len(row)) for row in left_out.too_long],
             also_in_validation=[str(row.origin) for row in left_out.overlap],
         ),
-        unused_fields=counted(
-            Counter(row.unused for rows in (train_rows, validation_rows) for row in _unique(rows))
-        )
+        unused_fields=[
+            unused
+            for unused in counted(
+                Counter(
+                    row.unused for rows in (train_rows, validation_rows) for row in _unique(rows)
+                )
+            )
+            if not (objective.learns_from == "labels" and unused.field == "label")
+        ]
         or None,
-        answers_apart=_answers_apart(train_rows) or None,
+        answers_apart=(objective.together == 1 and _answers_apart(train_rows)) or None,
     )
     return Prepared(train_rows, validation_rows, report)
 
@@ -231,7 +244,11 @@ def store(prepared: Prepared, run: Run) -> None:
 
 
 def load_stored(
-    data: DataGroup, tokenizer: PreTrainedTokenizerBase, run: Run, on_event: OnEvent = ignore
+    data: DataGroup,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run,
+    on_event: OnEvent = ignore,
+    objective: ObjectiveGroup = _ANSWERS,
 ) -> Prepared:
     """The split that ``store`` kept: the sources may have changed since.
 
@@ -252,12 +269,20 @@ def load_stored(
     worth = sum(path.stat().st_size for path in paths) >= WORTH_KEEPING
     if worth:
         with during("looking for prepared rows in the cache", on_event):
-            key = split_hash(report.split_sha256 or {}, data, encoder)
-            sides = find_split(key)
-        if sides is not None:
-            return Prepared(*sides, report)
+            hashes = report.split_sha256 or {}
+            key = split_hash(hashes, data, objective.learns_from, encoder)
+            both = find_split(key)
+        if both is not None:
+            return Prepared(*both, report)
     train, validation = (
-        tokenise(_on_disk(_stored_rows(path, on_event)), data, encoder, on_event, keep=not worth)
+        tokenise(
+            _on_disk(_stored_rows(path, on_event)),
+            data,
+            encoder,
+            on_event,
+            objective,
+            keep=not worth,
+        )
         for path in paths
     )
     if worth:
@@ -295,15 +320,17 @@ def trained_on(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
 
 
 def read_for_evaluation(
-    file: str, data: DataGroup, on_event: OnEvent = ignore
+    file: str,
+    data: DataGroup,
+    on_event: OnEvent = ignore,
 ) -> list[Conversation]:
-    """The rows of one more file, by the recipe's rules for bad rows.
+    """The rows of one more file, pairs among them, by the recipe's rules for bad rows.
 
     Raises:
         UserError: the file or a row is wrong.
     """
     files = find_files(file, on_event)
-    return list(_read(files, data, _LeftOut(), on_event, RowFile(split_key))[0])
+    return list(_read(files, data, _LeftOut(), on_event, RowFile(split_key), None)[0])
 
 
 def tokenise(
@@ -311,6 +338,7 @@ def tokenise(
     data: DataGroup,
     encoder: Tokenizer,
     on_event: OnEvent = ignore,
+    objective: ObjectiveGroup = _ANSWERS,
     *,
     keep: bool = True,
 ) -> list[TokenRow]:
@@ -318,10 +346,18 @@ def tokenise(
 
     ``keep`` says whether they may come from the cache, and are kept there.
     """
-    encoded = encode_all(encoder, rows, on_event, keep=keep)
+    encoded = _encoded(rows, encoder, objective, on_event, keep=keep)
     refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
     if refused is not None:
         raise UserError(str(refused))
+    if objective.together > 1:
+        kept = [
+            piece
+            for rows in encoded
+            if not isinstance(rows, TemplateRejects)
+            for piece in fitting(rows, data.max_length, truncate=True)[0]
+        ]
+        return _arranged(kept, data, objective)
     return [
         piece
         for rows in encoded
@@ -331,19 +367,52 @@ def tokenise(
     ]
 
 
+def tokenise_pairs(
+    rows: Sequence[Conversation],
+    data: DataGroup,
+    tokenizer: PreTrainedTokenizerBase,
+    on_event: OnEvent = ignore,
+) -> list[TokenRow]:
+    """Chosen and rejected token rows, by turns, of those ``rows`` that are pairs and fit."""
+    pairs = [row for row in rows if row.rejected is not None]
+    return tokenise(pairs, data, Tokenizer(tokenizer, "completions"), on_event, _PAIRS)
+
+
+def _encoded(
+    rows: Sequence[Conversation],
+    encoder: Tokenizer,
+    objective: ObjectiveGroup,
+    on_event: OnEvent,
+    *,
+    keep: bool,
+) -> list[Encoded]:
+    """The token rows of each row; of a pair those of its sides."""
+    if objective.together == 1:
+        return encode_all(encoder, rows, on_event, keep=keep)
+    apart = _on_disk(side for row in rows for side in sides(row))
+    return list(together(rows, iter(encode_all(encoder, apart, on_event, keep=keep))))
+
+
+def _arranged(rows: list[TokenRow], data: DataGroup, objective: ObjectiveGroup) -> list[TokenRow]:
+    return with_mismatched(rows, data.max_length) if objective.learns_from == "labels" else rows
+
+
 def _read(
     files: Sequence[str],
     data: DataGroup,
     left_out: _LeftOut,
     on_event: OnEvent,
     rows: RowFile,
+    objective: ObjectiveGroup | None = _ANSWERS,
     hashes: Mapping[str, str] | None = None,
     *,
     detect: bool = False,
 ) -> tuple[Sequence[Conversation], list[DataSource]]:
     """What is added to ``rows``, and where it came from.
 
-    ``detect`` tells the format whatever ``data.format`` says.
+    Args:
+        objective: that they must be for; None takes them as they are.
+        detect: tell the format whatever ``data.format`` says.
     """
     first = len(rows)
     read = []
@@ -351,12 +420,14 @@ def _read(
     columns = None if detect else data.columns
     for file in files:
         before = len(rows)
-        reader = _FileReader(file, fmt, columns)
+        reader = _FileReader(file, fmt, columns, objective)
         for item in read_rows(file, on_event):
             try:
                 if isinstance(item, BadRow):
                     raise item
-                rows.append(reader.conversation(*item))
+                row = reader.conversation(*item)
+                for each in [row] if objective is None else judged(row, objective):
+                    rows.append(each)
             except BadRow as bad:
                 # Its traceback holds the row, and all that was read with it.
                 left_out.bad.append(bad.with_traceback(None))
@@ -384,8 +455,14 @@ class _FileReader:
         renamed: fields of formats that were found under other names, and those.
     """
 
-    def __init__(self, file: str, fmt: str, columns: Mapping[str, str] | None) -> None:
-        self.file, self.fmt, self.columns = file, fmt, columns
+    def __init__(
+        self,
+        file: str,
+        fmt: str,
+        columns: Mapping[str, str] | None,
+        objective: ObjectiveGroup | None,
+    ) -> None:
+        self.file, self.fmt, self.columns, self.objective = file, fmt, columns, objective
         self.first: Layout | None = None
         self.renamed: dict[str, str] = {}
 
@@ -393,8 +470,8 @@ class _FileReader:
         layout = self._layout(row)
         if layout is None:
             raise UserError(f"{origin}: {unknown_layout(row, self.columns)}")
-        if layout.format == "preference":
-            raise UserError(_no_preferences(self.file))
+        if self.objective is not None:
+            check_format(self.file, layout.format, row, self.objective, self.fmt == "auto")
         self.first = self.first or layout
         add_names(self.renamed, row, layout.columns)
         return layout.conversation(row, origin)
@@ -408,14 +485,6 @@ class _FileReader:
             found.columns or found.format == getattr(self.first, "format", "")
         )
         return found if self.first is None or same else self.first
-
-
-def _no_preferences(file: str) -> str:
-    return (
-        f"{file} holds preference pairs (chosen and rejected), which this version cannot train on; "
-        f"to train on the chosen answers: luthier data convert {file} --to prompt_completion "
-        "--out chosen.jsonl (or --to messages, if there are several turns)"
-    )
 
 
 def _bad_rows_message(bad: list[BadRow]) -> str:
@@ -434,14 +503,20 @@ def _tokenise(
     encoder: Tokenizer,
     left_out: _LeftOut,
     on_event: OnEvent,
+    objective: ObjectiveGroup,
     *,
     keep: bool,
 ) -> list[TokenRow]:
-    kept = []
+    kept: list[TokenRow] = []
     bad_before = len(left_out.bad)
-    for index, encoded in enumerate(encode_all(encoder, rows, on_event, keep=keep)):
+    for index, encoded in enumerate(_encoded(rows, encoder, objective, on_event, keep=keep)):
         if isinstance(encoded, TemplateRejects):
             left_out.bad.append(BadRow(rows[index].origin, str(encoded)))
+            continue
+        if objective.together > 1:
+            whole, long = fitting(encoded, data.max_length, data.on_too_long == "truncate")
+            kept += whole
+            left_out.too_long += long
             continue
         for piece in encoded:
             if len(piece) <= data.max_length or not piece.spoken:
@@ -452,7 +527,7 @@ def _tokenise(
                 kept += cut(piece, data.max_length)
     if len(left_out.bad) > bad_before and data.on_bad_row == "error":
         raise UserError(_bad_rows_message(left_out.bad))
-    return kept
+    return _arranged(kept, data, objective)
 
 
 def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:

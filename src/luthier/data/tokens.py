@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,18 @@ class TokenRow:
         kept = mask[start:end].copy()
         kept[:1] = False
         return TokenRow.of(self._rows, self._index, ids[start:end], kept)
+
+    def with_tokens(
+        self, input_ids: Sequence[int] | Ids, supervised: Sequence[bool] | Mask
+    ) -> "TokenRow":
+        """Other tokens of the same conversation."""
+        return TokenRow.of(self._rows, self._index, input_ids, supervised)
+
+    def of_row(self, rows: Sequence[Conversation], index: int) -> "TokenRow":
+        """The same tokens as those of ``rows[index]``."""
+        made = copy(self)
+        made._rows, made._index = rows, index
+        return made
 
     @property
     def arrays(self) -> tuple[Ids, Mask]:

@@ -9,6 +9,7 @@ from luthier.data.prepare import (
     held_out,
     read_for_evaluation,
     tokenise,
+    tokenise_pairs,
     trained_on,
 )
 from luthier.data.split import sample, without_overlap
@@ -21,6 +22,7 @@ from luthier.evaluate.harness import run_tasks
 from luthier.evaluate.likelihood import RowLoss, row_losses
 from luthier.evaluate.losses import compare_losses
 from luthier.evaluate.metrics import Metric, make_metrics
+from luthier.evaluate.preference import PREFERS, findings, grown, preferred, score_pairs
 from luthier.evaluate.probe.forgetting import probe_forgetting
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store, key_of
@@ -31,7 +33,13 @@ from luthier.kernels.separation import rows_stay_apart
 from luthier.models.tuned import load_tuned
 from luthier.recipe import Recipe
 from luthier.records import AnsweredRow, Evaluation
-from luthier.records.evaluation import AnyCompared, Confusion, MetricCompared, Pair
+from luthier.records.evaluation import (
+    AnyCompared,
+    Confusion,
+    MetricCompared,
+    Pair,
+    PreferenceFindings,
+)
 from luthier.run import Run
 
 SAMPLES = 100  # rows that evaluation.json shows; all of them are in evaluation/rows.jsonl
@@ -39,11 +47,15 @@ SAMPLES = 100  # rows that evaluation.json shows; all of them are in evaluation/
 
 @dataclass(frozen=True)
 class Side:
-    """What one model did: loss by row, answers, and the score of each by metric."""
+    """What one model did: loss by row, answers, and the score of each by metric.
+
+    ``pairs`` are the losses of chosen and rejected answers, by turns.
+    """
 
     losses: list[RowLoss]
     answers: list[str]
     scores: dict[str, list[float]]
+    pairs: list[RowLoss]
 
 
 def evaluate_run(
@@ -78,6 +90,8 @@ def evaluate_run(
     if metrics is not None:
         recipe = recipe.changed(evaluate={"metrics": list(metrics)})
     rows = choose_rows(run, recipe, data, on_event)
+    if recipe.objective.scores:
+        return _evaluate_scores(run, rows, started, on_event)
     graded = make_metrics(
         recipe.evaluate.metrics if rows.answered else (),
         recipe.evaluate,
@@ -106,6 +120,7 @@ def evaluate_run(
         forgetting = probe_forgetting(examination, training) if looks else None
         harness = run_tasks(examination, tasks, tasks_limit) if tasks else {}
         compared = _compare(sides, graded, rows)
+        preference = _preference(sides, on_event)
         answered = _answered_rows(sides, rows)
         evaluation = Evaluation(
             data=rows.source,
@@ -120,12 +135,48 @@ def evaluate_run(
             classification=_classification(sides, rows),
             samples=answered[:SAMPLES],
             forgetting=forgetting,
+            preference=preference,
             tasks=harness,
             max_new_tokens=recipe.evaluate.max_new_tokens,
             seconds=round(time.perf_counter() - started, 1),
             when=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         write_jsonl(run.answered_rows_path, (row.to_dict() for row in answered))
+        write_json(run.evaluation_path, evaluation.to_dict())
+    return evaluation
+
+
+def _evaluate_scores(run: Run, rows: Rows, started: float, on_event: OnEvent) -> Evaluation:
+    """A reward model on held-out pairs: it has no answers, and its base no scores."""
+    recipe = run.recipe()
+    models = load_tuned(run, on_event=on_event, scores=True)
+    pairs = tokenise_pairs(rows.all, recipe.data, models.tokenizer, on_event)
+    if not pairs:
+        raise UserError(
+            f"{rows.source} has no pairs of 'chosen' and 'rejected' within data.max_length, which a "
+            "reward model is measured on"
+        )
+    _, seen = without_overlap(rows.all, trained_on(run, on_event))
+    with run.locked():
+        found = score_pairs(models.tuned, pairs, on_event)
+        evaluation = Evaluation(
+            data=rows.source,
+            rows=len(rows.all),
+            seen_in_training=len(seen),
+            supervised_tokens=0,
+            answered_rows=0,
+            adapter_scale=1.0,
+            base={},
+            tuned={PREFERS: found.accuracy.mean},
+            metrics={},
+            classification=None,
+            samples=[],
+            forgetting=None,
+            preference=found,
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            seconds=round(time.perf_counter() - started, 1),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
         write_json(run.evaluation_path, evaluation.to_dict())
     return evaluation
 
@@ -142,6 +193,12 @@ def choose_rows(run: Run, recipe: Recipe, data: str | None, on_event: OnEvent = 
             raise UserError(f"{run.root} has no validation rows; give a file of rows with --data")
     else:
         source, rows = data, read_for_evaluation(data, recipe.data, on_event)
+    if recipe.objective.learns_from == "labels":  # a bad answer is no reference
+        rows = [row for row in rows if row.extra.get("label") is not False]
+        if not rows:
+            raise UserError(
+                f"no row of {source} has the label true, so there is nothing to compare with"
+            )
     spoken = [row for row in rows if row.messages]
     return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
 
@@ -155,8 +212,15 @@ class _Sides:
 def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
     """Loss, answers and scores of base and tuned."""
     rows, settings = examination.rows, examination.recipe.evaluate
+    tokenizer, on_event = examination.models.tokenizer, examination.on_event
+    pairs = tokenise_pairs(rows.all, examination.recipe.data, tokenizer, on_event)
 
-    losses = examination.of_both(lambda side, model: _losses(examination, side, model))
+    def losses(side: str, model: Model) -> tuple[list[RowLoss], list[RowLoss]]:
+        task, packed = f"pairs by {side}", rows_stay_apart(model)
+        judged = row_losses(model, pairs, packed=packed, task=task, on_event=on_event)
+        return _losses(examination, side, model), judged
+
+    found = examination.of_both(losses)
     answers = answers_of_both(
         examination,
         [row.prompt for row in rows.answered],
@@ -165,11 +229,11 @@ def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
         task="answers of base and tuned",
     )
 
-    def side(of_side: list[RowLoss], said: list[str]) -> Side:
+    def side(of_side: tuple[list[RowLoss], list[RowLoss]], said: list[str]) -> Side:
         scores = {metric.name: metric.scores(said, rows.answered) for metric in metrics}
-        return Side(of_side, said, scores)
+        return Side(of_side[0], said, scores, of_side[1])
 
-    return _Sides(side(losses[0], answers["base"]), side(losses[1], answers["tuned"]))
+    return _Sides(side(found[0], answers["base"]), side(found[1], answers["tuned"]))
 
 
 def _losses(examination: Examination, side: str, model: Model) -> list[RowLoss]:
@@ -183,8 +247,8 @@ def _losses(examination: Examination, side: str, model: Model) -> list[RowLoss]:
     pieces = row_losses(model, tokens, packed=packed, task=f"loss of {side}", on_event=on_event)
     whole: dict[int, RowLoss] = {}
     for row, loss in zip(tokens, pieces, strict=True):
-        before = whole.get(id(row.conversation), RowLoss(0.0, 0))
-        whole[id(row.conversation)] = RowLoss(before.sum + loss.sum, before.tokens + loss.tokens)
+        before = whole.get(row.source, RowLoss(0.0, 0))
+        whole[row.source] = RowLoss(before.sum + loss.sum, before.tokens + loss.tokens)
     return list(whole.values())
 
 
@@ -192,6 +256,8 @@ def _compare(sides: _Sides, metrics: Sequence[Metric], rows: Rows) -> dict[str, 
     """Loss, perplexity and each metric: both sides, and the test of the pair."""
     loss, perplexity = compare_losses(sides.base.losses, sides.tuned.losses)
     compared: dict[str, AnyCompared] = {"loss": loss, "perplexity": perplexity}
+    if sides.base.pairs:
+        compared[PREFERS] = preferred(sides.base.pairs, sides.tuned.pairs)
     references = [row.reference for row in rows.answered]
     for metric in metrics:
         base, tuned = (side.scores[metric.name] for side in (sides.base, sides.tuned))
@@ -210,6 +276,17 @@ def _compare(sides: _Sides, metrics: Sequence[Metric], rows: Rows) -> dict[str, 
             ),
         )
     return compared
+
+
+def _preference(sides: _Sides, on_event: OnEvent) -> PreferenceFindings | None:
+    if not sides.base.pairs:
+        return None
+    answers = (sides.base.answers, sides.tuned.answers)
+    found = findings(sides.base.pairs, sides.tuned.pairs, answers)
+    longer = grown(found)
+    if longer is not None:
+        on_event(Note(longer, warning=True))
+    return found
 
 
 def _classification(sides: _Sides, rows: Rows) -> Pair[Confusion] | None:

@@ -128,6 +128,8 @@ def _evaluation(evaluation: Evaluation | None, measured: Measured) -> str:
         best = measured.best_eval_loss
         if best is None:
             return "Not evaluated."
+        if measured.best_eval_perplexity is None:  # of pairs, or of another objective's own loss
+            return f"Validation loss {best:.4f}; not compared with the base."
         return (
             f"Validation loss {best:.4f} nats per token, perplexity {perplexity(best):.3f}; "
             "not compared with the base."

@@ -22,6 +22,7 @@ from luthier.events import OnEvent, during, ignore
 from luthier.export.card import write_card
 from luthier.export.combine import combine
 from luthier.export.options import Combination, Onto
+from luthier.export.rewards import write_reward_model
 from luthier.export.same import Difference, check_rows, difference, exact_arithmetic, outputs
 from luthier.export.skeleton import adapted
 from luthier.export.tuned import TunedWeights, base_of
@@ -66,6 +67,7 @@ class Merged:
         layers: how many layers an adapter was folded into.
         untied: the output layer got weights of its own, since an adapter changed one end alone.
         checks: by run, the merged model against base and adapter.
+        rewards_off: of a reward model, how far its rewards are from the run's, over their spread.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class Merged:
     files: int
     untied: bool
     checks: dict[str, Difference] = field(default_factory=dict)
+    rewards_off: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         checks = {name: check.as_dict() for name, check in self.checks.items()}
@@ -101,6 +104,8 @@ def merge(
     """
     refuse_occupied(out)
     recipe = _common_recipe(runs, bool(options.weights))
+    if any(run.recipe().objective.scores for run in runs):
+        return _reward_model(runs, out, options, on_event)
     weights = options.weights or tuple(1 / len(runs) for _ in runs)
     rows: dict[str, list[TokenRow]] = {}
     if options.check_rows:  # before the long part, since there may be none
@@ -128,6 +133,28 @@ def merge(
             if len(runs) == 1:
                 write_card(runs[0], folder, "safetensors", _facts(merged))
     return merged
+
+
+def _reward_model(
+    runs: Sequence[Run], out: Path, options: MergeOptions, on_event: OnEvent
+) -> Merged:
+    if len(runs) > 1 or options.weights or options.onto != "trained":
+        raise UserError(
+            "a reward model is merged alone, onto the base that it was trained on: leave out --weights "
+            "and --onto"
+        )
+    written = write_reward_model(runs[0], out, options.dtype, options.check_rows, on_event)
+    files = list(out.glob("*.safetensors"))
+    return Merged(
+        folder=out,
+        dtype=written.dtype,
+        onto="trained",
+        layers=written.layers,
+        bytes=sum(file.stat().st_size for file in files),
+        files=len(files),
+        untied=False,
+        rewards_off=written.off,
+    )
 
 
 # Nats per token that rounding may cost: where all is float32, and where weights or products are in

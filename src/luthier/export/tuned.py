@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from luthier.errors import UserError
 from luthier.export.base import BaseWeights, config_of
 from luthier.export.changes import Changes
 from luthier.export.options import Onto
@@ -51,6 +52,11 @@ class TunedWeights:
         without_adapter: bool = False,
     ) -> None:
         recipe = run.recipe()
+        if recipe.objective.scores:
+            raise UserError(
+                f"{run.root} is a reward model: it is written as a sequence classifier of Transformers "
+                "alone, by `luthier merge` or `luthier export --to safetensors`"
+            )
         trust = recipe.model.trust_remote_code
         full = recipe.method.name == "full"
         self.source, self.config = base_of(run, recipe)

@@ -30,17 +30,21 @@ class HeadLoss:
         self.softcap = softcap
 
     @contextmanager
-    def instead_of_logits(self, targets: Tensor) -> Iterator[list[Tensor]]:
+    def instead_of_logits(self, targets: Tensor, *, each: bool = False) -> Iterator[list[Tensor]]:
         """While it lasts, a run of the model adds the summed loss of ``targets`` to the list.
 
         The model's own forward runs as ever, with its wrappers and hooks; only the call of its
         output layer is replaced, which gets the hidden states (1, S, H) of the kept positions.
+
+        Args:
+            each: the losses of the targets (S,) instead of their sum.
         """
         losses: list[Tensor] = []
+        loss_of = head_losses if each else head_loss
 
         def forward(hidden: Tensor) -> Tensor:
             weight, bias = self.head.weight, self.head.bias
-            losses.append(head_loss(hidden[0], weight, bias, targets, self.softcap))
+            losses.append(loss_of(hidden[0], weight, bias, targets, self.softcap))
             return hidden.new_zeros(1, 1, 1)  # nobody reads these logits
 
         self.head.forward = forward  # type: ignore[method-assign, assignment]
@@ -98,15 +102,37 @@ def head_loss(
     Equal to ``cross_entropy(cap(linear(hidden, weight, bias).float()), targets, "sum")``; the
     product is computed in autocast's dtype where autocast is on.
     """
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        hidden = hidden.to(torch.get_autocast_dtype(kind))
-    elif hidden.dtype != weight.dtype:
-        hidden = hidden.to(weight.dtype)
+    hidden = _as_computed(hidden, weight)
     if not torch.is_grad_enabled():
-        return _pieces(hidden, weight, bias, targets, softcap, (False, False, False))[0]
+        return _summed(_pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0], weight)
     loss: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, softcap)
     return loss
+
+
+def head_losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+) -> Tensor:
+    """The cross-entropy (nats, float32) of each of ``targets``, (S,), where ``head_loss`` sums them.
+
+    Each may have a gradient of its own. A frozen head is computed once, as in ``head_loss``; one
+    that trains is computed a second time in the backward, because the gradient of its weight
+    mixes the positions.
+    """
+    hidden = _as_computed(hidden, weight)
+    if not torch.is_grad_enabled():
+        return _pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0]
+    losses: Tensor = _HeadLosses.apply(hidden, weight, bias, targets, softcap)
+    return losses
+
+
+_NOTHING = (False, False, False)  # no gradient is wanted
+
+
+def _as_computed(hidden: Tensor, weight: Tensor) -> Tensor:
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        return hidden.to(torch.get_autocast_dtype(kind))
+    return hidden.to(weight.dtype)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -119,9 +145,10 @@ class _HeadLoss(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
     ) -> Tensor:
-        loss, *gradients = _pieces(hidden, weight, bias, targets, softcap, ctx.needs_input_grad[:3])
+        wanted = ctx.needs_input_grad[:3]
+        losses, *gradients = _pieces(hidden, weight, bias, targets, softcap, wanted)
         ctx.gradients = gradients
-        return loss
+        return _summed(losses, weight)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
@@ -133,6 +160,52 @@ class _HeadLoss(torch.autograd.Function):
         return (*gradients, None, None)
 
 
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[:3]
+        ctx.softcap, ctx.again = softcap, wanted[1] or wanted[2]
+        if ctx.again:
+            ctx.save_for_backward(hidden, weight, bias, targets)
+            return _pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0]
+        losses, ctx.for_hidden, _, _ = _pieces(hidden, weight, bias, targets, softcap, wanted)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        if ctx.again:
+            hidden, weight, bias, targets = ctx.saved_tensors
+            wanted = ctx.needs_input_grad[:3]
+            _, *found = _pieces(hidden, weight, bias, targets, ctx.softcap, wanted, upstream[0])
+            return (*found, None, None)
+        for_hidden = ctx.for_hidden
+        del ctx.for_hidden  # scaled in place, so good for one backward
+        if for_hidden is not None:
+            for_hidden.mul_(upstream[0][:, None])
+        return (for_hidden, None, None, None, None)
+
+
+def _length(weight: Tensor) -> int:
+    """Positions of a piece."""
+    budget = _PIECE.get(weight.device.type, _PIECE["cpu"])
+    return max(1, budget // (4 * weight.shape[0]))
+
+
+def _summed(losses: Tensor, weight: Tensor) -> Tensor:
+    """Piece by piece, the order in which sums have always been taken here: to the bit."""
+    total = torch.zeros((), dtype=torch.float32, device=losses.device)
+    for piece in losses.split(_length(weight)):
+        total += piece.sum()
+    return total
+
+
 def _pieces(
     hidden: Tensor,
     weight: Tensor,
@@ -140,16 +213,19 @@ def _pieces(
     targets: Tensor,
     softcap: float | None,
     wanted: tuple[bool, bool, bool],
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The summed loss, and its gradients with respect to hidden, weight and bias where wanted."""
+    """Each loss (S,), and the gradients of their sum for hidden, weight and bias where wanted.
+
+    ``scale`` (S,) weighs the losses in those gradients.
+    """
     compute = weight.to(hidden.dtype)
     offset = None if bias is None else bias.to(hidden.dtype)
     for_hidden = torch.empty_like(hidden) if wanted[0] else None
     for_weight = torch.zeros_like(weight) if wanted[1] else None
     for_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
-    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    budget = _PIECE.get(hidden.device.type, _PIECE["cpu"])
-    length = max(1, budget // (4 * weight.shape[0]))
+    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    length = _length(weight)
     for start in range(0, hidden.shape[0], length):
         piece = hidden[start : start + length]
         chosen = targets[start : start + length, None]
@@ -162,13 +238,15 @@ def _pieces(
         chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
         # log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32.
         normaliser = logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
-        loss += (normaliser - logits.gather(1, chosen).float()).sum()
+        losses[start : start + length] = (normaliser - logits.gather(1, chosen).float())[:, 0]
         if not any(wanted):
             continue
         # d loss / d logits = softmax(logits) - one at the target.
         slopes = chances.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=chances.dtype))
         if slope is not None:
             slopes.mul_(slope)
+        if scale is not None:
+            slopes.mul_(scale[start : start + length, None])
         if for_bias is not None:
             for_bias += slopes.sum(0).to(for_bias.dtype)
         slopes = slopes.to(hidden.dtype)
@@ -176,4 +254,4 @@ def _pieces(
             torch.mm(slopes, compute, out=for_hidden[start : start + length])
         if for_weight is not None:
             for_weight += slopes.t() @ piece
-    return loss, for_hidden, for_weight, for_bias
+    return losses, for_hidden, for_weight, for_bias

@@ -30,9 +30,12 @@ def rows_stay_apart(model: PreTrainedModel | PeftModel) -> bool:
             input_ids=torch.cat([first, second])[None],
             position_ids=positions,
             use_cache=False,
+            output_hidden_states=True,
             **row_inputs(inner(model), (8, 8)),
         )
-        return output.logits[0, 9:].float()  # behind the token that is changed
+        # Sequence classifiers have one score for all of it.
+        found = output.logits if output.logits.ndim == 3 else output.hidden_states[-1]
+        return found[0, 9:].float()  # behind the token that is changed
 
     def changed(row: Tensor) -> Tensor:
         return torch.cat([(row[:1] + 7) % vocabulary, row[1:]])

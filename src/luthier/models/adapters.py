@@ -38,6 +38,7 @@ def attach_adapter(
     base: str | None = None,
     revision: str | None = None,
     tokens: Sequence[int] = (),
+    scores: bool = False,
 ) -> PeftModel:
     """Add a new adapter; but for PiSSA and OLoRA the model's outputs do not change yet.
 
@@ -48,6 +49,7 @@ def attach_adapter(
         on_meta: leave it without memory, for planning.
         base: what the saved adapter names as its base, with its ``revision``.
         tokens: ids whose rows of the embedding (and output layer) train.
+        scores: the model is a sequence classifier, whose layer for the label trains completely.
 
     Raises:
         UserError: ``target_modules`` or another key names what this model has not, or it has
@@ -74,7 +76,7 @@ def attach_adapter(
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
         trainable_token_indices=_rows_of(model, tokens, method),
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
     )
     exact_modules(config, model)
     wanted = [] if isinstance(targets, str) else targets

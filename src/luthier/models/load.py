@@ -5,11 +5,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -53,11 +55,13 @@ def load_model(
     device: torch.device | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    scores: bool = False,
     on_event: OnEvent = ignore,
 ) -> PreTrainedModel:
     """The causal language model in ``folder``, weights in ``dtype``, on ``device``.
 
-    Only safetensors files are read, unless ``allow_pickle``: a pickled checkpoint can run code when
+    With ``scores`` it is a sequence classifier with one label, whose layer for it is random where the
+    folder has none. Only safetensors files are read, unless ``allow_pickle``: a pickled checkpoint can run code when
     it is opened. Where it is allowed PyTorch reads it with ``weights_only``, which refuses all but
     tensors and plain values.
 
@@ -66,8 +70,14 @@ def load_model(
             quantisation on this device.
     """
     check_size(folder, load_config(folder, trust_remote_code))
+    kind: Any = AutoModelForCausalLM
+    more: dict[str, Any] = {}
+    if scores:
+        kind, more = AutoModelForSequenceClassification, {"num_labels": 1}
+        if quantization is not None:
+            quantization.llm_int8_skip_modules = ["score"]
     with _told(folder), during("loading the model", on_event):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = kind.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=quantization,
@@ -75,6 +85,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
             local_files_only=True,
+            **more,
         )
     if quantization is not None:
         _guard_4bit_layers(model)

@@ -21,8 +21,8 @@ def is_called(name: str, wanted: str) -> bool:
 
 
 def linear_leaves(model: nn.Module) -> list[str]:
-    """The last parts of the names of all linear layers but the output layer."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    """The last parts of the names of all linear layers but the output layer, or that of a score."""
+    head = getattr(model, "get_output_embeddings", lambda: None)() or getattr(model, "score", None)
     return sorted(
         {
             name.rpartition(".")[2]

@@ -62,12 +62,15 @@ class TunedModel:
         yield self._base
 
 
-def load_tuned(run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore) -> TunedModel:
+def load_tuned(
+    run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore, *, scores: bool = False
+) -> TunedModel:
     """Load the best weights of ``run`` on this machine's device, in the dtype it trained in.
 
     Args:
         adapter_scale: multiplies what the adapter adds: 0 is the base, 1 what was trained, and
             between them the weights move from one to the other (WiSE-FT, Wortsman et al. 2022).
+        scores: the caller can use a reward model, too.
 
     Raises:
         UserError: the run has not finished, a model cannot be read, or there is no adapter to scale.
@@ -75,6 +78,11 @@ def load_tuned(run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore)
     recipe = run.recipe()
     weights = run.weights_path(recipe)
     run.require_finished()
+    if recipe.objective.scores and not scores:
+        raise UserError(
+            f"{run.root} is a reward model: it scores answers and writes none; `luthier evaluate` "
+            "measures it, and `luthier merge` writes it as a sequence classifier of Transformers"
+        )
     tokenizer = load_tokenizer(weights, recipe.model.trust_remote_code)
     if template_hash(tokenizer) != run.provenance().template_sha256:
         raise UserError(
@@ -93,6 +101,7 @@ def load_tuned(run: Run, adapter_scale: float = 1.0, on_event: OnEvent = ignore)
         run_dtype(run),
         device=pick_device(),
         trust_remote_code=recipe.model.trust_remote_code,
+        scores=recipe.objective.scores,
         on_event=on_event,
     )
     return TunedModel(run, whole, tokenizer, on_event)
@@ -108,6 +117,7 @@ def load_base(run: Run, on_event: OnEvent = ignore) -> PreTrainedModel:
         device=pick_device(),
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
+        scores=recipe.objective.scores,
         on_event=on_event,
     )
 

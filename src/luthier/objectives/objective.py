@@ -12,6 +12,8 @@ from luthier.events import OnEvent, ignore, tracked
 
 Parts = dict[str, Tensor]
 
+PER = " per "  # between the names of a part and of the part that it is divided by
+
 
 class Objective(Protocol):
     """A loss that is a sum over counted things, divided by their number over the full step.
@@ -28,7 +30,8 @@ class Objective(Protocol):
         """The summed loss of ``batch`` (float32 scalar, with gradient), and sums to log by name.
 
         ``model`` may be wrapped (PEFT, DistributedDataParallel); ``batch`` is on its device. Parts
-        are detached float32 scalars; their means over the step go to metrics.jsonl.
+        are detached float32 scalars; their means over the step go to metrics.jsonl. One that is
+        called ``x per n`` is logged as ``x``, its sum over that of the part ``n``.
         """
         ...
 
@@ -43,10 +46,11 @@ def mean_over(
     rows: Sequence[TokenRow],
     batch_size: int,
     on_event: OnEvent = ignore,
+    together: int = 1,
 ) -> dict[str, float]:
     """The objective's mean over all that counts in ``rows``: ``loss``, and its parts by name.
 
-    The model is put into evaluation mode and back. The device is that of its first parameter.
+    ``together`` rows in a row are one of ``batch_size``, see ``RowDataset``. The model is put into evaluation mode and back. The device is that of its first parameter.
 
     Raises:
         ValueError: nothing in ``rows`` counts.
@@ -57,7 +61,11 @@ def mean_over(
     totals: dict[str, float] = {"loss": 0.0}
     count = 0
     groups = tracked(
-        by_length(rows, batch_size), "validation loss", on_event, total=len(rows), size=len
+        by_length(rows, batch_size, together),
+        "validation loss",
+        on_event,
+        total=len(rows),
+        size=len,
     )
     try:
         with torch.no_grad():
@@ -71,4 +79,16 @@ def mean_over(
         model.train(training)
     if not count:
         raise ValueError("no row has a trainable token to take the loss of")
-    return {name: total / count for name, total in totals.items()}
+    return divided({name: total / count for name, total in totals.items()})
+
+
+def divided(means: dict[str, float]) -> dict[str, float]:
+    """Means of parts, those called ``x per n`` divided by the mean of n; without any n, none of x."""
+    found = {}
+    for name, value in means.items():
+        what, _, of = name.partition(PER)
+        if not of:
+            found[name] = value
+        elif means[of]:
+            found[what] = value / means[of]
+    return found

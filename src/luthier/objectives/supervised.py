@@ -1,4 +1,4 @@
-"""The model on the supervised tokens of a batch: their summed loss, or their logits.
+"""The model on the supervised tokens of a batch: their losses, summed or apart, or their logits.
 
 Of a row of 120 tokens perhaps 30 are supervised. The head of a model with a large vocabulary is
 its largest matrix product, so the positions that do not count are skipped, and where the
@@ -38,6 +38,34 @@ def loss_sum(
             logits, targets = supervised_logits(model, piece)
             losses.append(F.cross_entropy(logits.float(), targets, reduction="sum"))
     return torch.stack(losses).sum()
+
+
+def log_probs(
+    model: nn.Module, batch: Batch, *, packed: bool = True, head: HeadLoss | None = None
+) -> Tensor:
+    """log p(x_t | x_<t) of the supervised tokens of ``batch`` (S,), float32, in nats; see ``loss_sum``."""
+    found = []
+    for piece in [batch] if packed else batch.rows():
+        if head is not None:
+            with head.instead_of_logits(piece.targets, each=True) as losses:
+                model(**_inputs(model, piece), logits_to_keep=piece.predicts)
+            found += losses
+        else:
+            logits, targets = supervised_logits(model, piece)
+            found.append(F.cross_entropy(logits.float(), targets, reduction="none"))
+    return -torch.cat(found)
+
+
+def row_sums(values: Tensor, batch: Batch) -> Tensor:
+    """Sums by row (B,) of one value for each supervised token (S,)."""
+    rows = len(batch.row_lengths)
+    return values.new_zeros(rows).index_add(0, row_numbers(batch), values)
+
+
+def row_numbers(batch: Batch) -> Tensor:
+    """The row, from 0, of each supervised token: (S,) int64."""
+    ends = torch.tensor(batch.row_lengths, device=batch.predicts.device).cumsum(0)
+    return torch.searchsorted(ends, batch.predicts, right=True)
 
 
 def supervised_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

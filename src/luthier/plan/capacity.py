@@ -43,7 +43,7 @@ def capacities(job: Job, devices: Sequence[Accelerator]) -> list[Capacity]:
     found = []
     for device in devices:
         fitting = _invert(_SIZES, peaks, device.bytes - framework_bytes(device))
-        longest = min(fitting, job.positions or fitting)
+        longest = min(fitting // job.objective.together, job.positions or fitting)
         found.append(Capacity(device.name, fitting, fitting // row, longest))
     return found
 

@@ -32,7 +32,7 @@ def make_plan(
     seconds: Range | None
     if calibration is not None and calibration.dtype == dtype:
         micro = work(typical, job.optim, 1 / job.gradient_accumulation_steps)
-        took = calibration.rates.of(micro) * job.tokens / sum(job.typical)
+        took = calibration.rates.of(micro) * job.tokens_of_work / sum(job.typical)
         seconds = (took, took)
         basis = f"calibrated on this machine ({calibration.measured})"
     else:
@@ -59,6 +59,7 @@ def make_plan(
         cost=_times(seconds, accelerator.price_per_hour, 3600),
         energy=_times(seconds, accelerator.watts, 3.6e6),
         basis=basis,
+        reference=job.reference,
     )
 
 
@@ -92,7 +93,7 @@ def _work(job: Job, typical: Step) -> Work:
     return Work(
         tokens=job.tokens,
         steps=job.steps,
-        flops=per_token * job.tokens,
+        flops=per_token * job.tokens_of_work,
         flops_per_token=per_token,
         attention_share=typical.attention_flops / typical.flops,
         by_rule=passes * typical.multiplied * job.tokens,

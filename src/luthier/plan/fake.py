@@ -1,11 +1,17 @@
 """A model of fake tensors (shapes without storage), as training would build it."""
 
+import copy
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from luthier.kernels.nf4 import is_4bit
 from luthier.models.adapters import attach_adapter
@@ -22,25 +28,28 @@ def meta_model(
     dtype: torch.dtype,
     trained: torch.dtype = torch.float32,
     tokens: int = 0,
+    scores: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """The model of ``config``, ready to train by ``method``, on the meta device.
 
     ``dtype`` is that of frozen weights, ``trained`` that of weights that train as a whole; the rows
-    of ``tokens`` tokens train beside an adapter.
+    of ``tokens`` tokens train beside an adapter. With ``scores`` it is a sequence classifier.
 
     Attached by the same code that trains, so that adapters and frozen parts are those of a real run.
     """
     whole = method.name == "full"
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=trained if whole else dtype
-        )
+        kind: Any = AutoModelForCausalLM
+        if scores:
+            kind, config = AutoModelForSequenceClassification, copy.deepcopy(config)
+            config.num_labels = 1
+        model: PreTrainedModel = kind.from_config(config, dtype=trained if whole else dtype)
         if method.name == "qlora":
             _quantise(model, method, dtype)
         if whole:
             choose_trained(model, method)
             return model.train()
-        ready = attach_adapter(model, method, on_meta=True, tokens=range(tokens))
+        ready = attach_adapter(model, method, on_meta=True, tokens=range(tokens), scores=scores)
     return ready.train()
 
 
@@ -48,7 +57,7 @@ def _quantise(model: PreTrainedModel, method: MethodGroup, dtype: torch.dtype) -
     """Replace every linear layer but the head by a 4-bit one, as Transformers does when loading."""
     from bitsandbytes.nn import Linear4bit
 
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() or getattr(model, "score", None)
     layers = [
         (name, module)
         for name, module in model.named_modules()

@@ -74,7 +74,9 @@ def job_of_data(
     optim: str | None = None,
 ) -> Job:
     """The job of a recipe whose data was prepared; ``optim`` is what stands in for its optimiser."""
-    dataset = RowDataset(data.train, recipe.data.max_length, recipe.data.packing)
+    dataset = RowDataset(
+        data.train, recipe.data.max_length, recipe.data.packing, recipe.objective.together
+    )
     items = [[len(row) for row in item] for item in dataset.items]
     supervised = data.report.tokens.train.supervised
     return job_from_lengths(recipe, config, dtype, items, supervised, optim)

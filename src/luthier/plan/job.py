@@ -2,15 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedConfig
 
 from luthier.errors import UserError
 from luthier.models.load import max_positions
+from luthier.objectives.reference import asked_in_every_step
 from luthier.plan.simulate import Step, Workload, simulate
-from luthier.recipe import METHOD_DEFAULTS, KernelsGroup, MethodGroup, MethodName, Recipe
+from luthier.recipe import (
+    METHOD_DEFAULTS,
+    KernelsGroup,
+    MethodGroup,
+    MethodName,
+    ObjectiveGroup,
+    Recipe,
+)
 
 
 @dataclass(frozen=True)
@@ -18,11 +26,13 @@ class Job:
     """A fine-tuning run, as far as memory and time depend on it.
 
     Attributes:
-        largest: tokens of each row of the fullest micro-batch that can come.
+        largest: tokens of each row of the fullest micro-batch that can come; of pairs, of each pair.
         typical: the same of an average one.
         supervised: share of the tokens that count in the loss.
         tokens: tokens of all micro-batches of the run together.
         steps: optimiser steps of the run.
+        continues: a trained adapter is trained on.
+        rows_tokens: tokens of all training rows, each once.
     """
 
     model: str
@@ -40,6 +50,33 @@ class Job:
     steps: int
     kernels: KernelsGroup
     tokens_added: int = 0
+    objective: ObjectiveGroup = field(default_factory=ObjectiveGroup)
+    continues: bool = False
+    rows_tokens: int = 0
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether a reference model is asked in every step."""
+        return self.objective.has_reference and asked_in_every_step(
+            self.objective, self.method, self.continues
+        )
+
+    @property
+    def reference(self) -> str | None:
+        """Where the log-probabilities of a reference come from, in words."""
+        if not self.objective.has_reference:
+            return None
+        if self.asks_reference:
+            return "the model with its adapter off, asked in every step"
+        return "its log-probabilities, computed once before the first step and kept"
+
+    @property
+    def tokens_of_work(self) -> float:
+        """``tokens``, and what asking a reference once comes to: forward passes without a backward."""
+        if self.objective.has_reference and not self.asks_reference:
+            forward = 1 / 3 if self.method.name == "full" else 1 / 2
+            return self.tokens + forward * self.rows_tokens
+        return self.tokens
 
     def step(self, lengths: Sequence[int]) -> Step:
         """Simulate one micro-batch of rows of ``lengths`` tokens, and the optimiser's step."""
@@ -53,6 +90,8 @@ class Job:
             self.optimizer_in_backward,
             self.kernels,
             self.tokens_added,
+            self.objective,
+            self.asks_reference,
         )
         return simulate(self.config, self.method, work)
 
@@ -92,7 +131,8 @@ def job_from_lengths(
         supervised: tokens that count, of all items together.
         optim: the optimiser that replaces the recipe's on this device, if any.
     """
-    train = recipe.train
+    train, together = recipe.train, recipe.objective.together
+    items = [[sum(item[i : i + together]) for i in range(0, len(item), together)] for item in items]
     by_tokens = sorted(items, key=sum, reverse=True)
     batch = min(train.per_device_train_batch_size, len(items))
     tokens = sum(map(sum, items))
@@ -118,13 +158,16 @@ def job_from_lengths(
         steps=steps,
         kernels=recipe.kernels,
         tokens_added=len(recipe.data.add_tokens),
+        objective=recipe.objective,
+        continues=recipe.model.adapter is not None,
+        rows_tokens=tokens,
     )
 
 
 def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype, rows: int) -> Job:
     """The job of a recipe whose data is not at hand: ``rows`` rows of ``data.max_length`` tokens.
 
-    All tokens count in the loss: the most memory that any data can need.
+    All tokens count in the loss: the most memory that any data can need. Of pairs both rows are so long.
 
     Raises:
         UserError: rows are longer than the model can read.
@@ -134,8 +177,8 @@ def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype,
         recipe,
         config,
         dtype,
-        [[recipe.data.max_length]] * rows,
-        supervised=rows * (recipe.data.max_length - 1),
+        [[recipe.data.max_length] * recipe.objective.together] * rows,
+        supervised=rows * recipe.objective.together * (recipe.data.max_length - 1),
     )
 
 

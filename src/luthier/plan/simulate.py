@@ -1,7 +1,7 @@
 """One training step on fake tensors (shapes without storage): its memory and its work."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,18 +11,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
 
-from luthier.data.batches import Batch
+from luthier.data.batches import Batch, Judged
 from luthier.errors import UserError
 from luthier.kernels import dropout
 from luthier.kernels.fast import install
+from luthier.kernels.head import HeadLoss
 from luthier.kernels.lora import is_known
+from luthier.models.adapters import inner
 from luthier.models.dtype import trained_dtype
-from luthier.objectives.objective import Parts
+from luthier.objectives.choose import choose
+from luthier.objectives.objective import Objective, Parts
+from luthier.objectives.reference import AdapterOff, Stored
 from luthier.objectives.sft import SFT
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
-from luthier.recipe import KernelsGroup, MethodGroup
+from luthier.recipe import OBJECTIVES, KernelsGroup, MethodGroup, ObjectiveGroup
 from luthier.train.loop import Learner, train_step
 from luthier.train.optimizers import step_in_backward
 from luthier.train.setup import recompute_activations
@@ -36,10 +40,12 @@ class Workload:
     """One micro-batch and how it is trained on.
 
     Attributes:
-        lengths: tokens of each row; the batch is laid end to end, without padding.
+        lengths: tokens of each row; the batch is laid end to end, without padding. Where rows stay
+            together, as those of pairs do, of both: they are taken to be halves.
         supervised: tokens that count in the loss, of all rows together.
         optim: the recipe's name.
         tokens: whose rows of the embedding train beside an adapter, so many.
+        asks_reference: the model is asked without its adapter, too, in every step.
     """
 
     lengths: Sequence[int]
@@ -50,6 +56,8 @@ class Workload:
     optimizer_in_backward: bool = False
     kernels: KernelsGroup = field(default_factory=KernelsGroup)
     tokens: int = 0
+    objective: ObjectiveGroup = field(default_factory=ObjectiveGroup)
+    asks_reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,14 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
             a layer, or the model has an operation that cannot be simulated (experts in float32).
     """
-    model = meta_model(config, method, work.dtype, trained_dtype(work.optim), work.tokens)
+    scores = work.objective.scores
+    model = meta_model(config, method, work.dtype, trained_dtype(work.optim), work.tokens, scores)
     model.config.use_cache = False
     _check_rank(model, method)
     total, multiplied = _sizes(model)
-    fast = install(model, work.kernels)
+    fast = install(
+        model, work.kernels.model_copy(update={"loss": work.kernels.loss and not scores})
+    )
     tables = []
     if work.kernels.lora and method.lora_dropout and any(map(is_known, model.modules())):
         tables.append(dropout.table(method.lora_dropout, work.dtype, torch.device("cpu")))
@@ -132,8 +143,8 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         load_peak = live.peak
         resident = live.live
         live.add(tables)
-        phases = _Phases(live, SFT(head=fast.head))
-        model.get_output_embeddings().register_forward_pre_hook(phases.at_head)
+        phases = _Phases(live, _objective(work, fast.head))
+        _head(model).register_forward_pre_hook(phases.at_head)
         optimizer = _Planned(trained, phases.at_update)
         if work.optimizer_in_backward:
             step_in_backward(optimizer)
@@ -181,9 +192,9 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
 
 
 class _Phases:
-    """Supervised fine-tuning, and a look at what is alive as the step passes from phase to phase."""
+    """An objective, and a look at what is alive as the step passes from phase to phase."""
 
-    def __init__(self, live: LiveStorage, objective: SFT) -> None:
+    def __init__(self, live: LiveStorage, objective: Objective) -> None:
         self.live = live
         self.objective = objective
         self.collate, self.count = objective.collate, objective.count
@@ -241,6 +252,11 @@ def _check_rank(model: PreTrainedModel | PeftModel, method: MethodGroup) -> None
             )
 
 
+def _head(model: nn.Module) -> Any:
+    """The output layer: over words, or the one of a score."""
+    return model.get_output_embeddings() or inner(model).score  # type: ignore[operator]
+
+
 def _sizes(model: nn.Module) -> tuple[int, int]:
     """All numbers of ``model``, and those of them that a token is multiplied with."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -248,19 +264,51 @@ def _sizes(model: nn.Module) -> tuple[int, int]:
     base = [p for name, p in model.named_parameters() if "lora_" not in name]
     size = sum({id(p): p.numel() for p in base}.values())
     adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = _head(model)
     tied = any(head.weight is table.weight for table in tables)
     return size + adapter, size - embeddings + (head.weight.numel() if tied else 0)
 
 
+def _objective(work: Workload, head: HeadLoss | None) -> Objective:
+    """That of a run; a plugin's is taken for supervised fine-tuning."""
+    if work.objective.name not in OBJECTIVES:
+        return SFT(head=head)
+    reference = AdapterOff() if work.asks_reference else Stored({})
+    return choose(work.objective, True, head, reference)
+
+
 def _batch(work: Workload) -> Batch:
-    total = sum(work.lengths)
+    kind = work.objective.learns_from
+    if kind == "answers":
+        return _rows(work.lengths, work.supervised)
+    halves = [half for length in work.lengths for half in (length - length // 2, length // 2)]
+    if kind == "labels":
+        real, others = halves[::2], halves[1::2]
+        counted = -(-work.supervised // 2)
+        mismatched = replace(
+            _rows(others, counted), judged=Judged(reference=torch.zeros(len(others)))
+        )
+        judged = Judged(
+            torch.zeros(len(real)), torch.zeros(len(real), dtype=torch.bool), mismatched=mismatched
+        )
+        return replace(_rows(real, counted), judged=judged)
+    prompts = work.objective.name == "orpo"  # of chosen rows, which count too
+    supervised = (work.supervised + sum(work.lengths)) // 2 if prompts else work.supervised
+    judged = Judged(
+        torch.zeros(len(halves)),
+        answers=torch.zeros(supervised, dtype=torch.bool) if prompts else None,
+    )
+    return replace(_rows(halves, supervised), judged=judged)
+
+
+def _rows(lengths: Sequence[int], supervised: int) -> Batch:
+    total = sum(lengths)
     return Batch(
         input_ids=torch.zeros(1, total, dtype=torch.long),
         position_ids=torch.zeros(1, total, dtype=torch.long),
         labels=torch.zeros(1, total, dtype=torch.long),
-        predicts=torch.zeros(work.supervised, dtype=torch.long),
-        row_lengths=tuple(work.lengths),
+        predicts=torch.zeros(supervised, dtype=torch.long),
+        row_lengths=tuple(lengths),
     )
 
 

@@ -32,6 +32,35 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 
 MethodName = Literal["full", "lora", "qlora"]
 
+# Objectives that learn from preferences, with the keys that each of them has and their defaults: those
+# of TRL 1.16 (DPOConfig, KTOConfig, RewardConfig; ORPOConfig and CPOConfig, of which simpo is a loss).
+PREFERENCE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dpo": {"beta": 0.1, "precompute_ref_log_probs": None},
+    "ipo": {"beta": 0.1, "precompute_ref_log_probs": None},
+    "kto": {
+        "beta": 0.1,
+        "desirable_weight": 1.0,
+        "undesirable_weight": 1.0,
+        "precompute_ref_log_probs": None,
+    },
+    "orpo": {"beta": 0.1},
+    "simpo": {"beta": 0.1, "simpo_gamma": 0.5},
+    "reward": {"center_rewards_coefficient": None},
+}
+
+OBJECTIVES = ("sft", *PREFERENCE_DEFAULTS)
+
+# Their learning rates. Sources: 1e-6 is the default of TRL's configurations for full fine-tuning, and
+# TRL's guides use ten times the rate for adapters; rewards 1e-5 and 1e-4 (TRL's reward script).
+PREFERENCE_RATES: dict[str, dict[str, float]] = {
+    name: (
+        {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+        if name == "reward"
+        else {"full": 1e-6, "lora": 1e-5, "qlora": 1e-5}
+    )
+    for name in PREFERENCE_DEFAULTS
+}
+
 # The fields of rows that data.columns may map, in all formats.
 COLUMN_NAMES = (
     "instruction", "input", "output", "prompt", "completion", "text", "messages", "conversations",
@@ -125,6 +154,12 @@ class ModelGroup(Group):
     )
     revision: str | None = Field(
         None, description="branch, tag or commit of the model on the hub", examples=["main"]
+    )
+    adapter: str | None = Field(
+        None,
+        description="folder of a finished run whose adapter is trained on, instead of a new one; base "
+        "model and adapter settings must be those of that run",
+        examples=["runs/sft"],
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -305,9 +340,9 @@ class DataGroup(Group):
         description="share of data.train to hold out where data.validation is not set",
         examples=[0.05],
     )
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"] = Field(
-        "auto", description="format of the rows; auto detects it and says which one it is"
-    )
+    format: Literal[
+        "auto", "alpaca", "messages", "sharegpt", "prompt_completion", "preference", "text"
+    ] = Field("auto", description="format of the rows; auto detects it and says which one it is")
     columns: dict[_ColumnName, str] | None = Field(
         None,
         description="what the rows call the fields of their format, where they have names of their own",
@@ -566,14 +601,93 @@ class TrainGroup(Group):
 
 
 class ObjectiveGroup(Group):
-    """What is learned from a batch."""
+    """What is learned from a batch: answers, or which of two answers is better (docs/preference.md)."""
 
     name: str = Field(
         "sft",
-        description="sft: supervised fine-tuning, or the name of an installed plugin "
-        "(docs/plugins.md)",
-        examples=["sft"],
+        description="sft: supervised fine-tuning; dpo, ipo, orpo or simpo: learn to prefer the chosen "
+        "answer of a pair to the rejected one; kto: the same from single answers with a label; reward: "
+        "train a model that scores answers; or the name of an installed plugin (docs/plugins.md)",
+        examples=["dpo"],
     )
+    beta: float | None = Field(
+        None,
+        gt=0,
+        description="how far the model may move from the reference: the smaller, the further (dpo, "
+        "ipo, kto; 0.1); the weight of the odds ratio (orpo; 0.1); the scale of rewards (simpo; 0.1)",
+        examples=[0.1],
+    )
+    simpo_gamma: float | None = Field(
+        None,
+        ge=0,
+        description="simpo: the margin between the rewards of both answers that is aimed at (0.5)",
+        examples=[0.5],
+    )
+    desirable_weight: float | None = Field(
+        None,
+        gt=0,
+        description="kto: the weight of answers with the label true (1); where there are few of "
+        "them, raise it until both kinds weigh about the same",
+        examples=[1.33],
+    )
+    undesirable_weight: float | None = Field(
+        None,
+        gt=0,
+        description="kto: the weight of answers with the label false (1)",
+        examples=[1.0],
+    )
+    center_rewards_coefficient: float | None = Field(
+        None,
+        gt=0,
+        description="reward: the weight of a penalty on rewards whose mean over a pair is not 0",
+        examples=[0.01],
+    )
+    precompute_ref_log_probs: bool | None = Field(
+        None,
+        description="dpo, ipo, kto: ask the reference model once before the first step and keep its "
+        "log-probabilities, instead of asking it in every step; without it adapters ask in every step "
+        "(the adapter off) and full fine-tuning once",
+        examples=[True],
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_objective(self) -> "ObjectiveGroup":
+        usual = PREFERENCE_DEFAULTS.get(self.name, {})
+        for key in type(self).model_fields:
+            if key == "name":
+                continue
+            if key not in usual and getattr(self, key) is not None:
+                having = [name for name, keys in PREFERENCE_DEFAULTS.items() if key in keys]
+                raise ValueError(
+                    f"objective.{key} is not a key of the objective {self.name}; it belongs to "
+                    f"{', '.join(having)}: set objective.name, or take the key out"
+                )
+            if getattr(self, key) is None and usual.get(key) is not None:
+                setattr(self, key, usual[key])
+                self.model_fields_set.discard(key)  # it follows when the objective changes
+        return self
+
+    @property
+    def learns_from(self) -> Literal["answers", "pairs", "labels"]:
+        """The kind of rows: answers, pairs of a better and a worse one, or answers with a label."""
+        if self.name == "kto":
+            return "labels"
+        return "pairs" if self.name in PREFERENCE_DEFAULTS else "answers"
+
+    @property
+    def together(self) -> int:
+        """Token rows that stay together: both of a pair; for kto a row and a mismatched answer."""
+        return 1 if self.learns_from == "answers" else 2
+
+    @property
+    def scores(self) -> bool:
+        """Whether what is trained scores answers, and writes none."""
+        return self.name == "reward"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the model is compared with the one that it began as."""
+        return "precompute_ref_log_probs" in PREFERENCE_DEFAULTS.get(self.name, {})
 
 
 class KernelsGroup(Group):

@@ -20,6 +20,9 @@ from luthier.recipe.changes import Changes, merge
 from luthier.recipe.groups import (
     METHOD_DEFAULTS,
     METRICS,
+    OBJECTIVES,
+    PREFERENCE_DEFAULTS,
+    PREFERENCE_RATES,
     REPORTS,
     WARMUP_RATIO,
     DataGroup,
@@ -111,7 +114,7 @@ class Recipe(Group):
         check_names(f"{origin}: 'evaluate.metrics'", "metric", metrics, METRICS, "luthier.metrics")
         learned = chosen("objective", "name")
         check_names(
-            f"{origin}: 'objective.name'", "objective", learned, ("sft",), "luthier.objectives"
+            f"{origin}: 'objective.name'", "objective", learned, OBJECTIVES, "luthier.objectives"
         )
         sinks = chosen("train", "report_to")
         check_names(f"{origin}: 'train.report_to'", "sink", sinks, REPORTS, "luthier.sinks")
@@ -119,11 +122,47 @@ class Recipe(Group):
     @model_validator(mode="after")
     def _fill_method_defaults(self) -> "Recipe":
         usual = METHOD_DEFAULTS[self.method.name]
+        rates = PREFERENCE_RATES.get(self.objective.name)
+        if rates is not None:
+            usual = usual | {"learning_rate": rates[self.method.name]}
         filled = {key: value for key, value in usual.items() if getattr(self.train, key) is None}
         # A copy that does not count them as set: they follow when the method changes.
         self.train = TrainGroup.model_construct(
             _fields_set=self.train.model_fields_set - filled.keys(), **dict(self.train) | filled
         )
+        return self
+
+    @model_validator(mode="after")
+    def _check_preference(self) -> "Recipe":
+        name = self.objective.name
+        if name not in PREFERENCE_DEFAULTS:
+            return self
+        if self.data.train_on != "completions":
+            raise ValueError(
+                f"data.train_on all is not for the objective {name}, which compares answers"
+            )
+        if name == "reward" and self.train.stop_on_forgetting is not None:
+            raise ValueError(
+                "train.stop_on_forgetting asks the model questions, which a reward model cannot answer"
+            )
+        if name == "reward" and self.model.adapter is not None:
+            raise ValueError(
+                "model.adapter goes on with a model that writes, and a reward model scores: merge that "
+                "run (`luthier merge`) and give the merged folder as model.source"
+            )
+        if self.data.replay is not None:
+            raise ValueError(f"data.replay is for the objective sft, not for {name}")
+        if self.objective.precompute_ref_log_probs is False and self.method.name == "full":
+            raise ValueError(
+                "objective.precompute_ref_log_probs false needs an adapter that can be switched off: "
+                "full fine-tuning keeps the reference's log-probabilities, which gives the same "
+                "numbers without a second model in memory"
+            )
+        # No dropout: noise in the model but not in the reference is noise in the reward (TRL's
+        # disable_dropout). A copy that does not count as set.
+        if "lora_dropout" not in self.method.model_fields_set:
+            self.method = self.method.model_copy(update={"lora_dropout": 0.0})
+            self.method.model_fields_set.discard("lora_dropout")
         return self
 
     @model_validator(mode="after")
@@ -176,6 +215,16 @@ class Recipe(Group):
                 raise ValueError(
                     f"train.{key} {steps:g} must be a whole number, or a share below 1"
                 )
+        if self.model.adapter is not None and self.method.name == "full":
+            raise ValueError(
+                "model.adapter is for method.name lora and qlora; for full fine-tuning merge that run "
+                "(`luthier merge`) and give the merged folder as model.source"
+            )
+        if self.model.adapter is not None and self.method.init_lora_weights is not True:
+            raise ValueError(
+                "method.init_lora_weights is for a new adapter, and model.adapter goes on with one; take "
+                "one of them out"
+            )
         if train.optim == "adamw_bf16" and self.method.name != "full":
             raise ValueError("train.optim adamw_bf16 is for method.name full; adapters are small")
         if train.optim == "adamw_bf16" and self.model.dtype not in ("auto", "bfloat16"):
@@ -206,6 +255,8 @@ class Recipe(Group):
         full = self.model_copy(deep=True)
         if user_path(self.model.source).exists():
             full.model.source = absolute_path(self.model.source)
+        if self.model.adapter is not None:
+            full.model.adapter = absolute_path(self.model.adapter)
         full.data.train = [absolute_source(source) for source in self.train_files]
         if self.data.validation is not None:
             full.data.validation = absolute_source(self.data.validation)

@@ -194,6 +194,24 @@ class Forgetting(ProbeFindings):
     remedies: list[Remedy]
 
 
+class PreferenceFindings(Record):
+    """What held-out pairs of a better and a worse answer show.
+
+    Attributes:
+        accuracy: share of pairs whose chosen answer has the higher reward, with Wilson's interval.
+        margin: mean reward of chosen answers less that of rejected ones.
+        chosen, rejected: mean rewards: log p_tuned - log p_base of an answer, or a reward model's.
+        lengths: characters of the generated answers of both sides; None without any.
+    """
+
+    pairs: int
+    accuracy: Interval
+    margin: Interval
+    chosen: Interval
+    rejected: Interval
+    lengths: Compared | None
+
+
 class AnsweredRow(Record):
     """One answered row, a line of ``evaluation/rows.jsonl``: both answers, and their scores.
 
@@ -221,6 +239,7 @@ class Evaluation(Record):
         metrics: the same with intervals and the paired test, by name.
         classification: None where the references form no label set.
         forgetting: None where it was not measured.
+        preference: None where no row is a pair.
         tasks: those of lm-eval, by task and metric.
         samples: the first answered rows; all of them are in ``evaluation/rows.jsonl``.
         when: ISO 8601, UTC.
@@ -238,6 +257,7 @@ class Evaluation(Record):
     classification: Pair[Confusion] | None
     samples: list[AnsweredRow]
     forgetting: Forgetting | None
+    preference: PreferenceFindings | None = None
     tasks: dict[str, MetricCompared] = Field(default_factory=dict)
     max_new_tokens: int
     seconds: float

@@ -43,6 +43,7 @@ class Plan(Record):
         seconds, cost, energy: least and most; equal where they come from a calibration. US dollars,
             kilowatt-hours.
         basis: what the times rest on.
+        reference: where the log-probabilities of a preference's reference model come from.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Plan(Record):
     cost: Range | None
     energy: Range | None
     basis: str
+    reference: str | None = None
 
     @property
     def weight_bytes(self) -> int:

@@ -3,6 +3,8 @@
 import statistics
 from dataclasses import dataclass, field
 
+from luthier.objectives.objective import divided
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -50,7 +52,10 @@ class Window:
             figures["learning_rate"] = last.learning_rate
             tokens = sum(step.tokens for step in self.steps)
             figures["tokens_per_second"] = round(tokens / max(self.seconds, 1e-9), 1)
-            for name in counted[0].parts:
-                figures[name] = statistics.fmean(step.parts[name] for step in counted)
+            means = {
+                name: statistics.fmean(step.parts[name] for step in counted)
+                for name in counted[0].parts
+            }
+            figures |= divided(means)
         self.steps, self.seconds = [], 0.0
         return figures

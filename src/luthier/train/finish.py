@@ -28,12 +28,12 @@ def finish(recipe: Recipe, run: Run, session: Session) -> Measured:
     _keep_weights(run.checkpoint_path(best_step), weights, session.tokenizer)
     peak = max(state.peak_memory, peak_memory())
     speed = round(state.tokens / max(state.step_seconds, 1e-9), 1)
-    best = state.best_loss
+    best, of_answers = state.best_loss, recipe.objective.learns_from == "answers"
     measured = Measured(
         steps=state.step,
         best_step=best_step,
         best_eval_loss=best,
-        best_eval_perplexity=perplexity(best) if best is not None else None,
+        best_eval_perplexity=perplexity(best) if best is not None and of_answers else None,
         stopped_early=state.step < session.loop.course.max_steps,
         seconds=round(state.seconds, 3),
         tokens=state.tokens,

@@ -1,6 +1,6 @@
 """Everything before the first step; whether a run is new or goes on is decided here, once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,23 +10,20 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from luthier import plugins
 from luthier.data.batches import RowDataset, StepBatches
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.data.split import sample
+from luthier.data.tokens import TokenRow
 from luthier.data.unused import sentence
 from luthier.events import Note, OnEvent
 from luthier.files import write_json
-from luthier.kernels import compiling
-from luthier.kernels.fast import install_checked
-from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import trainable_parameters
+from luthier.models.continued import continue_adapter
 from luthier.models.load import load_config, load_model
 from luthier.models.residual import start_of
 from luthier.models.source import ResolvedModel
 from luthier.objectives.noise import Noisy
 from luthier.objectives.objective import Objective
-from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
 from luthier.recipe import Recipe
 from luthier.records import Provenance
 from luthier.run import Run, save_recipe
@@ -40,6 +37,7 @@ from luthier.train.guards import (
     check_rows,
     check_untrained_tokens,
 )
+from luthier.train.learning import checked_objective
 from luthier.train.loop import Learner, Loop
 from luthier.train.memory import with_micro_batch
 from luthier.train.optimizers import make_optimizer, make_scheduler, step_in_backward
@@ -173,8 +171,13 @@ def open_session(asked: Asked) -> Session:
     set_seed(recipe.train.seed)
     load, tokens = asked.materials.load, writing.tokens
     model = build_model(recipe, resolved, setup, start.checkpoint, on_event, tokens, load)
+    if recipe.objective.scores and model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # how its scores pool
     if start.checkpoint is None:
-        begin_adapter(model, recipe.method, resolved.folder, data.train, on_event)
+        if recipe.model.adapter is not None and isinstance(model, PeftModel):
+            continue_adapter(model, recipe, tokenizer, on_event)
+        else:
+            begin_adapter(model, recipe.method, resolved.folder, data.train, on_event)
     sizes = trainable_parameters(model)
     on_event(
         Note(
@@ -184,9 +187,12 @@ def open_session(asked: Asked) -> Session:
     )
     check_embedding(model, data.train, len(tokenizer))
     check_untrained_tokens(model, data.train, tokenizer, on_event)
-    objective = _checked_objective(recipe, setup, model, data, on_event)
+    learning = checked_objective(
+        recipe, setup, model, data, run, on_event, resumed=start.checkpoint is not None
+    )
+    objective, together = learning.objective, recipe.objective.together
     batches = StepBatches(
-        RowDataset(data.train, recipe.data.max_length, recipe.data.packing),
+        RowDataset(data.train, recipe.data.max_length, recipe.data.packing, together),
         recipe.train.per_device_train_batch_size,
         recipe.train.gradient_accumulation_steps,
         recipe.train.seed,
@@ -195,6 +201,7 @@ def open_session(asked: Asked) -> Session:
     )
     course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
     start.write()
+    learning.write()
 
     alpha = recipe.train.neftune_noise_alpha
     learned = Noisy(objective, alpha) if alpha is not None else objective
@@ -212,7 +219,7 @@ def open_session(asked: Asked) -> Session:
         start_of(model) if isinstance(model, PeftModel) and recipe.method.changes_base else None,
     )
     checkpoints.load()
-    probe = asked.probe if data.validation else None
+    probe = asked.probe if data.validation and not recipe.objective.scores else None
     rate = recipe.train.learning_rate
     assert rate is not None  # the recipe filled in the method's
     loop = Loop(
@@ -222,14 +229,11 @@ def open_session(asked: Asked) -> Session:
         start.state,
         Validation(
             objective,
-            sample(
-                data.validation,
-                recipe.train.eval_rows or len(data.validation),
-                recipe.train.seed,
-            ),
+            _sampled(data.validation, recipe),
             recipe.train.per_device_eval_batch_size,
             partial(probe, model, tokenizer) if probe is not None else None,
             on_event,
+            together,
         ),
         checkpoints,
         Watch(model, rate, on_event),
@@ -274,7 +278,7 @@ def _resumed(
     begun: Provenance = run.provenance()
     # Measured once per run: a busy machine must not change the answer.
     setup = replace(choose_setup(recipe), dtype=getattr(torch, begun.dtype))
-    data = load_stored(recipe.data, tokenizer, run, asked.on_event)
+    data = load_stored(recipe.data, tokenizer, run, asked.on_event, recipe.objective)
     state = load_state(checkpoint)
     return _Start(
         setup,
@@ -294,46 +298,12 @@ def _template_used(template: str, data: Prepared) -> str:
     return template if spoken else "none"
 
 
-def _checked_objective(
-    recipe: Recipe,
-    setup: Setup,
-    model: PreTrainedModel | PeftModel,
-    data: Prepared,
-    on_event: OnEvent,
-) -> Objective:
-    """The recipe's objective and the fast paths of ``model``, held against the plain loss."""
-    few = few_short(data.train)
-    expected = plain_loss(model, few) if few else None
-    compiled = compiling.pays(recipe.train.compile, _micro_batches(recipe, data), setup.device)
-    if compiled:
-        on_event(
-            Note(
-                "compiling element-wise operations: this takes about ten seconds the first time on a machine"
-            )
-        )
-    fast = install_checked(model, recipe.kernels, compiled)
-    for missing in fast.missing:
-        on_event(Note(f"there is no fast path for {missing}"))
-    packed = rows_stay_apart(model)
-    if not packed:
-        on_event(
-            Note("this model cannot separate packed rows: each row runs by itself, which is slower")
-        )
-    supervised = SFT(packed, fast.head)
-    if expected is not None:
-        check_first_loss(supervised, model, few, expected)
-    if recipe.objective.name == "sft":
-        return supervised
-    made: Objective = plugins.load("luthier.objectives", recipe.objective.name)()
-    return made
-
-
-def _micro_batches(recipe: Recipe, data: Prepared) -> int:
-    """How many go through the model, at most."""
-    train = recipe.train
-    if train.max_steps > 0:
-        return train.max_steps * train.gradient_accumulation_steps
-    return round(len(data.train) * train.num_train_epochs / train.per_device_train_batch_size)
+def _sampled(rows: Sequence[TokenRow], recipe: Recipe) -> list[TokenRow]:
+    """The validation rows of each evaluation during training; pairs stay whole."""
+    together = recipe.objective.together
+    groups = [rows[i : i + together] for i in range(0, len(rows), together)]
+    chosen = sample(groups, recipe.train.eval_rows or len(groups), recipe.train.seed)
+    return [row for group in chosen for row in group]
 
 
 def _make_learner(

@@ -194,6 +194,7 @@ def build_model(
         device=setup.device,
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
+        scores=recipe.objective.scores,
         on_event=on_event,
     )
     model.config.use_cache = False
@@ -207,4 +208,5 @@ def build_model(
         base=public_name(recipe.model.source),
         revision=recipe.model.revision,
         tokens=tokens,
+        scores=recipe.objective.scores,
     )

@@ -27,21 +27,28 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """The mean over all that counts in ``rows``, and what the probe finds."""
+    """The mean over all that counts in ``rows``, and what the probe finds.
+
+    ``together`` rows in a row are one of ``batch_size``: 2 for pairs, whose loss is no perplexity's.
+    """
 
     objective: Objective
     rows: Sequence[TokenRow]
     batch_size: int
     probe: Callable[[], dict[str, float]] | None
     on_event: OnEvent
+    together: int = 1
 
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:
         """Figures by the names of metrics.jsonl; before the first step those of the probe alone."""
         figures: dict[str, float] = {}
         if step > 0:
-            means = mean_over(self.objective, model, self.rows, self.batch_size, self.on_event)
+            means = mean_over(
+                self.objective, model, self.rows, self.batch_size, self.on_event, self.together
+            )
             figures["eval_loss"] = means.pop("loss")
-            figures["eval_perplexity"] = perplexity(figures["eval_loss"])
+            if self.together == 1:
+                figures["eval_perplexity"] = perplexity(figures["eval_loss"])
             figures |= {f"eval_{name}": value for name, value in means.items()}
         if self.probe is not None:
             figures |= {f"eval_{name}": value for name, value in self.probe().items()}

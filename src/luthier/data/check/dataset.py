@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.check.duplicates import Ints, groups_of_equal, near_clusters
+from luthier.data.check.habits import judge_preferences
+from luthier.data.check.preferences import NOT_JUDGED
 from luthier.data.check.row import IS_JSON, IS_SQL, answer_hash, shortened
 from luthier.data.check.scan import Example, Scan
 
@@ -49,6 +51,7 @@ def judge(scan: Scan) -> list[Ints]:
     _systems(scan)
     _mixed_formats(scan)
     _outliers(scan)
+    judge_preferences(scan)
     _size(scan)
     return clusters
 
@@ -71,8 +74,9 @@ def _duplicates(scan: Scan, whole: NDArray[np.uint64], role: NDArray[np.uint8]) 
 
 def _conflicts(scan: Scan, same_prompt: Sequence[Ints]) -> None:
     answers, role = scan.columns["answer_key"], scan.columns["role"]
+    single = (role == 0) & (answers != 0) & (scan.columns["judged"] == NOT_JUDGED)
     for group in same_prompt:
-        train = group[(role[group] == 0) & (answers[group] != 0)]
+        train = group[single[group]]
         if len(np.unique(answers[train])) > 1:
             first = train[0]
             for position in train:

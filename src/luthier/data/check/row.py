@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from luthier.data.check import preferences
 from luthier.data.check.text import (
     control_characters,
     find_secrets,
@@ -48,6 +49,7 @@ class RowFacts:
         system: the system prompt's hash, 0 without one.
         shingles: three-word pieces of the row, lower case, for near duplicates.
         sample: the start of the last answer, for telling its language.
+        judged, longer: see ``preferences.kind_of`` and ``preferences.longer``.
     """
 
     origin: Origin
@@ -65,6 +67,8 @@ class RowFacts:
     system: int = 0
     shingles: list[str] = field(default_factory=list)
     sample: str = ""
+    judged: int = 0
+    longer: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,10 @@ def examine(
         facts.hits[_kind_of(bad.reason)] = bad.reason
         return facts
     facts.usable = True
+    facts.judged, facts.longer = preferences.kind_of(conversation), preferences.longer(conversation)
     for unused in unused_fields([conversation]):
+        if unused.field == "label" and facts.judged != preferences.NOT_JUDGED:
+            continue
         kind = "unused_content" if unused.may_be_content else "unused_fields"
         facts.hits.setdefault(kind, f"'{unused.field}'")
     _keys(conversation, facts)
@@ -124,6 +131,9 @@ def examine(
         _look_into(role, text, special, facts)
     if conversation.text is None:
         _answer(conversation.reference, facts)
+    facts.hits |= preferences.hits(conversation)
+    if conversation.rejected is not None:
+        _look_into("rejected", spoken(conversation.rejected), special, facts)
     return facts
 
 
@@ -181,7 +191,9 @@ def _keys(conversation: Conversation, facts: RowFacts) -> None:
     facts.prompt_key = int(split_key(conversation)[:16], 16)
     facts.exact_key = exact_hash(conversation)
     if conversation.text is None:
-        facts.answer_key = answer_hash(conversation.reference)
+        worse = conversation.rejected  # two pairs with one chosen answer are not the same
+        other = f"\0{spoken(worse)}" if worse is not None else ""
+        facts.answer_key = answer_hash(conversation.reference + other)
         first = conversation.messages[0]
         if first["role"] == "system":
             facts.system = _hash(first["content"])

@@ -43,6 +43,8 @@ _COLUMNS: dict[str, type] = {
     "form": np.uint8,
     "system": np.uint64,
     "short": np.bool_,
+    "judged": np.uint8,
+    "longer": np.int8,
 }
 
 
@@ -235,6 +237,6 @@ def _take(found: Scan, role: int, facts: list[RowFacts]) -> dict[str, NDArray[An
         columns["line"].append(fact.origin.line)
         columns["short"].append(fact.label is not None)
         for name in ("usable", "prompt_key", "exact_key", "answer_key", "prompt_length", "answer_length",
-                     "form", "system"):  # fmt: skip
+                     "form", "system", "judged", "longer"):  # fmt: skip
             columns[name].append(getattr(fact, name))
     return {name: np.array(columns[name], dtype) for name, dtype in _COLUMNS.items()}

@@ -91,8 +91,9 @@ def headline(evaluation: Evaluation) -> Headline:
 def _samples(evaluation: Evaluation) -> list[dict[str, str]]:
     """Some answered rows: those that the first metric says changed most, worse and better in turn."""
     rows = evaluation.samples
-    names = [n for n in evaluation.metrics if n not in ("loss", "perplexity")]
-    if names and rows:
+    # Of answers: loss, perplexity and the preference of pairs score none.
+    names = [name for name in evaluation.metrics if rows and name in rows[0].scores.base]
+    if names:
         name = names[0] if len(names) == 1 else max(names, key=lambda n: _spread(rows, n))
         sign = 1 if evaluation.metrics[name].higher_is_better else -1
         ordered = sorted(rows, key=lambda row: sign * _change(row, name))

@@ -1,0 +1,110 @@
+"""Which of two answers a model prefers, on held-out pairs, and whether its own answers grow."""
+
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from luthier.data.batches import by_length, collate
+from luthier.data.tokens import TokenRow
+from luthier.evaluate.likelihood import RowLoss
+from luthier.evaluate.statistics import mean_interval, paired_test
+from luthier.events import OnEvent, ignore, tracked
+from luthier.kernels.separation import rows_stay_apart
+from luthier.objectives.reward import rewards
+from luthier.records.evaluation import Compared, MetricCompared, PreferenceFindings
+
+PREFERS = "preference_accuracy"  # among the metrics of an evaluation
+_GROWN = 1.2  # times as long: answers that grow so are told of
+_BATCH = 8
+
+
+def preferred(base: Sequence[RowLoss], tuned: Sequence[RowLoss]) -> MetricCompared:
+    """How often each side finds the chosen answer likelier, per token, than the rejected one."""
+    sides = [
+        [float(chosen.mean < rejected.mean) for chosen, rejected in _pairs(losses)]
+        for losses in (base, tuned)
+    ]
+    return MetricCompared(
+        label="prefers chosen answer",
+        share=True,
+        higher_is_better=True,
+        base=mean_interval(sides[0]),
+        tuned=mean_interval(sides[1]),
+        test=paired_test(*sides),
+    )
+
+
+def findings(
+    base: Sequence[RowLoss], tuned: Sequence[RowLoss], answers: tuple[list[str], list[str]]
+) -> PreferenceFindings:
+    """What training did to pairs: the reward of an answer is log p_tuned - log p_base of all of it.
+
+    Args:
+        base, tuned: of chosen and rejected rows by turns.
+        answers: that both sides generated; none, where they were not asked.
+    """
+    gained = [before.sum - after.sum for before, after in zip(base, tuned, strict=True)]
+    margins = [
+        chosen - rejected for chosen, rejected in zip(gained[::2], gained[1::2], strict=True)
+    ]
+    return PreferenceFindings(
+        pairs=len(margins),
+        accuracy=mean_interval([float(margin > 0) for margin in margins]),
+        margin=mean_interval(margins),
+        chosen=mean_interval(gained[::2]),
+        rejected=mean_interval(gained[1::2]),
+        lengths=_lengths(*answers) if answers[0] else None,
+    )
+
+
+def grown(found: PreferenceFindings) -> str | None:
+    """The sentence for answers that became clearly longer; None where they did not."""
+    lengths = found.lengths
+    if lengths is None or lengths.test.low <= 0:
+        return None
+    if lengths.tuned.mean < _GROWN * lengths.base.mean:
+        return None
+    return (
+        f"answers grew from {lengths.base.mean:.0f} to {lengths.tuned.mean:.0f} characters: preference "
+        "training often teaches length. Look whether chosen answers are longer (`luthier data check`), "
+        "raise objective.beta, or use the objective simpo or ipo, whose rewards are per token"
+    )
+
+
+@torch.no_grad()
+def score_pairs(
+    model: PreTrainedModel | PeftModel, rows: Sequence[TokenRow], on_event: OnEvent = ignore
+) -> PreferenceFindings:
+    """What a reward model makes of chosen and rejected rows by turns."""
+    device = next(model.parameters()).device
+    packed = rows_stay_apart(model)
+    margins, chosen, rejected = [], [], []
+    groups = by_length(rows, _BATCH, together=2)
+    for group in tracked(groups, "rewards of pairs", on_event, len(rows), size=len):
+        found = rewards(model, collate([group]).to(device), packed=packed).tolist()
+        chosen += found[::2]
+        rejected += found[1::2]
+    margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
+    return PreferenceFindings(
+        pairs=len(margins),
+        accuracy=mean_interval([float(margin > 0) for margin in margins]),
+        margin=mean_interval(margins),
+        chosen=mean_interval(chosen),
+        rejected=mean_interval(rejected),
+        lengths=None,
+    )
+
+
+def _pairs(losses: Sequence[RowLoss]) -> list[tuple[RowLoss, RowLoss]]:
+    return list(zip(losses[::2], losses[1::2], strict=True))
+
+
+def _lengths(base: Sequence[str], tuned: Sequence[str]) -> Compared:
+    sides = [[float(len(answer)) for answer in answers] for answers in (base, tuned)]
+    return Compared(
+        base=mean_interval(sides[0]),
+        tuned=mean_interval(sides[1]),
+        test=paired_test(*sides, higher_is_better=False),
+    )

@@ -1,0 +1,169 @@
+"""The objective of a run with the model that it will train, held against the plain way before it starts."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from luthier.data.prepare import Prepared
+from luthier.data.tokens import TokenRow
+from luthier.errors import UserError
+from luthier.events import Note, OnEvent
+from luthier.kernels import compiling
+from luthier.kernels.fast import install_checked
+from luthier.kernels.head import HeadLoss
+from luthier.kernels.separation import rows_stay_apart
+from luthier.objectives.choose import choose
+from luthier.objectives.objective import Objective, mean_over
+from luthier.objectives.preference import Preference, first_loss
+from luthier.objectives.reference import (
+    AdapterOff,
+    Reference,
+    Stored,
+    asked_in_every_step,
+    store,
+)
+from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
+from luthier.recipe import Recipe
+from luthier.run import Run
+from luthier.train.setup import Setup
+
+_PAIRS = 4  # of the loss that is known beforehand
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """An objective, and what ``write`` puts into the run folder for it."""
+
+    objective: Objective
+    write: Callable[[], None] = field(default=_nothing)
+
+
+def checked_objective(
+    recipe: Recipe,
+    setup: Setup,
+    model: PreTrainedModel | PeftModel,
+    data: Prepared,
+    run: Run,
+    on_event: OnEvent,
+    *,
+    resumed: bool,
+) -> Learning:
+    """The recipe's objective and the fast paths of ``model``, held against the plain loss.
+
+    Raises:
+        UserError: they differ, or what a resumed run kept of its reference model is gone.
+    """
+    settings = recipe.objective
+    few = [] if settings.scores else few_short(data.train)
+    expected = plain_loss(model, few) if few else None
+    compiled = compiling.pays(recipe.train.compile, _micro_batches(recipe, data), setup.device)
+    if compiled:
+        on_event(
+            Note(
+                "compiling element-wise operations: this takes about ten seconds the first time on a machine"
+            )
+        )
+    kernels = recipe.kernels
+    if settings.scores:  # there is no head over words
+        kernels = kernels.model_copy(update={"loss": False})
+    fast = install_checked(model, kernels, compiled)
+    for missing in fast.missing:
+        on_event(Note(f"there is no fast path for {missing}"))
+    packed = rows_stay_apart(model)
+    if not packed:
+        on_event(
+            Note("this model cannot separate packed rows: each row runs by itself, which is slower")
+        )
+    if expected is not None:
+        check_first_loss(SFT(packed, fast.head), model, few, expected)
+    if not settings.has_reference:
+        return Learning(choose(settings, packed, fast.head))
+    with _arithmetic(setup):
+        reference, write = _reference(
+            recipe, model, data, run, packed, fast.head, on_event, resumed
+        )
+        objective = choose(settings, packed, fast.head, reference)
+        if not resumed:
+            _check_first_preference(objective, recipe, model, data.train, setup.dtype)
+    return Learning(objective, write)
+
+
+def _reference(
+    recipe: Recipe,
+    model: PreTrainedModel | PeftModel,
+    data: Prepared,
+    run: Run,
+    packed: bool,
+    head: HeadLoss | None,
+    on_event: OnEvent,
+    resumed: bool,
+) -> tuple[Reference, Callable[[], None]]:
+    if asked_in_every_step(recipe.objective, recipe.method, recipe.model.adapter is not None):
+        on_event(Note("the reference is the model with its adapter off, asked in every step"))
+        return AdapterOff(), _nothing
+    path = run.reference_path
+    if resumed:
+        return Stored.load(path), _nothing
+    on_event(
+        Note(
+            "the reference is the model before the first step: its log-probabilities of all rows "
+            "are computed once, and kept in the run folder"
+        )
+    )
+    rows = [*data.train, *data.validation]
+    size = recipe.objective.together * recipe.train.per_device_eval_batch_size
+    ask = Preference(recipe.objective, None, packed, head).ask
+    stored = store(model, ask, rows, size, on_event)
+    return stored, lambda: stored.save(path)
+
+
+def _check_first_preference(
+    objective: Objective,
+    recipe: Recipe,
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[TokenRow],
+    dtype: torch.dtype,
+) -> None:
+    """See that the model is its own reference before the first step.
+
+    Raises:
+        UserError: its loss is another than that of a model that is.
+    """
+    together = recipe.objective.together
+    groups = [list(rows[i : i + together]) for i in range(0, min(len(rows), 400), together)]
+    few = [
+        row for group in sorted(groups, key=lambda g: sum(map(len, g)))[:_PAIRS] for row in group
+    ]
+    expected = first_loss(recipe.objective, few)
+    loss = mean_over(objective, model, few, _PAIRS, together=together)["loss"]
+    numbers = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    exact = numbers <= {torch.float32} and dtype == torch.float32
+    if not abs(loss - expected) <= (1e-3 if exact else 0.05) * (1 + expected):
+        raise UserError(
+            f"before the first step the {recipe.objective.name} loss is {loss:.4f}, but a model that is "
+            f"its own reference has {expected:.4f}: the reference is not the model that training "
+            "starts from. Try objective.precompute_ref_log_probs=true, and report it"
+        )
+
+
+def _arithmetic(setup: Setup) -> AbstractContextManager[None]:
+    """As of the training step (``Learner.arithmetic``)."""
+    if setup.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(setup.device.type, setup.dtype)
+
+
+def _micro_batches(recipe: Recipe, data: Prepared) -> int:
+    """How many go through the model, at most."""
+    train = recipe.train
+    if train.max_steps > 0:
+        return train.max_steps * train.gradient_accumulation_steps
+    return round(len(data.train) * train.num_train_epochs / train.per_device_train_batch_size)
