@@ -304,7 +304,8 @@ def test_loss_gradients_and_metrics_are_those_of_trl(
     elif name in ("dpo", "ipo"):
         compared -= {"kl"}
     for key in compared:
-        assert parts[key] == pytest.approx(logged[key], rel=1e-5, abs=1e-6), key
+        # Differences of log-probabilities of several tens: 1e-5 of what they are made of.
+        assert parts[key] == pytest.approx(logged[key], rel=1e-5, abs=1e-5), key
 
 
 def test_the_adapter_off_and_what_was_stored_are_the_model_before_training() -> None:
