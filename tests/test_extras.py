@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text("utf-8"))
 # Packages of the extras by the name they are imported by, and what else comes with them.
 IMPORTED = {
     "serve": {"fastapi", "llguidance", "prometheus_client", "uvicorn", "starlette"},
+    "board": {"nicegui"},
     "sheets": {"python_calamine"},
     "rag": {"usearch"},
     "export": {"gguf"},
@@ -105,6 +106,10 @@ def test_training_and_all_that_follows_need_no_extra(
         (
             ("serve", "runs/first"),
             "luthier serve needs the extra 'serve': pip install 'luthier[serve]'",
+        ),
+        (
+            ("board",),
+            "luthier board needs the extra 'board': pip install 'luthier[board]'",
         ),
         (
             ("data", "check", "rows.xlsx"),
