@@ -19,7 +19,8 @@ from luthier.serve.app import create_app
 from luthier.serve.backend import Backend
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
-from luthier.serve.server import bind, configuration
+from luthier.serve.server import configuration
+from luthier.sockets import bind
 
 KEY = "a key, kept"
 

@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text("utf-8"))
 IMPORTED = {
     "serve": {"fastapi", "llguidance", "prometheus_client", "uvicorn", "starlette"},
     "llama-cpp": {"xllamacpp", "gguf"},
+    "board": {"nicegui"},
     "sheets": {"python_calamine"},
     "rag": {"usearch"},
     "export": {"gguf"},
@@ -107,6 +108,10 @@ def test_training_and_all_that_follows_need_no_extra(
         (
             ("serve", "runs/first"),
             "luthier serve needs the extra 'serve': pip install 'luthier[serve]'",
+        ),
+        (
+            ("board",),
+            "luthier board needs the extra 'board': pip install 'luthier[board]'",
         ),
         (
             ("data", "check", "rows.xlsx"),

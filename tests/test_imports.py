@@ -22,6 +22,7 @@ ALLOWED = {
     "records": set(),
     "tables": set(),
     "perplexity": set(),
+    "sockets": set(),
     "events": {"records"},
     "trust": {"recipe"},
     "run": {"recipe", "records", "trust"},
@@ -49,7 +50,8 @@ ALLOWED = {
     },
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "demo": {"api", "recipe", "run", "evaluate"},  # evaluate: the scripts that make its task
-    "cli": {"api", "recipe", "run", "trust", "demo"},
+    "board": {"api", "recipe", "run"},
+    "cli": {"api", "recipe", "run", "trust", "demo", "board"},
     "api": {
         *("recipe", "run", "runs", "models", "data", "advise", "plan"),
         *("train", "generate", "serve", "evaluate", "retrieve", "compare", "sweep", "export"),
@@ -66,6 +68,7 @@ FREE = {
     "extras",
     "runtime",
     "perplexity",
+    "sockets",
     "__version__",
 }
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from luthier.advise.decide import Decision as Decision
     from luthier.advise.decide import decide as decide
     from luthier.advise.from_data import answers_from_data as answers_from_data
+    from luthier.advise.method import needed as memory_needed
     from luthier.advise.otherwise import Alternative as Alternative
     from luthier.advise.otherwise import alternatives as alternatives
     from luthier.advise.recipe import make_recipe as make_advised_recipe
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from luthier.data.template import Messages as Messages
     from luthier.evaluate.before_after import evaluate_run as evaluate_run
     from luthier.evaluate.gate import check_gate as check_gate
+    from luthier.evaluate.report.drawing import marks as marks
+    from luthier.evaluate.report.page import Headline as Headline
+    from luthier.evaluate.report.page import headline as headline
     from luthier.evaluate.report.page import write_report as write_report
     from luthier.export.export import export as export_run
     from luthier.export.merge import Merged as Merged
@@ -85,6 +89,7 @@ if TYPE_CHECKING:
     from luthier.plan.capacity import Capacity as Capacity
     from luthier.plan.capacity import Change as Change
     from luthier.plan.catalogues import Accelerator as Accelerator
+    from luthier.plan.catalogues import accelerators as accelerators
     from luthier.plan.job import Job as Job
     from luthier.plan.planning import Planned as Planned
     from luthier.plan.planning import find_target as find_target
@@ -108,7 +113,6 @@ if TYPE_CHECKING:
     from luthier.serve.llama_cpp import LlamaCppEngine as LlamaCppEngine
     from luthier.serve.llama_cpp import LlamaCppModels as LlamaCppModels
     from luthier.serve.models import Models as ServedModels
-    from luthier.serve.server import bind as bind
     from luthier.serve.server import check_address as check_address
     from luthier.serve.server import serve as run_server
     from luthier.serve.vllm import command as vllm_command
@@ -119,6 +123,10 @@ if TYPE_CHECKING:
     from luthier.sweep.tables import importance_text as importance_text
     from luthier.sweep.tables import trials_table as sweep_table
     from luthier.sweep.tables import verdict_text as verdict_text
+    from luthier.sockets import bind as bind
+    from luthier.train.detached import start_evaluation as start_evaluation
+    from luthier.train.detached import start_training as start_training
+    from luthier.train.detached import stop as stop_run
     from luthier.train.determinism import STEPS as DETERMINISM_STEPS
     from luthier.train.determinism import verify_determinism as verify_determinism
 
@@ -143,6 +151,7 @@ __all__ = [
     "Embedder",
     "GgufType",
     "Goal",
+    "Headline",
     "Index",
     "Job",
     "Limits",
@@ -163,6 +172,7 @@ __all__ = [
     "TunedModel",
     "Variant",
     "Way",
+    "accelerators",
     "advise",
     "alternatives",
     "answer_file",
@@ -197,6 +207,7 @@ __all__ = [
     "groups_table",
     "hand_over_to_vllm",
     "importance_text",
+    "headline",
     "index_changes",
     "job_without_data",
     "jobs_of_recipe",
@@ -206,6 +217,8 @@ __all__ = [
     "load_tuned",
     "make_advised_recipe",
     "make_variants",
+    "marks",
+    "memory_needed",
     "merge",
     "merge_runs",
     "mix_data",
@@ -226,6 +239,9 @@ __all__ = [
     "run_server",
     "run_sweep",
     "split_data",
+    "start_evaluation",
+    "start_training",
+    "stop_run",
     "stream_answer",
     "sweep",
     "sweep_table",
@@ -242,6 +258,14 @@ __all__ = [
 
 # Name here: module, name there. The same as above, for when the program runs; a test compares them.
 _PARTS = {
+    "accelerators": ("luthier.plan.catalogues", "accelerators"),
+    "marks": ("luthier.evaluate.report.drawing", "marks"),
+    "Headline": ("luthier.evaluate.report.page", "Headline"),
+    "headline": ("luthier.evaluate.report.page", "headline"),
+    "memory_needed": ("luthier.advise.method", "needed"),
+    "stop_run": ("luthier.train.detached", "stop"),
+    "start_evaluation": ("luthier.train.detached", "start_evaluation"),
+    "start_training": ("luthier.train.detached", "start_training"),
     "approaches_table": ("luthier.compare.tables", "approaches_table"),
     "groups_table": ("luthier.compare.tables", "groups_table"),
     "quality_table": ("luthier.compare.tables", "quality_table"),
@@ -335,7 +359,7 @@ _PARTS = {
     "LlamaCppModels": ("luthier.serve.llama_cpp", "LlamaCppModels"),
     "pick_engine": ("luthier.serve.which", "pick_engine"),
     "ServedModels": ("luthier.serve.models", "Models"),
-    "bind": ("luthier.serve.server", "bind"),
+    "bind": ("luthier.sockets", "bind"),
     "check_address": ("luthier.serve.server", "check_address"),
     "run_server": ("luthier.serve.server", "serve"),
     "ask_sweep": ("luthier.sweep.sweep", "ask"),

@@ -3,9 +3,11 @@
 See the table in docs/run-folder.md; nothing else in the project spells these names.
 """
 
+import json
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from luthier.errors import UserError
-from luthier.files import is_unfinished, remove_unfinished, write_text
+from luthier.files import is_unfinished, remove_unfinished, write_json, write_text
 from luthier.recipe import Recipe, stored_recipe
 from luthier.recipe.json_schema import schema_comment
 from luthier.records import (
@@ -33,6 +35,7 @@ from luthier.trust import consent, require
 from luthier.yaml_text import parse_yaml
 
 _STEP = re.compile(r"step-(\d+)")
+_CLOCKS = 2.0  # seconds by which two processes may read the start of a third differently
 
 R = TypeVar("R", bound=Record)
 
@@ -148,6 +151,16 @@ class Run:
     @property
     def log_path(self) -> Path:
         return self.root / "log.txt"
+
+    @property
+    def worker_path(self) -> Path:
+        """Which process works on the run, beside its lock."""
+        return self.root.parent / f".{self.root.name}.worker.json"
+
+    @property
+    def output_path(self) -> Path:
+        """What a process printed that was started to work on the run in the background."""
+        return self.root.parent / f".{self.root.name}.out.txt"
 
     def export_path(self, shape: str) -> Path:
         """Where `luthier export` puts a form of the model, unless another place is given."""
@@ -289,6 +302,34 @@ class Run:
         """True once the best weights were written; ``measured.json`` is the last file of a run."""
         return self.measured_path.is_file()
 
+    def worker(self) -> int | None:
+        """The id of the process that works on the run; None where none does.
+
+        A number is not enough: the process may have been killed, and its number given to another.
+        """
+        import psutil
+
+        try:
+            told = json.loads(self.worker_path.read_bytes())
+            process = psutil.Process(int(told["pid"]))
+            same = abs(process.create_time() - float(told["started"])) < _CLOCKS
+            alive = same and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            return None
+        return process.pid if alive else None
+
+    def note_worker(self, process: int) -> None:
+        """Keep that ``process`` works on the run, for ``worker``.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        import psutil
+
+        with suppress(psutil.NoSuchProcess):  # it has ended already
+            started = psutil.Process(process).create_time()
+            write_json(self.worker_path, {"pid": process, "started": started})
+
     def require_finished(self) -> None:
         """Raise UserError unless the run is finished."""
         if not self.finished:
@@ -319,8 +360,11 @@ class Run:
             if self.root.is_dir():
                 remove_unfinished(self.root)
                 remove_unfinished(self.checkpoints_path)
+            with suppress(UserError):  # a full disk is told by what has to be written
+                self.note_worker(os.getpid())
             yield
         finally:
+            self.worker_path.unlink(missing_ok=True)
             lock.release()
             if not self.root.exists():  # nothing came of it: leave nothing behind
                 path.unlink(missing_ok=True)

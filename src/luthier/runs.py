@@ -1,6 +1,8 @@
 """A run as `luthier train` makes it: with its plan before, and the probe on the way."""
 
+from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.probe.quick import QuickProbe
+from luthier.evaluate.report.page import write_report
 from luthier.events import OnEvent, ignore
 from luthier.plan.forecast import forecast
 from luthier.recipe import Recipe
@@ -31,3 +33,9 @@ def train_run(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
 def train_run_apart(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
     """``train_run`` in a process of its own, so that its peak memory is its own."""
     return train_apart(recipe, run, on_event, "luthier.runs:train_run")
+
+
+def evaluate_and_report(_recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> None:
+    """``evaluate_run`` by the recipe of the run, and its page."""
+    evaluate_run(run, None, on_event)
+    write_report(run)

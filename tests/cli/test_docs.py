@@ -219,6 +219,12 @@ def _written(path: Path, text: str) -> Path:
     return path
 
 
+def test_the_commands_of_the_boards_guide(cli: Cli) -> None:
+    (line,) = commands("docs/board.md")
+    done = cli(*line)
+    assert done.returncode == 0 and "--runs" in done.stdout, done.stderr
+
+
 def check_improved(run: Run) -> None:
     evaluation = json.loads(run.evaluation_path.read_text())
     assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"] - 0.2

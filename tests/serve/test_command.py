@@ -25,7 +25,7 @@ from luthier.run import Run, claim_run, open_run
 from luthier.serve import vllm
 from luthier.serve.limits import Limits
 from luthier.serve.models import Models
-from luthier.serve.server import bind
+from luthier.sockets import bind
 from luthier.train.fit import fit
 
 

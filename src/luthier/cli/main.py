@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 from luthier import __version__, runtime
 from luthier.cli import (  # noqa: F401  # they register
     advise,
+    board,
     chat,
     compare,
     data_check,

@@ -1,0 +1,146 @@
+"""The folders that the board was given: it reads and writes nothing elsewhere."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.errors import UserError
+from luthier.files import user_path
+from luthier.recipe import Recipe
+from luthier.run import Run
+
+_OWN = ".board"
+_NAME = re.compile(r"[\w][\w .+=@-]*")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where runs are, and where else data and models may be read; absolute, links resolved."""
+
+    runs: Path
+    data: tuple[Path, ...] = ()
+
+    @property
+    def own(self) -> Path:
+        """What the board keeps: tags, uploads, preferences."""
+        return self.runs / _OWN
+
+    @property
+    def uploads(self) -> Path:
+        return self.own / "uploads"
+
+    @property
+    def tags(self) -> Path:
+        return self.own / "tags.json"
+
+    @property
+    def preferences(self) -> Path:
+        """Answers that a person preferred, one JSON object a line."""
+        return self.own / "preferences.jsonl"
+
+    def run(self, name: str) -> Run:
+        """The run called ``name``.
+
+        Raises:
+            UserError: there is none in the folder of runs.
+        """
+        root = self.runs / name
+        inside = "/" not in name and "\\" not in name and not name.startswith(".")
+        try:
+            # A link may lead anywhere.
+            there = inside and root.resolve().parent == self.runs and root.is_dir()
+        except (OSError, ValueError):
+            there = False
+        if not there or not Run(root).recipe_path.is_file():
+            raise UserError(f"there is no run {name!r} in {self.runs}")
+        run = Run(root)
+        for path in (
+            *(run.recipe_path, run.provenance_path, run.plan_path, run.metrics_path),
+            *(run.events_path, run.measured_path, run.evaluation_path, run.answered_rows_path),
+        ):
+            if not self._within(path, (run.root,)):
+                raise UserError(f"{path} is a link that leads out of its run, so it is not shown")
+        return run
+
+    def starting(self, name: str) -> Run | None:
+        """A run that was started here and has no settings yet: its process still imports, or failed."""
+        run = Run(self.runs / name)
+        return run if _NAME.fullmatch(name) and run.output_path.is_file() else None
+
+    def files(self, run: Run) -> Iterator[Path]:
+        """The files of a run, links left out."""
+        for path in sorted(run.root.rglob("*")):
+            if path.is_file() and not path.is_symlink() and self._within(path, (run.root,)):
+                yield path
+
+    def file(self, run: Run, relative: str) -> Path:
+        """A file of ``run``.
+
+        Raises:
+            UserError: there is none, or it leads out of the run.
+        """
+        path = run.root / relative
+        try:
+            if path.is_file() and self._within(path, (run.root,)):
+                return path
+        except (OSError, ValueError):
+            pass
+        raise UserError(f"there is no file {relative!r} in {run.root}")
+
+    def readable(self, text: str) -> Path:
+        """The path that a person typed.
+
+        Raises:
+            UserError: it is in none of the folders that the board was given.
+        """
+        path = user_path(text)
+        try:
+            allowed = self._within(path, (self.runs, *self.data))
+        except (OSError, ValueError):
+            allowed = False
+        if not allowed:
+            places = ", ".join(map(str, (self.runs, *self.data)))
+            raise UserError(
+                f"{text} is not in a folder that the board may read ({places}); upload it, or start "
+                "the board with --data DIR"
+            )
+        return path
+
+    def check(self, recipe: Recipe) -> Recipe:
+        """``recipe`` for a run in the folder of runs; all its paths must be readable here.
+
+        Raises:
+            UserError: one leads elsewhere, or its name is not one for a folder.
+        """
+        name = recipe.run.name
+        if name is not None and not _NAME.fullmatch(name):
+            raise UserError(f"run.name: {name!r} is not a name for a folder")
+        full = recipe.changed(run={"dir": str(self.runs)}).with_absolute_paths()
+        replay = [full.data.replay.source] if full.data.replay else []
+        named = [full.model.source, *full.train_files, full.data.validation, *replay]
+        named += [full.evaluate.sql_databases, full.evaluate.json_schema, *full.evaluate.metrics]
+        for text in named:
+            if text is not None and Path(text).is_absolute():
+                self.readable(text)
+        return full
+
+    def upload(self, name: str) -> Path:
+        """Where an uploaded file goes: under its own name, with a number where that is taken.
+
+        Raises:
+            UserError: its name is not one for a file.
+        """
+        if not _NAME.fullmatch(name) or len(name) > 120:
+            raise UserError(
+                f"{name!r} is not a name for a file here; rename it and upload it again"
+            )
+        path, number = self.uploads / name, 2
+        while path.exists():
+            path = self.uploads / f"{Path(name).stem}-{number}{Path(name).suffix}"
+            number += 1
+        return path
+
+    def _within(self, path: Path, folders: tuple[Path, ...]) -> bool:
+        real = path.resolve()
+        return any(real.is_relative_to(folder.resolve()) for folder in folders)
