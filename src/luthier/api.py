@@ -118,12 +118,12 @@ if TYPE_CHECKING:
     from luthier.serve.vllm import command as vllm_command
     from luthier.serve.vllm import hand_over as hand_over_to_vllm
     from luthier.serve.which import pick_engine as pick_engine
+    from luthier.sockets import bind as bind
     from luthier.sweep.sweep import ask as ask_sweep
     from luthier.sweep.sweep import run_sweep as run_sweep
     from luthier.sweep.tables import importance_text as importance_text
     from luthier.sweep.tables import trials_table as sweep_table
     from luthier.sweep.tables import verdict_text as verdict_text
-    from luthier.sockets import bind as bind
     from luthier.train.detached import start_evaluation as start_evaluation
     from luthier.train.detached import start_training as start_training
     from luthier.train.detached import stop as stop_run
@@ -206,8 +206,8 @@ __all__ = [
     "generate",
     "groups_table",
     "hand_over_to_vllm",
-    "importance_text",
     "headline",
+    "importance_text",
     "index_changes",
     "job_without_data",
     "jobs_of_recipe",
