@@ -1,6 +1,7 @@
 """The environment of a process: what its libraries read, its memory, its place among several."""
 
 import ctypes
+import logging
 import os
 import platform
 import sys
@@ -44,6 +45,8 @@ def prepare() -> None:
     for name, value in (_ENVIRONMENT | spins).items():
         os.environ.setdefault(name, value)
     _hide_bars()
+    # Advice about optional kernels, told at each import.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # One library's advice to another, told at each model.
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
     # Of PEFT, about what is done right here: tied ends that come apart, bases whose biases train.

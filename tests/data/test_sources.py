@@ -273,7 +273,7 @@ def test_a_folder_of_configurations_without_a_readme_asks_for_one(tmp_path: Path
         shard(folder / config / "train-00000-of-00002.parquet", f"{config}0")
         shard(folder / config / "train-00001-of-00002.parquet", f"{config}1")
         shard(folder / config / "test-00000-of-00001.parquet", f"{config}-test")
-    with pytest.raises(UserError, match=r"several configurations \(de, fr\).* set:de, or list"):
+    with pytest.raises(UserError, match=r"several configurations \(de, fr\).*set:de, or list"):
         find_files(str(folder))
     assert texts(f"{folder}:fr") == ["fr0", "fr1"]
     assert texts(f"{folder}:de/test") == ["de-test"]

@@ -95,11 +95,11 @@ def test_experts_allow_no_dropout_and_say_so(
 def test_a_model_whose_packed_rows_leak_runs_row_by_row_and_says_so(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from luthier.train import session
+    from luthier.train import learning
 
     packed = make_recipe("run.name=packed", "method.lora_dropout=0")
     fit(packed, claim_run(packed, "x"), Notes())
-    monkeypatch.setattr(session, "rows_stay_apart", lambda _model: False)
+    monkeypatch.setattr(learning, "rows_stay_apart", lambda _model: False)
     alone = make_recipe("run.name=alone", "method.lora_dropout=0")
     notes = Notes()
     fit(alone, claim_run(alone, "x"), notes)

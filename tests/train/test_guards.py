@@ -19,8 +19,9 @@ from luthier.errors import UserError
 from luthier.models.tuned import load_tuned
 from luthier.objectives import sft
 from luthier.recipe import Recipe
-from luthier.run import Run
-from luthier.train import loop, session
+from luthier.run import Run, claim_run
+from luthier.train import learning, loop, session
+from luthier.train.fit import fit
 from luthier.train.watch import fingerprint
 
 MakeRecipe = Callable[..., Recipe]
@@ -104,14 +105,14 @@ def test_a_loss_that_is_not_the_base_models_stops_the_run(
 def test_weights_that_are_not_those_loaded_stop_the_run(
     method: str, make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = session.install_checked
+    real = learning.install_checked
 
     def broken(model: Any, *wanted: Any) -> Any:
         with torch.no_grad():
             model.get_output_embeddings().weight.data.mul_(3)
         return real(model, *wanted)
 
-    monkeypatch.setattr(session, "install_checked", broken)
+    monkeypatch.setattr(learning, "install_checked", broken)
     with pytest.raises(UserError, match="the model in training is not the one that was loaded"):
         train(make_recipe(f"method.name={method}"))
 
@@ -133,7 +134,7 @@ def test_adapters_without_gradient_stop_the_run(
 def test_one_adapter_without_gradient_is_said(
     make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = session.install_checked
+    real = learning.install_checked
 
     def cut_off(model: Any, *wanted: Any) -> Any:
         fast = real(model, *wanted)
@@ -141,7 +142,7 @@ def test_one_adapter_without_gradient_is_said(
         layers[0].lora_B["default"].weight.register_hook(torch.zeros_like)
         return fast
 
-    monkeypatch.setattr(session, "install_checked", cut_off)
+    monkeypatch.setattr(learning, "install_checked", cut_off)
     notes = Notes()
     train(make_recipe(), notes)
     assert any("got no gradient in the first step" in note for note in notes.notes)
@@ -262,20 +263,19 @@ def test_tokens_beyond_the_embedding_stop_the_run(
 
 
 def test_an_embedding_resized_without_saving_it_stops_the_run(
-    make_recipe: MakeRecipe, train: Train, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peft import PeftModel
 
-    from luthier.train import setup as setup_module
+    from luthier.models.load import load_model
 
-    real_load, real_save = setup_module.load_model, PeftModel.save_pretrained
+    real_save = PeftModel.save_pretrained
 
     def resized(*args: Any, **kwargs: Any) -> Any:
-        model = real_load(*args, **kwargs)
+        model = load_model(*args, **kwargs)
         model.resize_token_embeddings(model.config.vocab_size + 8)
         return model
 
-    monkeypatch.setattr(setup_module, "load_model", resized)
     # PEFT notices by itself as long as it finds the base's config; here it does not.
     monkeypatch.setattr(
         PeftModel,
@@ -283,7 +283,9 @@ def test_an_embedding_resized_without_saving_it_stops_the_run(
         lambda self, *a, **k: real_save(self, *a, **{**k, "save_embedding_layers": False}),
     )
     with pytest.raises(UserError, match="the embedding, resized from"):
-        train(make_recipe())
+        recipe = make_recipe()
+        shared = session.Materials(load=resized)
+        fit(recipe, claim_run(recipe, "x"), Notes(), materials=shared)
 
 
 def test_weights_that_train_and_are_not_saved_stop_the_run(

@@ -68,7 +68,6 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of other libraries would break ours
     # Warnings between libraries are not for the user.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
     except UserError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -61,7 +62,6 @@ _MOST_KL: dict[GgufType, float] = {
     "q4_0": 1.5,
 }
 _MOST_KL_ROUNDED = 0.05  # where both were computed in 16 bits
-_LEAST_SAME_TOKENS = 0.5  # of the texts: Transformers' reader has not every rule of a tokenizer
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class Checked:
     Attributes:
         difference: of logits and loss; None where Transformers cannot read the file.
         same_answers: greedy answers that are identical, of ``answers``.
-        same_tokens: held-out texts that give the same tokens, of ``texts``.
+        same_tokens: held-out texts that give the same tokens, of ``texts``, in Transformers' reader,
+            which has not every rule of a tokenizer.
+        other_tokens: ids that the file gives another text than the tokenizer does.
         notes: what could not be compared.
     """
 
@@ -92,6 +94,7 @@ class Checked:
     same_answers: int
     texts: int
     same_tokens: int
+    other_tokens: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -132,6 +135,7 @@ def check_gguf(
         "local_files_only": True,
     }
     notes: list[str] = []
+    other_tokens = _other_tokens(file, tokenizer)
     try:
         _compare_shape(file, AutoConfig.from_pretrained(**place), config)
         # With the source's config: the reader ignores what it does not know (the width of a
@@ -151,7 +155,7 @@ def check_gguf(
     except Exception as error:  # for an unsupported file it may raise anything
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         note = f"Transformers cannot load this file, so its answers were not compared: {text}"
-        return Checked(None, 0, 0, 0, 0, [note])
+        return Checked(None, 0, 0, 0, 0, other_tokens, [note])
     exact_arithmetic(model)
     after = outputs(model, ref.rows, f"loss of {file.name}", on_event)
     with during(f"answers of {file.name}", on_event):
@@ -163,6 +167,7 @@ def check_gguf(
         same_answers=sum(a == b for a, b in zip(ref.answers, answers, strict=True)),
         texts=len(ref.texts),
         same_tokens=same_tokens,
+        other_tokens=other_tokens,
         notes=notes,
     )
 
@@ -174,6 +179,11 @@ def refuse_another_model(file: Path, kind: GgufType, checked: Checked) -> None:
         CheckFailed: it answers otherwise, or its tokenizer cuts text otherwise.
     """
     advice = "Use `luthier export --to safetensors` instead, and report this with the model's name"
+    if checked.other_tokens:
+        raise CheckFailed(
+            f"the tokenizer in {file.name} is not the run's, so nothing was written: "
+            f"{checked.other_tokens} tokens have another text. {advice}"
+        )
     found = checked.difference
     if found is None:
         return
@@ -185,11 +195,12 @@ def refuse_another_model(file: Path, kind: GgufType, checked: Checked) -> None:
             f"{kind} may cost {max(_MOST_KL[kind], rounded):g}), and the most likely token is the same at "
             f"{found.same_top:.1%} of {found.positions} positions. {advice}"
         )
-    if checked.same_tokens < _LEAST_SAME_TOKENS * checked.texts:
-        raise CheckFailed(
-            f"the tokenizer in {file.name} is not the run's, so nothing was written: only "
-            f"{checked.same_tokens} of {checked.texts} texts give the same tokens. {advice}"
-        )
+
+
+def _other_tokens(file: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    written = GGUFReader(file).fields["tokenizer.ggml.tokens"].contents()
+    ours = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return sum(token is not None and token != w for token, w in zip(ours, written, strict=False))
 
 
 def _answers(

@@ -77,13 +77,13 @@ def find_ground(recipe: Recipe, on_event: OnEvent = ignore) -> Ground:
 
 
 def _rows(rows: list[TokenRow]) -> int:
-    return len({id(row.conversation) for row in rows})
+    return len({row.source for row in rows})
 
 
 def _count(rows: list[TokenRow]) -> TokenCounts:
     return TokenCounts(
         total=sum(map(len, rows)),
-        supervised=sum(sum(row.supervised) for row in rows),
+        supervised=sum(int(row.mask.sum()) for row in rows),
         longest=max(map(len, rows)),
     )
 

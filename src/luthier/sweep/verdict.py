@@ -66,7 +66,7 @@ def _losses(run: Run, rows: list[TokenRow], task: str, on_event: OnEvent) -> dic
     found = row_losses(model, rows, packed=rows_stay_apart(model), task=task, on_event=on_event)
     whole: dict[str, RowLoss] = {}
     for row, loss in zip(rows, found, strict=True):
-        place = str(row.conversation.origin)
+        place = str(row.origin)
         before = whole.get(place, RowLoss(0.0, 0))
         whole[place] = RowLoss(before.sum + loss.sum, before.tokens + loss.tokens)
     return whole

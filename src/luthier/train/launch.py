@@ -5,7 +5,6 @@
 is that process; ``call_apart`` starts it and passes on its events, its result and its errors.
 """
 
-import logging
 import os
 import secrets
 import signal
@@ -140,7 +139,6 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 def main() -> None:
     """The process that trains."""
     prepare()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its advice is not for the user
     key = bytes.fromhex(os.environ.pop(_KEY))
     with Client(sys.argv[1], authkey=key) as connection:
         how, arguments = connection.recv()

@@ -165,8 +165,18 @@ def test_a_models_own_special_tokens(tmp_path: Path, tiny_model: Path) -> None:
     )
 
 
+OF_PREFERENCES = {  # whose cases are in test_preferences.py
+    "equal_pairs",
+    "leaked_prompts",
+    "chosen_longer",
+    "chosen_shorter",
+    "one_sided_labels",
+    "uneven_labels",
+}
+
+
 def test_every_kind_has_a_case() -> None:
-    elsewhere = {"unreadable", "encoding", "template_refuses"}
+    elsewhere = {"unreadable", "encoding", "template_refuses", *OF_PREFERENCES}
     across = {*ACROSS, *(kind.replace("leak", "contamination") for kind in ACROSS)}
     assert set(KINDS) == set(CASES) | elsewhere | across
 
