@@ -45,6 +45,18 @@ def test_the_chosen_answers_gain(name: str, make_recipe: Make, train: Train, pai
         assert weights and not run.reference_path.exists()
 
 
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_in_bfloat16_too_a_new_adapter_is_its_own_reference(
+    name: str, make_recipe: Make, train: Train, pairs: Path
+) -> None:
+    """Fast paths round otherwise than what stands in for them where there are no gradients."""
+    more = [f"objective.name={name}", f"data.train={pairs}", "train.max_steps=3"]
+    run = train(make_recipe("model.dtype=bfloat16", *more))
+    first = read_metrics(run)[0]
+    assert (first["rewards/chosen"], first["rewards/rejected"], first["kl"]) == (0, 0, 0)
+    assert first["loss"] == pytest.approx(math.log(2) if name == "dpo" else 0.5, abs=1e-6)
+
+
 def test_full_training_keeps_its_reference_and_gives_the_same_first_loss(
     make_recipe: Make, train: Train, pairs: Path
 ) -> None:

@@ -19,7 +19,7 @@ from luthier.data.tokens import TokenRow
 from luthier.kernels.head import HeadLoss
 from luthier.objectives import losses
 from luthier.objectives.objective import PER, Parts
-from luthier.objectives.reference import Reference
+from luthier.objectives.reference import Reference, keeping_nothing
 from luthier.objectives.supervised import log_probs, row_sums
 from luthier.recipe import ObjectiveGroup
 
@@ -144,8 +144,9 @@ class KTO:
         good = judged.desirable
         before = partial(self.reference.log_probs, model, ask=self.ask)
         known, others = before(batch), before(judged.mismatched)
-        with torch.no_grad():
-            drift = (self.ask(model, judged.mismatched) - others).mean().clamp(min=0)
+        with keeping_nothing():
+            asked = self.ask(model, judged.mismatched).detach()
+        drift = (asked - others).mean().clamp(min=0)
         ratio = self.ask(model, batch) - known
         found = losses.kto(ratio, good, drift, settings.beta)
         found = found * torch.where(

@@ -18,6 +18,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from luthier.data.batches import Batch, by_length, collate
 from luthier.data.tokens import TokenRow
@@ -75,8 +76,24 @@ class AdapterOff:
         return None
 
     def log_probs(self, model: nn.Module, batch: Batch, ask: Ask) -> Tensor:
-        with torch.no_grad(), _as_it_began(model):
-            return ask(model, batch)
+        with keeping_nothing(), _as_it_began(model):
+            return ask(model, batch).detach()
+
+
+@contextmanager
+def keeping_nothing() -> Iterator[None]:
+    """A forward pass of which no backward pass comes, rounded as one of which one does.
+
+    Without gradients the fast paths give way to Transformers' own, which in bfloat16 rounds otherwise:
+    a model would differ from itself by half a nat a row. So the mode is left, and what the graph
+    would keep is dropped.
+    """
+    with saved_tensors_hooks(_nothing, _nothing):
+        yield
+
+
+def _nothing(_: object) -> Any:
+    return None
 
 
 @contextmanager
@@ -151,7 +168,10 @@ def store(
     batch_size: int,
     on_event: OnEvent = ignore,
 ) -> Stored:
-    """Ask ``model``, as it is now and without dropout, for all of ``rows``."""
+    """Ask ``model``, as it is now and without dropout, for all of ``rows``.
+
+    In the caller's mode of gradients, which must be that in which they are compared.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -164,9 +184,9 @@ def store(
         size=len,
     )
     try:
-        with torch.no_grad():
+        with keeping_nothing():
             for group in groups:
-                found = ask(model, collate([group]).to(device)).tolist()
+                found = ask(model, collate([group]).to(device)).detach().tolist()
                 values.update(zip(map(_key, group), found, strict=True))
     finally:
         model.train(training)

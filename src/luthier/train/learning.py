@@ -118,10 +118,12 @@ def _reference(
             "are computed once, and kept in the run folder"
         )
     )
-    rows = [*data.train, *data.validation]
     size = recipe.objective.together * recipe.train.per_device_eval_batch_size
     ask = Preference(recipe.objective, None, packed, head).ask
-    stored = store(model, ask, rows, size, on_event)
+    stored = store(model, ask, data.train, size, on_event)
+    with torch.no_grad():  # as validation asks the model
+        held_out = store(model, ask, data.validation, size, on_event)
+    stored = Stored(held_out.values | stored.values)
     return stored, lambda: stored.save(path)
 
 
