@@ -80,6 +80,11 @@ class Run:
         return self.root / "data" / "reference.safetensors"
 
     @property
+    def teacher_path(self) -> Path:
+        """What the teacher of a distillation finds likely at each supervised token."""
+        return self.root / "data" / "teacher.safetensors"
+
+    @property
     def checkpoints_path(self) -> Path:
         return self.root / "checkpoints"
 
@@ -359,6 +364,7 @@ class Run:
         try:
             if self.root.is_dir():
                 remove_unfinished(self.root)
+                remove_unfinished(self.teacher_path.parent)
                 remove_unfinished(self.checkpoints_path)
             with suppress(UserError):  # a full disk is told by what has to be written
                 self.note_worker(os.getpid())

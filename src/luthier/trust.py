@@ -216,6 +216,9 @@ def _of_training(recipe: Recipe) -> Iterator[Risk]:
     if recipe.model.adapter is not None:
         adapter = recipe.model.adapter
         yield Risk("model.adapter", adapter, "reads the adapter of the run there", (adapter,))
+    if recipe.objective.teacher is not None:
+        teacher = recipe.objective.teacher
+        yield Risk("objective.teacher", teacher, "reads or fetches this model", (teacher,))
     for key, source in sources:
         yield Risk(key, source, "reads it, and copies its rows into the run folder", (source,))
     if data.template not in ("auto", "model", "alpaca"):

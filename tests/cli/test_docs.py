@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from families import save_tiny
 from helpers import Cli, write_rows
 from preferences import preference_rows
 from typer.testing import CliRunner
@@ -117,6 +118,23 @@ def test_the_commands_of_the_preference_guide(cli: Cli, tiny_model: Path, tmp_pa
         fell_short = 1 if line[1] == "check" else 0  # there are fewer than 500 rows
         assert done.returncode == fell_short, (line, done.stderr)
     assert "chosen answer has the higher reward" in done.stdout
+
+
+def test_the_commands_of_the_distillation_guide(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Number {n}?", "completion": f"It is {n % 9}."} for n in range(40)]
+    write_rows(tmp_path / "my.jsonl", rows)
+    save_tiny(tmp_path / "runs" / "large" / "model", "qwen3")
+    (tmp_path / "my.yaml").write_text(
+        f"model: {{source: {tiny_model}, dtype: float32}}\n"
+        "data: {train: my.jsonl, max_length: 128}\ntrain: {max_steps: 2}\n"
+        "evaluate: {probe: false, max_rows: 2, max_new_tokens: 4}\n"
+    )
+    typed = commands("docs/distill.md")
+    assert [line[0] for line in typed] == ["plan", "train", "evaluate"]
+    for line in typed:
+        done = cli(*line, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
+        assert line[0] != "plan" or "asked once before the first step" in done.stdout
 
 
 def test_the_commands_of_the_evaluation_guide(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

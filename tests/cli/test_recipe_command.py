@@ -233,6 +233,10 @@ BESIDE = {
     "objective.desirable_weight": ["objective.name=kto"],
     "objective.undesirable_weight": ["objective.name=kto"],
     "objective.center_rewards_coefficient": ["objective.name=reward"],
+    "objective.teacher": ["objective.name=distill"],
+    "objective.top_k": ["objective.name=distill", "objective.teacher=t"],
+    "objective.temperature": ["objective.name=distill", "objective.teacher=t"],
+    "objective.alpha": ["objective.name=distill", "objective.teacher=t"],
     "objective.precompute_ref_log_probs": ["objective.name=dpo"],
 }
 

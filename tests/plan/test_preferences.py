@@ -13,9 +13,11 @@ from luthier.kernels.fast import install
 from luthier.models.adapters import attach_adapter
 from luthier.objectives.choose import choose
 from luthier.objectives.reference import AdapterOff
+from luthier.plan.catalogues import Accelerator
+from luthier.plan.estimate import make_plan
 from luthier.plan.fake import storages
 from luthier.plan.flops import CountWork
-from luthier.plan.job import job_from_lengths, job_from_shape
+from luthier.plan.job import Job, job_from_lengths, job_from_shape
 from luthier.plan.live import LiveStorage
 from luthier.plan.simulate import Workload, _batch, simulate
 from luthier.recipe import KernelsGroup, MethodGroup, ObjectiveGroup, parse_recipe
@@ -44,7 +46,7 @@ def test_a_simulated_step_with_a_reference_is_a_real_one() -> None:
     trained = attach_adapter(model, method)
     head = install(trained, KernelsGroup()).head
     objective = choose(wanted.objective, True, head, AdapterOff())
-    batch = _batch(wanted)
+    batch = _batch(wanted, 96)
     positions = torch.arange(32).repeat(8)[None]
     batch = replace(batch, position_ids=positions, predicts=torch.arange(100) + 2)
     live, counter = LiveStorage(), CountWork()
@@ -88,3 +90,25 @@ def test_jobs_count_pairs_and_say_where_the_reference_is(tiny_model: Path) -> No
     assert shaped.largest == (128, 128)
     sft = job_from_lengths(recipe(), config, torch.float32, items, supervised=40)  # type: ignore[arg-type]
     assert sft.reference is None
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_teacher_is_in_words_and_not_in_the_steps(tiny_model: Path, method: str) -> None:
+    def job(*more: str) -> Job:
+        sets = [f"model.source={tiny_model}", "data.train=x", f"method.name={method}", *more]
+        config = make_model("llama", 640).config
+        return job_from_lengths(parse_recipe("", sets), config, torch.float32, [[64]] * 9, 90)
+
+    machine = Accelerator("a GPU", 16)
+    distilled = job("objective.name=distill", f"objective.teacher={tiny_model}")
+    taught, plain = (make_plan(each, machine) for each in (distilled, job()))
+    assert plain.reference is None and distilled.teacher_parameters > 0
+    assert taught.memory.peak == pytest.approx(plain.memory.peak, rel=0.1)
+    assert taught.work.flops == pytest.approx(plain.work.flops, rel=0.01)
+    said = taught.reference
+    assert said is not None and "its top 64 of 90 tokens take 0.0 MiB" in said
+    assert "more than the steps" not in said
+    large = replace(distilled, teacher_parameters=10**9, taught=10**6)
+    said = make_plan(large, machine).reference
+    assert said is not None and "take 492.1 MiB" in said
+    assert "needs about 4." in said and "more than the steps" in said

@@ -20,8 +20,10 @@ import torch
 
 import luthier.files
 from luthier.events import Step
+from luthier.objectives.distill import Distill
 from luthier.objectives.preference import KTO, Preference
 from luthier.objectives.sft import SFT
+from luthier.objectives.teacher import Teacher
 from luthier.recipe import load_recipe
 from luthier.run import claim_run
 from luthier.sinks.files import MetricsFile
@@ -49,6 +51,8 @@ def is_checkpoint(*args: Any) -> bool:
 POINTS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "step": (SFT, "loss", lambda *_: torch.is_grad_enabled()),  # once per micro-batch
     "pair-step": (Preference, "loss", lambda *_: torch.is_grad_enabled()),
+    "taught-step": (Distill, "loss", lambda *_: torch.is_grad_enabled()),
+    "teacher": (Teacher, "ask", lambda *_: True),  # once per batch of rows
     "label-step": (KTO, "loss", lambda *_: torch.is_grad_enabled()),
     "log": (MetricsFile, "__call__", lambda _sink, event: isinstance(event, Step)),
     "evaluation": (Validation, "measure", lambda *_: True),

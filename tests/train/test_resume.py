@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import save_tiny
 from helpers import read_metrics, wait_for_step, write_rows
 from preferences import preference_rows
 
@@ -29,6 +30,7 @@ KINDS: dict[str, list[str]] = {
     "dpo": ["objective.name=dpo", "data.train=PAIRS"],
     "dpo-kept": ["objective.name=dpo", "data.train=PAIRS", "method.name=full", "train.learning_rate=1e-3"],
     "kto": ["objective.name=kto", "data.train=PAIRS", "objective.precompute_ref_log_probs=true"],
+    "distill": ["objective.name=distill", "objective.teacher=TEACHER", "objective.top_k=8", "objective.temperature=2"],
     "min-rate": ["method.name=lora", "train.warmup_steps=1", "train.lr_scheduler_type=cosine_with_min_lr", "train.lr_scheduler_kwargs={min_lr_rate: 0.1}"],
 }  # fmt: skip
 
@@ -54,6 +56,9 @@ CUTS = [
     ("dpo", "save-state", 1),
     ("dpo-kept", "pair-step", 9),
     ("kto", "label-step", 10),
+    ("distill", "teacher", 3),
+    ("distill", "taught-step", 1),
+    ("distill", "taught-step", 9),
     ("stops-early", "step", 5),
     ("stops-early", "finish-last", 1),
 ]
@@ -66,6 +71,7 @@ def recipes(
     folder = tmp_path_factory.mktemp("resume")
     data = write_rows(folder / "rows.jsonl", rows)
     pairs = write_rows(folder / "pairs.jsonl", preference_rows(30))
+    teacher = save_tiny(folder / "teacher", "qwen3")
     common = [
         f"model.source={tiny_model}", "model.dtype=float32", f"data.train={data}",
         "data.max_length=128", "train.per_device_train_batch_size=2",
@@ -75,7 +81,10 @@ def recipes(
     ]  # fmt: skip
 
     def make(kind: str, name: str) -> Recipe:
-        mine = [setting.replace("PAIRS", str(pairs)) for setting in KINDS[kind]]
+        mine = [
+            setting.replace("PAIRS", str(pairs)).replace("TEACHER", str(teacher))
+            for setting in KINDS[kind]
+        ]
         return parse_recipe("", [*common, *mine, f"run.name={name}"])
 
     return make

@@ -118,7 +118,13 @@ class Folders:
             raise UserError(f"run.name: {name!r} is not a name for a folder")
         full = recipe.changed(run={"dir": str(self.runs)}).with_absolute_paths()
         replay = [full.data.replay.source] if full.data.replay else []
-        named = [full.model.source, *full.train_files, full.data.validation, *replay]
+        named = [
+            full.model.source,
+            full.objective.teacher,
+            *full.train_files,
+            full.data.validation,
+            *replay,
+        ]
         named += [full.evaluate.sql_databases, full.evaluate.json_schema, *full.evaluate.metrics]
         for text in named:
             if text is not None and Path(text).is_absolute():

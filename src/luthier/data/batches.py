@@ -55,6 +55,27 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Taught:
+    """What a teacher finds likely at each of S supervised tokens.
+
+    Attributes:
+        ids: (S, k) int32, the k likeliest tokens.
+        log_probs: (S, k + 1) float32, their log-probabilities, and last that of all other tokens.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+
+    def part(self, start: int, end: int) -> "Taught":
+        """Of the tokens from ``start`` to before ``end``."""
+        return Taught(self.ids[start:end], self.log_probs[start:end])
+
+    def to(self, device: torch.device) -> "Taught":
+        """The same with its tensors on ``device``."""
+        return Taught(self.ids.to(device), self.log_probs.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One padding-free micro-batch: T tokens of B rows, S of them supervised.
 
@@ -68,6 +89,7 @@ class Batch:
         row_lengths: B lengths, T in all.
         origins: where each of the B rows came from.
         judged: of preferences; of a pair the chosen row is followed by the rejected one.
+        taught: of distillation.
     """
 
     input_ids: Tensor
@@ -77,6 +99,7 @@ class Batch:
     row_lengths: tuple[int, ...]
     origins: tuple[Origin, ...] = ()
     judged: Judged | None = None
+    taught: Taught | None = None
 
     @property
     def tokens(self) -> int:
@@ -103,25 +126,29 @@ class Batch:
             labels=self.labels.to(device),
             predicts=self.predicts.to(device),
             judged=self.judged.to(device) if self.judged is not None else None,
+            taught=self.taught.to(device) if self.taught is not None else None,
         )
 
     def rows(self) -> list["Batch"]:
         """Each row as a batch of its own."""
-        found, start = [], 0
+        found, start, counted = [], 0, 0
         for index, length in enumerate(self.row_lengths):
             place = slice(start, start + length)
             labels = self.labels[:, place]
+            predicts = (labels[0, 1:] != IGNORED).nonzero().squeeze(1)
+            end = counted + predicts.numel()
             found.append(
                 Batch(
                     self.input_ids[:, place],
                     None,
                     labels,
-                    (labels[0, 1:] != IGNORED).nonzero().squeeze(1),
+                    predicts,
                     (length,),
                     self.origins[index : index + 1],
+                    taught=self.taught.part(counted, end) if self.taught is not None else None,
                 )
             )
-            start += length
+            start, counted = start + length, end
         return found
 
 

@@ -6,9 +6,9 @@ loss and gradient are formed together, in the forward, and the piece is dropped.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -22,6 +22,12 @@ from luthier.models.adapters import inner
 _PIECE = {"cpu": 2**25, "cuda": 2**28}
 
 
+T = TypeVar("T")
+
+# Of the hidden states (S, H), the layer's weight and bias, and the cap of its logits.
+OfHead = Callable[[Tensor, Tensor, Tensor | None, float | None], T]
+
+
 class HeadLoss:
     """The output layer of a model, made to hand out the loss instead of logits."""
 
@@ -33,23 +39,29 @@ class HeadLoss:
     def instead_of_logits(self, targets: Tensor, *, each: bool = False) -> Iterator[list[Tensor]]:
         """While it lasts, a run of the model adds the summed loss of ``targets`` to the list.
 
-        The model's own forward runs as ever, with its wrappers and hooks; only the call of its
-        output layer is replaced, which gets the hidden states (1, S, H) of the kept positions.
-
         Args:
             each: the losses of the targets (S,) instead of their sum.
         """
-        losses: list[Tensor] = []
         loss_of = head_losses if each else head_loss
+        with self.calling(lambda h, w, b, cap: loss_of(h, w, b, targets, cap)) as losses:
+            yield losses
+
+    @contextmanager
+    def calling(self, of_head: OfHead[T]) -> Iterator[list[T]]:
+        """While it lasts, a run of the model adds what ``of_head`` returns to the list.
+
+        The model's own forward runs as ever, with its wrappers and hooks; only the call of its
+        output layer is replaced, which gets the hidden states (1, S, H) of the kept positions.
+        """
+        found: list[T] = []
 
         def forward(hidden: Tensor) -> Tensor:
-            weight, bias = self.head.weight, self.head.bias
-            losses.append(loss_of(hidden[0], weight, bias, targets, self.softcap))
+            found.append(of_head(hidden[0], self.head.weight, self.head.bias, self.softcap))
             return hidden.new_zeros(1, 1, 1)  # nobody reads these logits
 
         self.head.forward = forward  # type: ignore[method-assign, assignment]
         try:
-            yield losses
+            yield found
         finally:
             del self.head.forward
 
@@ -102,7 +114,7 @@ def head_loss(
     Equal to ``cross_entropy(cap(linear(hidden, weight, bias).float()), targets, "sum")``; the
     product is computed in autocast's dtype where autocast is on.
     """
-    hidden = _as_computed(hidden, weight)
+    hidden = as_computed(hidden, weight)
     if not torch.is_grad_enabled():
         return _summed(_pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0], weight)
     loss: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, softcap)
@@ -118,7 +130,7 @@ def head_losses(
     that trains is computed a second time in the backward, because the gradient of its weight
     mixes the positions.
     """
-    hidden = _as_computed(hidden, weight)
+    hidden = as_computed(hidden, weight)
     if not torch.is_grad_enabled():
         return _pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0]
     losses: Tensor = _HeadLosses.apply(hidden, weight, bias, targets, softcap)
@@ -128,7 +140,7 @@ def head_losses(
 _NOTHING = (False, False, False)  # no gradient is wanted
 
 
-def _as_computed(hidden: Tensor, weight: Tensor) -> Tensor:
+def as_computed(hidden: Tensor, weight: Tensor) -> Tensor:
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         return hidden.to(torch.get_autocast_dtype(kind))
@@ -192,7 +204,7 @@ class _HeadLosses(torch.autograd.Function):
         return (for_hidden, None, None, None, None)
 
 
-def _length(weight: Tensor) -> int:
+def piece_length(weight: Tensor) -> int:
     """Positions of a piece."""
     budget = _PIECE.get(weight.device.type, _PIECE["cpu"])
     return max(1, budget // (4 * weight.shape[0]))
@@ -201,7 +213,7 @@ def _length(weight: Tensor) -> int:
 def _summed(losses: Tensor, weight: Tensor) -> Tensor:
     """Piece by piece, the order in which sums have always been taken here: to the bit."""
     total = torch.zeros((), dtype=torch.float32, device=losses.device)
-    for piece in losses.split(_length(weight)):
+    for piece in losses.split(piece_length(weight)):
         total += piece.sum()
     return total
 
@@ -225,7 +237,7 @@ def _pieces(
     for_weight = torch.zeros_like(weight) if wanted[1] else None
     for_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-    length = _length(weight)
+    length = piece_length(weight)
     for start in range(0, hidden.shape[0], length):
         piece = hidden[start : start + length]
         chosen = targets[start : start + length, None]

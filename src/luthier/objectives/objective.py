@@ -12,6 +12,8 @@ from luthier.events import OnEvent, ignore, tracked
 
 Parts = dict[str, Tensor]
 
+CROSS_ENTROPY = "cross_entropy"  # the part of a loss that a perplexity is made of
+
 PER = " per "  # between the names of a part and of the part that it is divided by
 
 

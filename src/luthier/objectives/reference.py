@@ -118,7 +118,7 @@ class Stored:
     def of(self, rows: Sequence[TokenRow]) -> Tensor:
         """Raises ``UserError`` where a row is not among them."""
         try:
-            return torch.tensor([self.values[_key(row)] for row in rows], dtype=torch.float32)
+            return torch.tensor([self.values[row_key(row)] for row in rows], dtype=torch.float32)
         except KeyError:
             raise UserError(
                 "the stored log-probabilities of the reference model are not those of this run's rows, "
@@ -187,13 +187,14 @@ def store(
         with keeping_nothing():
             for group in groups:
                 found = ask(model, collate([group]).to(device)).detach().tolist()
-                values.update(zip(map(_key, group), found, strict=True))
+                values.update(zip(map(row_key, group), found, strict=True))
     finally:
         model.train(training)
     return Stored(values)
 
 
-def _key(row: TokenRow) -> bytes:
+def row_key(row: TokenRow) -> bytes:
+    """A hash of the tokens of ``row`` and of which of them are supervised, 16 bytes."""
     ids = np.asarray(row.input_ids, np.int64).tobytes()
     mask = np.packbits(np.asarray(row.supervised, bool)).tobytes()
     return hashlib.blake2b(ids + b"|" + mask, digest_size=16).digest()

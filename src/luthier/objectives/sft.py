@@ -39,16 +39,21 @@ class SFT:
         return collate(items)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Parts]:
-        if not batch.supervised:
-            rows = ", ".join(map(str, batch.origins[:_SHOWN]))
-            raise UserError(
-                f"no row of a batch has a trainable token ({rows}): all their labels are masked; "
-                "look at them with `luthier data show`"
-            )
+        require_supervised(batch)
         return loss_sum(model, batch, packed=self.packed, head=self.head), {}
 
     def count(self, batch: Batch) -> int:
         return batch.supervised
+
+
+def require_supervised(batch: Batch) -> None:
+    """Raise UserError where nothing of ``batch`` counts."""
+    if not batch.supervised:
+        rows = ", ".join(map(str, batch.origins[:_SHOWN]))
+        raise UserError(
+            f"no row of a batch has a trainable token ({rows}): all their labels are masked; "
+            "look at them with `luthier data show`"
+        )
 
 
 def few_short(rows: Sequence[TokenRow]) -> list[TokenRow]:

@@ -32,7 +32,7 @@ def loss_sum(
     for piece in [batch] if packed else batch.rows():
         if head is not None:
             with head.instead_of_logits(piece.targets) as found:
-                model(**_inputs(model, piece), logits_to_keep=piece.predicts)
+                model(**model_inputs(model, piece), logits_to_keep=piece.predicts)
             losses += found
         else:
             logits, targets = supervised_logits(model, piece)
@@ -48,7 +48,7 @@ def log_probs(
     for piece in [batch] if packed else batch.rows():
         if head is not None:
             with head.instead_of_logits(piece.targets, each=True) as losses:
-                model(**_inputs(model, piece), logits_to_keep=piece.predicts)
+                model(**model_inputs(model, piece), logits_to_keep=piece.predicts)
             found += losses
         else:
             logits, targets = supervised_logits(model, piece)
@@ -71,13 +71,14 @@ def row_numbers(batch: Batch) -> Tensor:
 def supervised_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits (S, vocabulary) at the positions that predict a supervised token, and those tokens (S,)."""
     if keeps_logits(inner(model)):
-        logits = model(**_inputs(model, batch), logits_to_keep=batch.predicts).logits[0]
+        logits = model(**model_inputs(model, batch), logits_to_keep=batch.predicts).logits[0]
     else:
-        logits = model(**_inputs(model, batch)).logits[0, batch.predicts]
+        logits = model(**model_inputs(model, batch)).logits[0, batch.predicts]
     return logits, batch.targets
 
 
-def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What ``model`` is called with for ``batch``."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids

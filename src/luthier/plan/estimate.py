@@ -59,8 +59,28 @@ def make_plan(
         cost=_times(seconds, accelerator.price_per_hour, 3600),
         energy=_times(seconds, accelerator.watts, 3.6e6),
         basis=basis,
-        reference=job.reference,
+        reference=_teacher(job, largest, memory) or job.reference,
     )
+
+
+def _teacher(job: Job, step: Step, memory: Memory) -> str | None:
+    """What a teacher takes, in words: its file, its work, and memory where that is more than a step's."""
+    top_k = job.objective.top_k
+    if top_k is None:
+        return None
+    k = min(top_k, job.config.get_text_config().vocab_size)
+    kept = job.taught * (8 * k + 4) / 2**20
+    # A forward is 2N operations a token, a step 6N or 4N of the student's.
+    passes = 6 if job.method.name == "full" else 4
+    epochs = 2 * job.teacher_parameters / (passes * step.multiplied)
+    text = (
+        f"the teacher {job.objective.teacher}, asked once before the first step: the work of "
+        f"{epochs:.1f} epochs; its top {k} of {job.taught:,} tokens take {kept:,.1f} MiB of the run folder"
+    )
+    loaded = memory.framework + step.weights + job.teacher_parameters * job.dtype.itemsize
+    if loaded > memory.peak:
+        text += f"; loading it beside the model needs about {loaded / 2**30:.2f} GiB, more than the steps"
+    return text
 
 
 def memory_of(step: Step, framework: int) -> Memory:

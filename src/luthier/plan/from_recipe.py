@@ -78,8 +78,9 @@ def job_of_data(
         data.train, recipe.data.max_length, recipe.data.packing, recipe.objective.together
     )
     items = [[len(row) for row in item] for item in dataset.items]
-    supervised = data.report.tokens.train.supervised
-    return job_from_lengths(recipe, config, dtype, items, supervised, optim)
+    tokens = data.report.tokens
+    held_out = tokens.validation.supervised
+    return job_from_lengths(recipe, config, dtype, items, tokens.train.supervised, optim, held_out)
 
 
 def _tokenizer_folder(recipe: Recipe, on_event: OnEvent) -> Path | None:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
 from luthier.models.load import max_positions
 from luthier.objectives.reference import asked_in_every_step
+from luthier.plan.catalogues import find_config
 from luthier.plan.simulate import Step, Workload, simulate
 from luthier.recipe import (
     METHOD_DEFAULTS,
@@ -33,6 +34,8 @@ class Job:
         steps: optimiser steps of the run.
         continues: a trained adapter is trained on.
         rows_tokens: tokens of all training rows, each once.
+        taught: tokens of which a teacher's probabilities are kept, those of validation rows too.
+        teacher_parameters: of the teacher, 0 without one.
     """
 
     model: str
@@ -53,6 +56,8 @@ class Job:
     objective: ObjectiveGroup = field(default_factory=ObjectiveGroup)
     continues: bool = False
     rows_tokens: int = 0
+    taught: int = 0
+    teacher_parameters: int = 0
 
     @property
     def asks_reference(self) -> bool:
@@ -123,6 +128,7 @@ def job_from_lengths(
     items: Sequence[Sequence[int]],
     supervised: int,
     optim: str | None = None,
+    held_out: int = 0,
 ) -> Job:
     """The job of a recipe whose data is known.
 
@@ -130,6 +136,7 @@ def job_from_lengths(
         items: tokens of the rows of each training item (one row, or a packed bin of several).
         supervised: tokens that count, of all items together.
         optim: the optimiser that replaces the recipe's on this device, if any.
+        held_out: supervised tokens of validation rows.
     """
     train, together = recipe.train, recipe.objective.together
     items = [[sum(item[i : i + together]) for i in range(0, len(item), together)] for item in items]
@@ -161,7 +168,18 @@ def job_from_lengths(
         objective=recipe.objective,
         continues=recipe.model.adapter is not None,
         rows_tokens=tokens,
+        taught=supervised + held_out if recipe.objective.teacher is not None else 0,
+        teacher_parameters=_parameters(recipe.objective.teacher),
     )
+
+
+def _parameters(model: str | None) -> int:
+    """Of a teacher, from its config."""
+    if model is None:
+        return 0
+    with torch.device("meta"):
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(find_config(model))
+    return built.num_parameters()
 
 
 def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype, rows: int) -> Job:

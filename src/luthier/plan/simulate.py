@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
 
-from luthier.data.batches import Batch, Judged
+from luthier.data.batches import Batch, Judged, Taught
 from luthier.errors import UserError
 from luthier.kernels import dropout
 from luthier.kernels.fast import install
@@ -161,7 +161,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         )
         counter = CountWork()
         with live, counter:
-            batch = _batch(work)
+            batch = _batch(work, config.get_text_config().vocab_size)
             live.restart_peak()
             try:
                 train_step(learner, [batch])
@@ -277,10 +277,15 @@ def _objective(work: Workload, head: HeadLoss | None) -> Objective:
     return choose(work.objective, True, head, reference)
 
 
-def _batch(work: Workload) -> Batch:
-    kind = work.objective.learns_from
+def _batch(work: Workload, words: int) -> Batch:
+    kind, top_k = work.objective.learns_from, work.objective.top_k
     if kind == "answers":
-        return _rows(work.lengths, work.supervised)
+        rows = _rows(work.lengths, work.supervised)
+        if top_k is None:
+            return rows
+        k = min(top_k, words)
+        ids = torch.zeros(work.supervised, k, dtype=torch.int32)
+        return replace(rows, taught=Taught(ids, torch.zeros(work.supervised, k + 1)))
     halves = [half for length in work.lengths for half in (length - length // 2, length // 2)]
     if kind == "labels":
         real, others = halves[::2], halves[1::2]

@@ -48,7 +48,13 @@ PREFERENCE_DEFAULTS: dict[str, dict[str, Any]] = {
     "reward": {"center_rewards_coefficient": None},
 }
 
-OBJECTIVES = ("sft", *PREFERENCE_DEFAULTS)
+# Of distillation. top_k as is; temperature 1 leaves the teacher's probabilities as they are. Hinton et al.
+# 2015 (section 2) found "a considerably lower weight" of the hard loss best, and give no number.
+DISTILL_DEFAULTS: dict[str, Any] = {"teacher": None, "top_k": 64, "temperature": 1.0, "alpha": 0.1}
+
+OBJECTIVES = ("sft", "distill", *PREFERENCE_DEFAULTS)
+
+_OBJECTIVE_KEYS = {"distill": DISTILL_DEFAULTS, **PREFERENCE_DEFAULTS}
 
 # Their learning rates. Sources: 1e-6 is the default of TRL's configurations for full fine-tuning, and
 # TRL's guides use ten times the rate for adapters; rewards 1e-5 and 1e-4 (TRL's reward script).
@@ -601,11 +607,12 @@ class TrainGroup(Group):
 
 
 class ObjectiveGroup(Group):
-    """What is learned from a batch: answers, or which of two answers is better (docs/preference.md)."""
+    """What is learned from a batch: answers, a teacher's probabilities (docs/distill.md), or which of two answers is better (docs/preference.md)."""
 
     name: str = Field(
         "sft",
-        description="sft: supervised fine-tuning; dpo, ipo, orpo or simpo: learn to prefer the chosen "
+        description="sft: supervised fine-tuning; distill: the same, and learn the words that a larger "
+        "teacher finds likely; dpo, ipo, orpo or simpo: learn to prefer the chosen "
         "answer of a pair to the rejected one; kto: the same from single answers with a label; reward: "
         "train a model that scores answers; or the name of an installed plugin (docs/plugins.md)",
         examples=["dpo"],
@@ -649,15 +656,43 @@ class ObjectiveGroup(Group):
         "(the adapter off) and full fine-tuning once",
         examples=[True],
     )
+    teacher: str | None = Field(
+        None,
+        description="distill: the model to learn from, written as model.source; it must have the same "
+        "tokenizer, and safetensors weights without code of their own",
+        examples=["runs/large/model"],
+    )
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="distill: of how many tokens the teacher's probabilities are kept at each position; "
+        "all others count as one (64)",
+        examples=[32],
+    )
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="distill: both models' logits are divided by it for the loss; above 1, unlikely "
+        "tokens count for more (1)",
+        examples=[2.0],
+    )
+    alpha: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="distill: the weight of the cross-entropy of the rows' own answers; the teacher has "
+        "the rest (0.1)",
+        examples=[0.5],
+    )
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> "ObjectiveGroup":
-        usual = PREFERENCE_DEFAULTS.get(self.name, {})
+        usual = _OBJECTIVE_KEYS.get(self.name, {})
         for key in type(self).model_fields:
             if key == "name":
                 continue
             if key not in usual and getattr(self, key) is not None:
-                having = [name for name, keys in PREFERENCE_DEFAULTS.items() if key in keys]
+                having = [name for name, keys in _OBJECTIVE_KEYS.items() if key in keys]
                 raise ValueError(
                     f"objective.{key} is not a key of the objective {self.name}; it belongs to "
                     f"{', '.join(having)}: set objective.name, or take the key out"
@@ -665,6 +700,11 @@ class ObjectiveGroup(Group):
             if getattr(self, key) is None and usual.get(key) is not None:
                 setattr(self, key, usual[key])
                 self.model_fields_set.discard(key)  # it follows when the objective changes
+        if self.name == "distill" and self.teacher is None:
+            raise ValueError(
+                "the objective distill needs a model to learn from: set objective.teacher to a model with "
+                "the same tokenizer, written as model.source"
+            )
         return self
 
     @property
@@ -673,6 +713,11 @@ class ObjectiveGroup(Group):
         if self.name == "kto":
             return "labels"
         return "pairs" if self.name in PREFERENCE_DEFAULTS else "answers"
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the loss is the cross-entropy of answers, which a perplexity can be made of."""
+        return self.learns_from == "answers" and self.name != "distill"
 
     @property
     def together(self) -> int:

@@ -198,6 +198,10 @@ class Recipe(Group):
 
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
+        if self.objective.teacher is not None and self.data.add_tokens:
+            raise ValueError(
+                "data.add_tokens is not for the objective distill: the teacher does not know new tokens"
+            )
         name = self.run.name
         if name is not None and (name in {"", ".", ".."} or "/" in name or "\\" in name):
             raise ValueError("run.name must be a plain folder name, without slashes")
@@ -257,6 +261,8 @@ class Recipe(Group):
             full.model.source = absolute_path(self.model.source)
         if self.model.adapter is not None:
             full.model.adapter = absolute_path(self.model.adapter)
+        if self.objective.teacher is not None and user_path(self.objective.teacher).exists():
+            full.objective.teacher = absolute_path(self.objective.teacher)
         full.data.train = [absolute_source(source) for source in self.train_files]
         if self.data.validation is not None:
             full.data.validation = absolute_source(self.data.validation)

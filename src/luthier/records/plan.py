@@ -43,7 +43,8 @@ class Plan(Record):
         seconds, cost, energy: least and most; equal where they come from a calibration. US dollars,
             kilowatt-hours.
         basis: what the times rest on.
-        reference: where the log-probabilities of a preference's reference model come from.
+        reference: where the log-probabilities of a preference's reference model come from, or what a
+            teacher takes.
     """
 
     model: str

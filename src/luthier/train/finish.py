@@ -28,7 +28,7 @@ def finish(recipe: Recipe, run: Run, session: Session) -> Measured:
     _keep_weights(run.checkpoint_path(best_step), weights, session.tokenizer)
     peak = max(state.peak_memory, peak_memory())
     speed = round(state.tokens / max(state.step_seconds, 1e-9), 1)
-    best, of_answers = state.best_loss, recipe.objective.learns_from == "answers"
+    best, of_answers = state.best_loss, recipe.objective.is_likelihood
     measured = Measured(
         steps=state.step,
         best_step=best_step,

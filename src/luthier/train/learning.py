@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.data.prepare import Prepared
 from luthier.data.tokens import TokenRow
@@ -27,9 +27,11 @@ from luthier.objectives.reference import (
     store,
 )
 from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
+from luthier.objectives.teacher import Lessons
 from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.setup import Setup
+from luthier.train.teaching import load_teacher
 
 _PAIRS = 4  # of the loss that is known beforehand
 
@@ -50,6 +52,7 @@ def checked_objective(
     recipe: Recipe,
     setup: Setup,
     model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     data: Prepared,
     run: Run,
     on_event: OnEvent,
@@ -59,7 +62,8 @@ def checked_objective(
     """The recipe's objective and the fast paths of ``model``, held against the plain loss.
 
     Raises:
-        UserError: they differ, or what a resumed run kept of its reference model is gone.
+        UserError: they differ, a teacher does not suit the model, or what a resumed run kept of its
+            teacher or reference model is gone.
     """
     settings = recipe.objective
     few = [] if settings.scores else few_short(data.train)
@@ -84,6 +88,14 @@ def checked_objective(
         )
     if expected is not None:
         check_first_loss(SFT(packed, fast.head), model, few, expected)
+    if settings.teacher is not None:
+        lessons = Lessons(run.teacher_path)
+        objective = choose(settings, packed, fast.head, lessons=lessons)
+        if resumed:
+            lessons.check()
+            return Learning(objective)
+        ask = load_teacher(recipe, setup, tokenizer, model, data, run, on_event, compiled)
+        return Learning(objective, ask)
     if not settings.has_reference:
         return Learning(choose(settings, packed, fast.head))
     with _arithmetic(setup):

@@ -188,7 +188,7 @@ def open_session(asked: Asked) -> Session:
     check_embedding(model, data.train, len(tokenizer))
     check_untrained_tokens(model, data.train, tokenizer, on_event)
     learning = checked_objective(
-        recipe, setup, model, data, run, on_event, resumed=start.checkpoint is not None
+        recipe, setup, model, tokenizer, data, run, on_event, resumed=start.checkpoint is not None
     )
     objective, together = learning.objective, recipe.objective.together
     batches = StepBatches(

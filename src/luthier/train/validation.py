@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from luthier.data.tokens import TokenRow
 from luthier.events import OnEvent
-from luthier.objectives.objective import Objective, mean_over
+from luthier.objectives.objective import CROSS_ENTROPY, Objective, mean_over
 from luthier.perplexity import perplexity
 
 
@@ -47,8 +47,9 @@ class Validation:
                 self.objective, model, self.rows, self.batch_size, self.on_event, self.together
             )
             figures["eval_loss"] = means.pop("loss")
-            if self.together == 1:
-                figures["eval_perplexity"] = perplexity(figures["eval_loss"])
+            if self.together == 1:  # of distillation, whose loss is another, the part that is one
+                nats = means.get(CROSS_ENTROPY, figures["eval_loss"])
+                figures["eval_perplexity"] = perplexity(nats)
             figures |= {f"eval_{name}": value for name, value in means.items()}
         if self.probe is not None:
             figures |= {f"eval_{name}": value for name, value in self.probe().items()}
