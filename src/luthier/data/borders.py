@@ -26,6 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from luthier.data.facts import once
 from luthier.data.spans import Rendering
 
+_TAILS = 8  # ends of prompts and answers to remember
 _WINDOW = 200  # characters before a border of a span in which an added token is looked for
 
 
@@ -77,6 +78,8 @@ class Borders:
         longest_first = sorted(filter(None, self._added), key=len, reverse=True)
         self._token = re.compile("|".join(map(re.escape, longest_first)))
         self._apart: dict[str, bool] = {}
+        # Most prompts end in the same words: texts from a last added token on, and its length.
+        self._tails: list[tuple[str, int]] = []
         normalizers = _flat(_state(self._backend.normalizer), "normalizers")
         self._composes = any(each["type"] == "NFC" for each in normalizers)
         # A normaliser works between the tokens that are found before it, so on those found after it.
@@ -125,8 +128,16 @@ class Borders:
 
     def _last(self, text: str, start: int, end: int) -> tuple[int, int] | None:
         """The last added token in a part of ``text``, where it is one that stands apart."""
+        for tail, length in self._tails:
+            if text.endswith(tail, start, end):
+                return end - len(tail), end - len(tail) + length
         found = [*self._token.finditer(text, start, end)]
-        return found[-1].span() if found and self._stands_apart(found[-1][0]) else None
+        if not found or not self._stands_apart(found[-1][0]):
+            return None
+        first, last = found[-1].span()
+        if len(self._tails) < _TAILS:
+            self._tails.append((text[first:end], last - first))
+        return first, last
 
     def _stands_apart(self, token: str) -> bool:
         """Whether ``token`` is found wherever it is written, and takes nothing of what is around it."""

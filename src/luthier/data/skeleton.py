@@ -84,7 +84,7 @@ class _Reader:
             return all(isinstance(n, nodes.TemplateData) or self._text(n) for n in node.nodes)
         if isinstance(node, nodes.If):
             parts = (node.body, node.elif_, node.else_)
-            return self._free(node.test) and all(map(self.accepts, parts))
+            return self._free(node.test) and all(self.accepts(part) for part in parts)
         if isinstance(node, nodes.For):
             return (
                 isinstance(node.target, nodes.Name)

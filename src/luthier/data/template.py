@@ -157,7 +157,7 @@ def render(
     tools = messages[0].get("tools") if messages else None
     plain = _plain(tokenizer) if tools is None else None
     if plain is not None and turns and all(map(_nothing_but_text, turns)):
-        return _guarded(lambda: plain.render(turns, add_generation_prompt))
+        return plain.render(turns, add_generation_prompt)
     if shows_reasoning(tokenizer):
         turns = [_with_field(turn) for turn in turns]
     turns = [_under_each_name(turn) for turn in turns]
@@ -202,8 +202,11 @@ class _Plain:
         return self.skeletons[shape]
 
     def _run(self, turns: list[Message], ask: bool) -> str:
-        return self.compiled.render(
-            messages=turns, tools=None, documents=None, add_generation_prompt=ask, **self.tokens
+        given: dict[str, Any] = {"tools": None, "documents": None, **self.tokens}
+        return str(
+            _guarded(
+                lambda: self.compiled.render(messages=turns, add_generation_prompt=ask, **given)
+            )
         )
 
 
