@@ -5,12 +5,13 @@ from collections.abc import Callable
 import pytest
 from data.slow_tokens import SlowTokenizer
 from families import CHAT_FAMILIES, make_tokenizer
-from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data.borders import Borders
 from luthier.data.conversation import Conversation, Origin
-from luthier.data.spans import renderings
+from luthier.data.spans import Rendering, renderings
 from luthier.data.tokens import Tokenizer
 
 CONTENTS = (
@@ -129,6 +130,14 @@ def test_in_pieces_as_whole(name: str) -> None:
                 assert "".join(cut.pieces) == each.text
                 in_pieces += cut.joined(borders.encode(cut.texts)) is not None  # type: ignore[union-attr]
     assert (in_pieces > 50) if cuts else not in_pieces
+
+
+def test_a_tokenizer_without_added_tokens_has_no_borders() -> None:
+    raw = Backend(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    borders = Borders.of(PreTrainedTokenizerFast(tokenizer_object=raw))
+    assert borders is not None
+    assert borders.cut(Rendering("a b", ((1, 3),))) is None
 
 
 def test_settings_of_the_tokenizer_are_looked_at() -> None:

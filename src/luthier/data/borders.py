@@ -73,9 +73,11 @@ class Borders:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._added: dict[str, AddedToken] = {
-            token.content: token for token in self._backend.get_added_tokens_decoder().values()
+            token.content: token
+            for token in self._backend.get_added_tokens_decoder().values()
+            if token.content
         }
-        longest_first = sorted(filter(None, self._added), key=len, reverse=True)
+        longest_first = sorted(self._added, key=len, reverse=True)
         self._token = re.compile("|".join(map(re.escape, longest_first)))
         self._apart: dict[str, bool] = {}
         # Most prompts end in the same words: texts from a last added token on, and its length.
@@ -131,7 +133,7 @@ class Borders:
         for tail, length in self._tails:
             if text.endswith(tail, start, end):
                 return end - len(tail), end - len(tail) + length
-        found = [*self._token.finditer(text, start, end)]
+        found = [*self._token.finditer(text, start, end)] if self._added else []
         if not found or not self._stands_apart(found[-1][0]):
             return None
         first, last = found[-1].span()
