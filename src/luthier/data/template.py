@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Template
@@ -21,6 +21,7 @@ from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Message, flatten
 from luthier.data.facts import once
 from luthier.data.pins import pin
+from luthier.data.skeleton import Skeleton, only_inserts, stand_in
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe import DataGroup
@@ -156,7 +157,7 @@ def render(
     tools = messages[0].get("tools") if messages else None
     plain = _plain(tokenizer) if tools is None else None
     if plain is not None and turns and all(map(_nothing_but_text, turns)):
-        return _guarded(lambda: plain.render(turns, add_generation_prompt))
+        return plain.render(turns, add_generation_prompt)
     if shows_reasoning(tokenizer):
         turns = [_with_field(turn) for turn in turns]
     turns = [_under_each_name(turn) for turn in turns]
@@ -183,10 +184,29 @@ class _Plain:
 
     compiled: Template
     tokens: dict[str, str]
+    inserts: bool
+    skeletons: dict[tuple[object, ...], Skeleton | None] = field(default_factory=dict)
 
     def render(self, turns: list[Message], ask: bool) -> str:
-        return self.compiled.render(
-            messages=turns, tools=None, documents=None, add_generation_prompt=ask, **self.tokens
+        skeleton = self._skeleton(turns, ask) if self.inserts else None
+        if skeleton is not None:
+            return skeleton.fill([turn["content"] for turn in turns])
+        return self._run(turns, ask)
+
+    def _skeleton(self, turns: list[Message], ask: bool) -> Skeleton | None:
+        shape = (ask, *(turn["role"] for turn in turns))
+        if shape not in self.skeletons:
+            stand_ins = [{**turn, "content": stand_in(index)} for index, turn in enumerate(turns)]
+            # An error is that of these turns too.
+            self.skeletons[shape] = Skeleton.of(self._run(stand_ins, ask))
+        return self.skeletons[shape]
+
+    def _run(self, turns: list[Message], ask: bool) -> str:
+        given: dict[str, Any] = {"tools": None, "documents": None, **self.tokens}
+        return str(
+            _guarded(
+                lambda: self.compiled.render(messages=turns, add_generation_prompt=ask, **given)
+            )
         )
 
 
@@ -205,7 +225,8 @@ def _compile(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
         return None
     # What a template computes of constants alone it computes here.
     compiled: Template = _guarded(lambda: chat_template_utils._compile_jinja_template(template))
-    return _Plain(compiled, dict(tokenizer.special_tokens_map))
+    inserts = only_inserts(compiled.environment.parse(template))
+    return _Plain(compiled, dict(tokenizer.special_tokens_map), inserts)
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool) -> str:

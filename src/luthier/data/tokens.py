@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from luthier.data.borders import Borders
 from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.shown import check_shown
@@ -288,6 +289,17 @@ class Tokenizer:
         self, renderings: Sequence[Rendering]
     ) -> list[tuple[Sequence[int], Mask]]:
         """Ids of each, and which of them are in its spans."""
+        borders = Borders.of(self.tokenizer)
+        cuts = [borders.cut(each) if borders is not None else None for each in renderings]
+        texts = [text for each in cuts if each is not None for text in each.texts]
+        ids = borders.encode(texts) if borders is not None else {}
+        joined = [each.joined(ids) if each is not None else None for each in cuts]
+        pairs = zip(renderings, joined, strict=True)
+        others = iter(self._encode_whole([each for each, found in pairs if found is None]))
+        return [next(others) if found is None else found for found in joined]
+
+    def _encode_whole(self, renderings: Sequence[Rendering]) -> list[tuple[Sequence[int], Mask]]:
+        """The same by the offsets of each token, for any tokenizer."""
         if not renderings:
             return []
         # The template has written any beginning-of-text token itself.
