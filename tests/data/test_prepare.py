@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from families import CHAT_FAMILIES, make_tokenizer
+from families import CHAT_FAMILIES, QWEN3, make_tokenizer
 from helpers import Notes, write_rows
 from transformers import PreTrainedTokenizerBase
 
@@ -147,6 +147,28 @@ def test_the_stored_split_gives_the_same_tokens(
 ) -> None:
     recipe, run = make_recipe(), Run(tmp_path / "run")
     prepared = prepare(recipe, tokenizer)
+    store(prepared, run)
+    assert ids(load_stored(recipe.data, tokenizer, run)) == ids(prepared)
+
+
+def test_an_answer_that_was_too_long_is_skipped_again(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Where the template rewrites history, a conversation may be kept for some of its answers."""
+    tokenizer = make_tokenizer(CHAT_FAMILIES["chatml"])
+    tokenizer.chat_template = QWEN3
+    turns = [
+        ("user", "Hello"),
+        ("assistant", "Yes."),
+        ("user", "Count."),
+        ("assistant", "1 " * 200),
+    ]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    file = write_rows(tmp_path / "long.jsonl", [{"messages": messages}] * 3)
+    options = ["data.on_too_long=skip", "data.validation_fraction=0", f"data.train={file}"]
+    recipe, run = make_recipe(*options), Run(tmp_path / "run")
+    prepared = prepare(recipe, tokenizer)
+    assert len(prepared.train) == len(prepared.report.left_out.too_long) == 3
     store(prepared, run)
     assert ids(load_stored(recipe.data, tokenizer, run)) == ids(prepared)
 

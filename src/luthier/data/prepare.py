@@ -282,6 +282,7 @@ def load_stored(
             on_event,
             objective,
             keep=not worth,
+            skips=data.on_too_long == "skip",
         )
         for path in paths
     )
@@ -341,10 +342,13 @@ def tokenise(
     objective: ObjectiveGroup = _ANSWERS,
     *,
     keep: bool = True,
+    skips: bool = False,
 ) -> list[TokenRow]:
     """Token rows of conversations that were prepared before, cut as they were then.
 
-    ``keep`` says whether they may come from the cache, and are kept there.
+    Args:
+        keep: they may come from the cache, and are kept there.
+        skips: a conversation may be here for one answer that fits; its longer ones are skipped again.
     """
     encoded = _encoded(rows, encoder, objective, on_event, keep=keep)
     refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
@@ -363,6 +367,7 @@ def tokenise(
         for rows in encoded
         if not isinstance(rows, TemplateRejects)
         for row in rows
+        if not (skips and row.spoken and len(row) > data.max_length)
         for piece in cut(row, data.max_length)
     ]
 
