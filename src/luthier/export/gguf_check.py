@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -198,6 +197,8 @@ def refuse_another_model(file: Path, kind: GgufType, checked: Checked) -> None:
 
 
 def _other_tokens(file: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    from gguf import GGUFReader
+
     written = GGUFReader(file).fields["tokenizer.ggml.tokens"].contents()
     ours = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return sum(token is not None and token != w for token, w in zip(ours, written, strict=False))
