@@ -41,7 +41,7 @@ def test_prepare_sets_what_is_not_set_and_may_be_called_again() -> None:
 @pytest.mark.parametrize(
     ("load", "env", "spins"),
     [
-        (0.1, {}, "10000"),
+        (0.1, {}, "100000"),
         (99.0, {}, "None"),
         (0.1, {"OMP_WAIT_POLICY": "PASSIVE"}, "None"),
         (0.1, {SPINS: "7"}, "7"),
