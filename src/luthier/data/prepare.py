@@ -208,7 +208,9 @@ def _prepare(
             validation=sum(1 for _ in _unique(validation_rows)),
         ),
         replay=replay,
-        tokens=SplitTokens(train=_count(train_rows), validation=_count(validation_rows)),
+        tokens=SplitTokens(
+            train=count_tokens(train_rows), validation=count_tokens(validation_rows)
+        ),
         left_out=LeftOut(
             bad=[UnusableRow(row=str(bad.origin), why=bad.reason) for bad in left_out.bad],
             too_long=[LongRow(row=str(row.origin), tokens=len(row)) for row in left_out.too_long],
@@ -568,7 +570,8 @@ def _answers_apart(rows: Sequence[TokenRow]) -> int:
     return sum(count > 1 for count in counts.values())
 
 
-def _count(rows: Sequence[TokenRow]) -> TokenCounts:
+def count_tokens(rows: Sequence[TokenRow]) -> TokenCounts:
+    """All tokens of ``rows``, those that are trained on, and the length of the longest."""
     return TokenCounts(
         total=sum(len(row) for row in rows),
         supervised=sum(int(block.mask.sum()) for block in in_blocks(rows)),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from luthier.data.prepare import Prepared, prepare
+from luthier.data.prepare import Prepared, count_tokens, prepare
 from luthier.data.split import choose_held_out, split_key
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
@@ -18,7 +18,6 @@ from luthier.events import OnEvent, ignore
 from luthier.models.load import load_model
 from luthier.models.source import ResolvedModel
 from luthier.recipe import Recipe
-from luthier.records.data import TokenCounts
 from luthier.train.session import Materials
 from luthier.train.setup import load_prepared_tokenizer, resolve_model
 
@@ -70,7 +69,7 @@ def find_ground(recipe: Recipe, on_event: OnEvent = ignore) -> Ground:
     report = whole.report.model_copy(
         update={
             "rows": whole.report.rows.model_copy(update={"validation": _rows(choosing)}),
-            "tokens": whole.report.tokens.model_copy(update={"validation": _count(choosing)}),
+            "tokens": whole.report.tokens.model_copy(update={"validation": count_tokens(choosing)}),
         }
     )
     return Ground(resolved, Prepared(whole.train, choosing, report), judging)
@@ -78,14 +77,6 @@ def find_ground(recipe: Recipe, on_event: OnEvent = ignore) -> Ground:
 
 def _rows(rows: list[TokenRow]) -> int:
     return len({row.source for row in rows})
-
-
-def _count(rows: list[TokenRow]) -> TokenCounts:
-    return TokenCounts(
-        total=sum(map(len, rows)),
-        supervised=sum(int(row.mask.sum()) for row in rows),
-        longest=max(map(len, rows)),
-    )
 
 
 class Shared:

@@ -1,7 +1,6 @@
 """The objective of a run with the model that it will train, held against the plain way before it starts."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +29,7 @@ from luthier.objectives.sft import SFT, check_first_loss, few_short, plain_loss
 from luthier.objectives.teacher import Lessons
 from luthier.recipe import Recipe
 from luthier.run import Run
+from luthier.train.loop import arithmetic
 from luthier.train.setup import Setup
 from luthier.train.teaching import load_teacher
 
@@ -98,7 +98,7 @@ def checked_objective(
         return Learning(objective, ask)
     if not settings.has_reference:
         return Learning(choose(settings, packed, fast.head))
-    with _arithmetic(setup):
+    with arithmetic(setup.device, setup.dtype):
         reference, write = _reference(
             recipe, model, data, run, packed, fast.head, on_event, resumed
         )
@@ -166,13 +166,6 @@ def _check_first_preference(
             f"its own reference has {expected:.4f}: the reference is not the model that training "
             "starts from. Try objective.precompute_ref_log_probs=true, and report it"
         )
-
-
-def _arithmetic(setup: Setup) -> AbstractContextManager[None]:
-    """As of the training step (``Learner.arithmetic``)."""
-    if setup.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(setup.device.type, setup.dtype)
 
 
 def _micro_batches(recipe: Recipe, data: Prepared) -> int:

@@ -31,6 +31,11 @@ from luthier.train.validation import Validation
 from luthier.train.watch import Watch
 
 
+def arithmetic(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """In ``dtype``: products in it, sums and losses in float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
 @dataclass
 class Learner:
     """A model, and all that changes its weights.
@@ -60,10 +65,8 @@ class Learner:
     read: Callable[[Tensor], list[float]] = Tensor.tolist
 
     def arithmetic(self) -> AbstractContextManager[None]:
-        """In ``dtype``: products in it, sums and losses in float32."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        """That of its device and dtype, see ``arithmetic``."""
+        return arithmetic(self.device, self.dtype)
 
     def over_ranks(self, sum_here: Tensor) -> Tensor:
         """The sum of this tensor over all ranks."""
