@@ -12,7 +12,8 @@ from transformers import DynamicCache, TopPLogitsWarper
 from luthier.data.thoughts import answer_shape
 from luthier.errors import UserError
 from luthier.generate.answer import Sampling
-from luthier.serve.choose import Choice, Chooser, nucleus
+from luthier.generate.sampling import nucleus
+from luthier.serve.choose import Choice, Chooser
 from luthier.serve.grammar import Vocabulary
 from luthier.serve.limits import Limits
 from luthier.serve.protocol import answer_room
@@ -94,7 +95,7 @@ def test_a_long_prompt_is_read_in_pieces() -> None:
 def test_the_nucleus_is_transformers(top_p: float, spread: float) -> None:
     scores = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * spread
     expected = TopPLogitsWarper(top_p)(None, scores[None])[0]  # type: ignore[arg-type]
-    got = nucleus(scores, top_p)
+    got = nucleus(scores[None], top_p)[0]
     # Sums in another order may differ on the token at the border.
     assert int((got.isinf() != expected.isinf()).sum()) <= (1 if top_p < 0.99 else 3)
     assert got.argmax() == scores.argmax()

@@ -72,6 +72,11 @@ def choose(
     if sampling.greedy:
         best: list[int] = scores.argmax(-1).tolist()
         return best
+    return draw(scores, sampling, generators)
+
+
+def draw(scores: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
+    """A token for each row of ``scores`` (rows, V), by chance."""
     scores = scores / sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         scores = TopKLogitsWarper(sampling.top_k)(None, scores)

@@ -4,13 +4,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper
+from transformers import RepetitionPenaltyLogitsProcessor
 
-from luthier.generate.answer import Sampling
+from luthier.generate.sampling import Sampling, draw
 from luthier.serve.grammar import Grammar
-
-_LIKELY = 1024  # of the nucleus: sorting the full vocabulary takes as long as the model
-_COLD = 1e-5  # below it, scores divided by a temperature would overflow
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,11 @@ class Chooser:
         """The next token by its ``logits`` (V,), in whatever dtype the model gives them."""
         raw = logits.to(device="cpu", dtype=torch.float32, copy=True)
         scores = self._adjusted(raw)
-        greedy = self.choice.sampling.temperature < _COLD
-        token = int(scores.argmax()) if greedy else self._draw(scores)
+        sampling = self.choice.sampling
+        if sampling.greedy:
+            token = int(scores.argmax())
+        else:
+            (token,) = draw(scores[None], sampling, [self._random])
         self._seen.append(token)
         self._counts[token] = self._counts.get(token, 0) + 1
         if self.grammar is not None:
@@ -87,18 +87,6 @@ class Chooser:
             scores.masked_fill_(~self.grammar.allowed(len(scores)), -torch.inf)
         return scores
 
-    def _draw(self, scores: Tensor) -> int:
-        sampling = self.choice.sampling
-        scores = scores / sampling.temperature
-        if 0 < sampling.top_k < len(scores):
-            scores = TopKLogitsWarper(sampling.top_k)(None, scores[None])[0]
-        if sampling.top_p < 1.0:
-            scores = nucleus(scores, sampling.top_p)
-        # A race of exponential clocks: what `torch.multinomial` does, at a twentieth of its time.
-        chances = scores.softmax(-1)
-        clocks = torch.empty_like(chances).exponential_(1, generator=self._random)
-        return int((chances / clocks).argmax())
-
     def _report(self, raw: Tensor, token: int) -> Chosen:
         wanted = self.choice.top_logprobs
         if wanted is None:
@@ -107,18 +95,3 @@ class Chooser:
         values, tokens = logprobs.topk(wanted) if wanted else (raw[:0], raw[:0].long())
         top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
         return Chosen(token, float(logprobs[token]), top)
-
-
-def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """``scores`` (V,) with all but the most likely tokens of probability ``top_p`` at -inf.
-
-    The token that passes ``top_p`` stays, and so one always does (Holtzman et al. 2020).
-    """
-    chances = scores.softmax(-1)
-    for count in (_LIKELY, len(scores)):
-        values, tokens = chances.topk(min(count, len(scores)))
-        before = values.cumsum(-1) - values
-        if before[-1] >= top_p or len(tokens) == len(scores):
-            break
-    kept = tokens[before < top_p] if top_p > 0 else tokens[:1]
-    return torch.full_like(scores, -torch.inf).index_copy_(0, kept, scores[kept])
