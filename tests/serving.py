@@ -1,6 +1,7 @@
 """Servers for tests: on a thread of this process, or the command as a person starts it."""
 
 import asyncio
+import faulthandler
 import os
 import re
 import subprocess
@@ -49,7 +50,9 @@ def running(
         server.should_exit = True
         thread.join(20)
         bound.close()
-    assert not thread.is_alive()
+    if thread.is_alive():
+        faulthandler.dump_traceback(all_threads=True)  # which of them does not end
+        raise AssertionError("the server did not end within 20 seconds")
 
 
 @contextmanager

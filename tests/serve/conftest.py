@@ -1,4 +1,4 @@
-"""Runs of the tiny model, and a server over them that lives as long as the session."""
+"""Runs of the tiny model, and a server over them for each file of tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,12 +65,12 @@ def models(runs: Path) -> Models:
     return Models([str(runs / "one"), f"second={runs / 'two'}"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(models: Models, runs: Path) -> Iterator[str]:
     with running(models, Limits(new_tokens=400), KEY, runs) as url:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(address: str) -> OpenAI:
     return OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60)

@@ -207,6 +207,8 @@ class Engine:
             self._drop()
             self._read_on()
             self._step()
+        for call in self._calls:  # somebody waits for each of them
+            call()
         for answer in [*self._waiting, *self._reading, *self._running]:
             self._end(answer, "error")
 
