@@ -79,6 +79,13 @@ def test_the_default_comes_first_and_the_best_is_better(swept: tuple[Sweep, Note
     assert sum(sweep.importance.values()) == pytest.approx(1)
 
 
+def test_a_warning_of_every_trial_is_given_once(base: dict[str, Any], tmp_path: Path) -> None:
+    notes = Notes()
+    recipe = {**base, "data": {**base["data"], "max_length": 48}}
+    luthier.sweep(recipe, space=SPACE, trials=2, out=tmp_path / "sweep", on_event=notes)
+    assert sum("longer than data.max_length" in text for text in notes.warnings) == 1
+
+
 def test_the_rows_that_judge_took_no_part(swept: tuple[Sweep, Notes]) -> None:
     sweep, _ = swept
     judged = [json.loads(line) for line in SweepFolder(Path(sweep.folder)).judged_path.open("rb")]

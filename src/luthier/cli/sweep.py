@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -110,9 +111,13 @@ def _show(found: "Sweep") -> None:
     from luthier.api import importance_text, sweep_table, verdict_text
 
     head, rows = sweep_table(found)
-    table = Table(Column(head[0], no_wrap=True), *head[1:])
+    columns = [Column(name, no_wrap=True) for name in head[:4]]
+    table = Table(*columns, "settings", box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*map(Text, row), style="bold" if row[1].startswith("best") else "")
+        # In one column, which wraps: in columns of their own numbers are cut on a narrow terminal.
+        settings = ", ".join(f"{key} {value}" for key, value in zip(head[4:], row[4:], strict=True))
+        style = "bold" if row[1].startswith("best") else ""
+        table.add_row(*map(Text, [*row[:4], settings]), style=style)
     out.print(table)
     out.print(f"ended because {found.ended}", highlight=False, markup=False, soft_wrap=True)
     if found.importance:

@@ -28,7 +28,11 @@ def forecast(asked: Asked, ground: Ground, on_event: OnEvent) -> SweepForecast:
     except UserError as error:
         return _unknown(asked, f"the recipe could not be planned: {error}", on_event)
     if plan.seconds is None:
-        return _unknown(asked, plan.basis, on_event)
+        return _unknown(
+            asked,
+            "this machine has not been measured, which luthier plan --calibrate does",
+            on_event,
+        )
     count = 1 + (asked.trials - 1) * _mean_epochs(asked) / recipe.train.num_train_epochs
     seconds = (plan.seconds[0] * count, plan.seconds[1] * count)
     price = asked.price_per_hour
@@ -43,12 +47,7 @@ def forecast(asked: Asked, ground: Ground, on_event: OnEvent) -> SweepForecast:
 
 
 def _unknown(asked: Asked, basis: str, on_event: OnEvent) -> SweepForecast:
-    on_event(
-        Note(
-            f"how long {asked.trials} trials take is not known before the first ({basis}); to predict "
-            "it, measure this machine by luthier plan --calibrate"
-        )
-    )
+    on_event(Note(f"how long {asked.trials} trials take is not known before the first: {basis}"))
     return SweepForecast(trials=asked.trials, basis=basis)
 
 

@@ -188,7 +188,8 @@ def best_recipe(best: "FrozenTrial", asked: Asked, name: str) -> str:
     for key in values:
         told = "method.lora_alpha" if key == ALPHA_RATIO else key
         before = own_value(asked.recipe, told)
-        notes[told] = f"trial {folder_of(best)} of the sweep {name}; it was {yaml_value(before)}"
+        was = "as it was" if before == own_value(recipe, told) else f"it was {yaml_value(before)}"
+        notes[told] = f"trial {folder_of(best)} of the sweep {name}; {was}"
     lines = [
         schema_comment(),
         f"# The best of the sweep {name}: trial {folder_of(best)}, validation loss {best.value:.4f}.",

@@ -24,14 +24,14 @@ def ordered(sweep: Sweep) -> list[SweepTrial]:
 def trials_table(sweep: Sweep) -> Table:
     """One row per trial: what it had, what it reached."""
     keys = [dimension.key for dimension in sweep.space]
-    head = ["trial", "", *map(short, keys), "validation loss", "time"]
+    head = ["trial", "", "validation loss", "time", *map(short, keys)]
     rows = [
         [
             str(trial.number),
             mark(sweep, trial),
-            *(value_text(trial.values.get(key)) for key in keys),
             "" if trial.loss is None else f"{trial.loss:.4f}",
             duration(trial.seconds),
+            *(value_text(trial.values.get(key)) for key in keys),
         ]
         for trial in ordered(sweep)
     ]
@@ -79,7 +79,7 @@ def verdict_text(sweep: Sweep) -> str:
     return (
         f"{word}: on {test.rows} rows that chose nothing its loss is {found.best.mean:.4f} against "
         f"{found.default.mean:.4f}, a change of {test.difference:+.4f} "
-        f"[{test.low:+.4f}, {test.high:+.4f}] (p {test.p:.3f}, {test.confidence:.4g} confidence, paired "
+        f"[{test.low:+.4f}, {test.high:+.4f}] (p {test.p:.2g}, {test.confidence:.4g} confidence, paired "
         "by row)."
     )
 

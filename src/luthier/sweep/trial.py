@@ -69,6 +69,7 @@ class Objective:
         self.study, self.asked, self.shared = study, asked, shared
         self.on_event, self.asked_for = on_event, asked_for
         self.number: int | None = None  # of Optuna, of the trial that runs
+        self.warned: set[str] = set()
 
     def __call__(self, trial: "Trial") -> float:
         """Raises TrialPruned where it was pruned or cannot be trained, Interrupted by the user."""
@@ -86,7 +87,7 @@ class Objective:
         try:
             recipe = trial_recipe(asked, values, name)
             run = claim_run(recipe, "sweep")
-            watcher = Watcher(trial, run, not default, self._left(default), self.on_event)
+            watcher = Watcher(trial, run, not default, self._left(default), self._tell)
             probe = QuickProbe(watcher) if recipe.evaluate.probe else None
             materials = self.shared.materials(recipe)
             measured = fit(
@@ -119,6 +120,14 @@ class Objective:
         if default:
             self._foretell(measured.seconds)
         return loss
+
+    def _tell(self, event: Event) -> None:
+        """Pass on an event of a trial, but a warning of every trial once."""
+        if isinstance(event, Note) and event.warning:
+            if event.text in self.warned:
+                return
+            self.warned.add(event.text)
+        self.on_event(event)
 
     def _foretell(self, seconds: float) -> None:
         """What all trials would take at the pace of the default."""
