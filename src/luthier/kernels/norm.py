@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.kernels.compiling import compilable
+from luthier.kernels.triton.switch import fused
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -25,6 +26,14 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         width = x.shape[-1]
+        ctx.fused = fused(x)
+        if ctx.fused:
+            from luthier.kernels.triton import rms_norm
+
+            rows = x.reshape(-1, width).contiguous()
+            y, rows, scale = rms_norm.forward(rows, weight, eps)
+            ctx.save_for_backward(rows, weight, scale)
+            return y.view(x.shape)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(width).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -34,6 +43,14 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         slope = upstream[0]
+        if ctx.fused:
+            from luthier.kernels.triton import rms_norm
+
+            slopes = slope.reshape(x.shape).contiguous()
+            of_rows, for_weight = rms_norm.backward(
+                slopes, x, weight, scale, weighs=ctx.needs_input_grad[1]
+            )
+            return of_rows.view(slope.shape), for_weight, None
         for_weight = None
         if ctx.needs_input_grad[1]:
             summed = (slope * (x * scale)).sum(tuple(range(x.dim() - 1)))
