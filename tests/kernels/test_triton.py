@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from luthier.data.batches import collate
 from luthier.kernels import dropout
+from luthier.kernels.attention import row_inputs
 from luthier.kernels.fast import install, install_checked, remove
 from luthier.kernels.gated import gated
 from luthier.kernels.head import head_loss, head_losses
@@ -88,6 +89,51 @@ def test_norm_of_a_sum(dtype: torch.dtype) -> None:
     both, _ = kernel.backward(slope, total, weight, scales, weighs=False, more=more)
     expected = plain.float() + more.float()
     assert torch.allclose(both.float(), expected, atol=4 * CLOSE[dtype], rtol=4 * CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32,) * 2])
+def test_norm_of_a_sum_and_its_gradients(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """Under autocast what the attention gives is bfloat16, and what it is added to float32."""
+    from luthier.kernels.layer import add_rms_norm
+
+    inputs = numbers(2, 5, 33, dtype=dtypes[0]), numbers(2, 5, 33, dtype=dtypes[1], seed=1)
+    weight = 1 + numbers(33, seed=2)
+
+    def plain(x: Tensor, other: Tensor, weight: Tensor) -> Any:
+        return rms_norm(x + other, weight, 1e-6), x + other
+
+    with triton_in_use():
+        found = results(lambda x, o, w: add_rms_norm(x, o, w, 1e-6), *inputs, weight)
+    for one, other in zip(found, results(plain, *inputs, weight), strict=True):
+        assert one.dtype == other.dtype
+        close = 2 * CLOSE[dtypes[0]]
+        assert torch.allclose(one.float(), other.float(), rtol=close, atol=close)
+
+
+def test_layers_written_as_llamas_make_the_sum_with_the_norm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from luthier.kernels import layer
+
+    counted = 0
+    right = layer.add_rms_norm
+
+    def counting(*args: Any) -> Any:
+        nonlocal counted
+        counted += 1
+        return right(*args)
+
+    monkeypatch.setattr(layer, "add_rms_norm", counting)
+    tokens = torch.arange(1, 9)[None]
+    for family, calls in (("llama", 2), ("qwen3_moe", 2), ("gemma3", 0), ("phi3", 0)):
+        model = make_model(family, 96)
+        expected = model(tokens).logits
+        fast, counted = install(model, KernelsGroup()), 0
+        with triton_in_use():
+            found = model(tokens, **row_inputs(model, (8,))).logits
+        assert counted == calls, family
+        assert torch.allclose(found, expected, atol=1e-4), family
+        remove(model, fast)
 
 
 @DTYPES

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.kernels import attention, compiling, experts, gated, lora, norm, rotary
+from luthier.kernels import attention, compiling, experts, gated, layer, lora, norm, rotary
 from luthier.kernels.head import HeadLoss, find_head, head_agrees
 from luthier.kernels.triton import switch
 from luthier.models.adapters import inner
@@ -59,6 +59,8 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
             fast.missing.append(f"lora: {adapted - known} of {adapted} layers run PEFT's own path")
     if wanted.norm:
         fast.changed += norm.install(base)
+        if wanted.triton:
+            fast.changed += layer.install(base)
     if wanted.gated:
         fast.changed += gated.install(base)
     if wanted.rotary:

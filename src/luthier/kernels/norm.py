@@ -87,6 +87,12 @@ def install(model: nn.Module) -> list[nn.Module]:
     return changed
 
 
+def plain_eps(module: nn.Module) -> float | None:
+    """Of a norm that is the plain one, Llama's; None for another."""
+    named = type(module).__name__.endswith("RMSNorm") and hasattr(module, "weight")
+    return _eps(module) if named and _agrees(module, _plain) else None
+
+
 def _eps(module: Any) -> float:
     return float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
 
@@ -106,6 +112,7 @@ def _one_more(module: Any) -> Callable[[Tensor], Tensor]:
 def _agrees(module: nn.Module, form: Callable[[nn.Module], Callable[[Tensor], Tensor]]) -> bool:
     """Whether ``form`` computes what the module does, tried on a copy with a weight of its own."""
     probe = copy.copy(module)
+    vars(probe).pop("forward", None)  # ours, where it was put in before
     probe._parameters = {"weight": nn.Parameter(torch.linspace(0.5, 1.5, 8))}
     x = torch.linspace(-2, 2, 24).view(3, 8)
     return torch.allclose(form(probe)(x), probe(x), rtol=1e-5, atol=1e-6)

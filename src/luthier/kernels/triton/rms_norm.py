@@ -68,8 +68,9 @@ def forward(
     The last is float32 (rows,).
     """
     rows, width = x.shape
-    y, scales = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
-    total = x if other is None else torch.empty_like(x)
+    dtype = x.dtype if other is None else torch.promote_types(x.dtype, other.dtype)
+    y, scales = torch.empty_like(x, dtype=dtype), x.new_empty(rows, dtype=torch.float32)
+    total = x if other is None else torch.empty_like(y)
     block = triton.next_power_of_2(width)
     launch(
         _forward, (rows,), x, weight, x if other is None else other, total, y, scales,
