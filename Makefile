@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick lint release-check bench llama-cpp faults fuzz fuzz-coverage soak reliability format setup clean
+.PHONY: demo test test-quick lint release-check bench bench-gpu llama-cpp faults fuzz fuzz-coverage soak reliability format setup clean
 
 demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
 	$(BIN)/luthier demo
@@ -36,6 +36,9 @@ format: $(READY)
 bench: $(READY)  ## measure on this machine; benchmarks/RESULTS.md keeps what was found
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	for script in $(filter-out benchmarks/bench_export.py,$(wildcard benchmarks/bench_*.py)); do $(BIN)/python $$script || exit 1; done
+
+bench-gpu: $(READY)  ## on a machine with a GPU: gradients, stalls, speed and memory, against peers; build/gpu keeps it
+	$(BIN)/python benchmarks/bench_gpu.py
 
 llama-cpp:  ## a real llama.cpp in an environment of its own; the tests of GGUF files then use it
 	$(PYTHON) -m venv .venv-llama-cpp

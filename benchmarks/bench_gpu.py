@@ -1,8 +1,11 @@
 """On a GPU: tokens a second, peak memory and utilisation of 1B and 8B models, against peers.
 
+    make bench-gpu
     python benchmarks/bench_gpu.py [--sizes 1b,8b] [--methods lora,qlora,full] [--tokens 2048,8192]
 
-Random weights of Llama's shapes, random tokens, one row, bfloat16, activations recomputed on all
+First what `gpu_checks.py` looks at: gradients, dropout, lengths that stall, a killed run, a trace. All
+that is printed is kept in build/gpu/ too. The models' tokenizer must be in the cache
+(`luthier models pull smollm2-135m`); nothing else is fetched. Random weights of Llama's shapes, random tokens, one row, bfloat16, activations recomputed on all
 sides. Peers: Transformers + PEFT; with Liger's kernels where `liger-kernel` is installed; Unsloth where
 `unsloth` is. Each runs in a process of its own and prints what failed if it does. Utilisation is of the
 model's own operations (recomputation not counted) over the data sheet's dense peak. The last column
@@ -20,16 +23,16 @@ from typing import Any
 
 import torch
 from bench_step import Side, our_side, peers_side, step
+from gpu_checks import CHECKS, check
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from luthier.data.batches import Batch
-from luthier.errors import UserError
 from luthier.models.adapters import attach_adapter
 from luthier.models.load import load_model, quantization
 from luthier.models.pull import pull
-from luthier.plan.catalogues import find_accelerator
+from luthier.plan.catalogues import card_named
 from luthier.plan.simulate import Step, Workload, simulate
 from luthier.recipe import MethodGroup
 from luthier.train.setup import recompute_activations
@@ -129,12 +132,9 @@ def planned(size: str, method: MethodGroup, tokens: int, recomputing: bool) -> S
 
 def peak_rate() -> float | None:
     """Dense bfloat16 operations a second of this GPU, where the catalogue knows it."""
-    name = torch.cuda.get_device_name().lower().removeprefix("nvidia ")
-    try:
-        found = find_accelerator(name.split(" ")[0] if "h100" in name or "h200" in name else name)
-    except UserError:
-        return None
-    tflops = found.tflops("bfloat16")
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    found = card_named(torch.cuda.get_device_name(), memory)
+    tflops = found.tflops("bfloat16") if found is not None else None
     return None if tflops is None else tflops * 1e12
 
 
@@ -143,6 +143,8 @@ def main() -> None:
     parser.add_argument("--sizes", default="1b,8b")
     parser.add_argument("--methods", default="lora,qlora,full")
     parser.add_argument("--tokens", default="2048,8192")
+    parser.add_argument("--checks", default=CHECKS, help="those of gpu_checks.py, or none")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"))
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
@@ -152,6 +154,10 @@ def main() -> None:
         who, folder, name, tokens = chosen.one
         print(json.dumps(measure(who, Path(folder), MethodGroup(name=name), int(tokens))))
         return
+    console = Console(width=120, record=True)
+    console.print(torch.cuda.get_device_name(), torch.__version__)
+    if chosen.checks != "none":
+        check(chosen.checks, torch.device("cuda"), chosen.out, console)
     table = Table("model", "method", "tokens", "who", "tok/s", "GiB", "utilisation", "peak/plan")
     for size in chosen.sizes.split(","):
         with tempfile.TemporaryDirectory() as scratch:
@@ -165,7 +171,9 @@ def main() -> None:
             for name in chosen.methods.split(","):
                 for tokens in map(int, chosen.tokens.split(",")):
                     compare(table, size, MethodGroup(name=name), tokens, scratch)
-    Console(width=120).print(torch.cuda.get_device_name(), torch.__version__, table)
+    console.print(table)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    console.save_text(str(chosen.out / "bench_gpu.txt"))
 
 
 def compare(table: Table, size: str, method: MethodGroup, tokens: int, folder: str) -> None:

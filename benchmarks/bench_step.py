@@ -13,6 +13,7 @@ is the share of the limit.
 
 import argparse
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from luthier.data.batches import Batch, collate
 from luthier.data.prepare import read_for_evaluation, tokenise
 from luthier.data.tokens import Tokenizer
-from luthier.kernels.fast import install
+from luthier.kernels.fast import install, start_triton
 from luthier.models.adapters import attach_adapter
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_model, load_tokenizer, quantization
@@ -55,6 +56,8 @@ class Side:
 def our_side(model: Any, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Side:
     """The step of `luthier train`."""
     objective = SFT(head=install(model, KernelsGroup()).head)
+    if (trouble := start_triton(model)) is not None:
+        print(f"without Triton: {trouble}", file=sys.stderr)
     device = next(model.parameters()).device
     schedule = get_scheduler("constant", optimizer)
     learner = Learner(model, objective, optimizer, schedule, device, dtype, max_grad_norm=1.0)

@@ -1,7 +1,11 @@
 """What the tests share. Tiny random models for logic; the real one only where it proves something."""
 
-import atexit
 import os
+
+# Read when Triton is first imported: its kernels run on the CPU, by its interpreter.
+os.environ["TRITON_INTERPRET"] = "1"
+
+import atexit
 import shutil
 import subprocess
 import sys

@@ -221,10 +221,15 @@ def _configs(vocabulary: int) -> dict[str, PreTrainedConfig]:
 MODEL_FAMILIES = tuple(name for name in _configs(8) if not name.endswith("_moe"))
 
 
+def config_of(name: str, vocabulary: int = 640) -> PreTrainedConfig:
+    """The configuration of ``make_model``."""
+    return _configs(vocabulary)[name]
+
+
 def make_model(name: str, vocabulary: int = 640, attention: str | None = None) -> PreTrainedModel:
     """A random float32 model of the architecture ``name``, always the same."""
     set_seed(7)
-    config = _configs(vocabulary)[name]
+    config = config_of(name, vocabulary)
     if config.bos_token_id is not None and config.bos_token_id >= vocabulary:
         config.bos_token_id = config.eos_token_id = 0
     model: PreTrainedModel = AutoModelForCausalLM.from_config(

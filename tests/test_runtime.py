@@ -10,7 +10,12 @@ import pytest
 from luthier.errors import UserError
 from luthier.runtime import World, peak_memory, world
 
-OURS = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+OURS = (
+    "OMP_WAIT_POLICY",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+    "LRU_CACHE_CAPACITY",
+    "PYTORCH_ALLOC_CONF",
+)
 SPINS = "GOMP_SPINCOUNT"
 
 
@@ -32,9 +37,18 @@ def test_prepare_sets_what_is_not_set_and_may_be_called_again() -> None:
         "import os, sys; from luthier import runtime; runtime.prepare(); runtime.prepare();"
         f"print(*[os.environ[name] for name in {OURS}], 'torch' in sys.modules)"
     )
-    assert in_a_process(code).stdout.split() == ["PASSIVE", "64", "64", "False"]
+    assert in_a_process(code).stdout.split() == [
+        "PASSIVE",
+        "64",
+        "64",
+        "expandable_segments:True",
+        "False",
+    ]
     chosen = in_a_process(code, OMP_WAIT_POLICY="ACTIVE", LRU_CACHE_CAPACITY="7")
-    assert chosen.stdout.split() == ["ACTIVE", "64", "7", "False"]
+    assert chosen.stdout.split()[:3] == ["ACTIVE", "64", "7"]
+    code = "import os; from luthier import runtime; runtime.prepare(); print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    mine = in_a_process(code, PYTORCH_CUDA_ALLOC_CONF="garbage_collection_threshold:0.8")
+    assert mine.stdout.split() == ["None"]
     assert chosen.stderr == ""
 
 

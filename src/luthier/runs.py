@@ -4,7 +4,7 @@ from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.probe.quick import QuickProbe
 from luthier.evaluate.report.page import write_report
 from luthier.events import OnEvent, ignore
-from luthier.plan.forecast import forecast
+from luthier.plan.forecast import forecast, refuse_what_cannot_fit
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
@@ -23,6 +23,8 @@ def train_run(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
     """
     probe = QuickProbe(on_event) if recipe.evaluate.probe else None
     finished = run.finished
+    if not run.checkpoints():
+        refuse_what_cannot_fit(recipe, on_event)
     try:
         return fit(recipe, run, on_event, probe=probe, forecast=forecast)
     finally:

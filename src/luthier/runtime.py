@@ -28,6 +28,10 @@ _ENVIRONMENT = {
     # for from the core that both need; benchmarks/RESULTS.md has what that costs.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# At the first tensor on a GPU, under Linux. Every batch has another length; blocks of fixed sizes would
+# be left over, too small for the next. PyTorch reads the older name where this one is not set.
+_EXPANDS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+_OLDER = "PYTORCH_CUDA_ALLOC_CONF"
 # On a machine with nothing else to do, threads that spin for a moment are up to 15% faster where the
 # pieces of work are small (4-bit weights, updates of all weights).
 _SPINS = {"GOMP_SPINCOUNT": "100000"}
@@ -42,7 +46,8 @@ def prepare() -> None:
     """
     waits = "OMP_WAIT_POLICY" in os.environ  # the user's choice, or ours of an earlier call
     spins = _SPINS if not waits and _load() < _QUIET else {}
-    for name, value in (_ENVIRONMENT | spins).items():
+    expands = _EXPANDS if sys.platform == "linux" and _OLDER not in os.environ else {}
+    for name, value in (_ENVIRONMENT | spins | expands).items():
         os.environ.setdefault(name, value)
     _hide_bars()
     # Advice about optional kernels, told at each import.

@@ -8,8 +8,10 @@ it would see of each row alone, and no token is spent on padding.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,10 +22,13 @@ from luthier.data.conversation import Origin
 from luthier.data.packing import best_fit_decreasing
 from luthier.data.token_file import arrays_of
 from luthier.data.tokens import TokenRow
+from luthier.models.copies import to_device
 
 IGNORED = -100  # the label of a token without loss, as everywhere in PyTorch
 
 Item = list[TokenRow]
+Change = Callable[[Tensor], Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +47,15 @@ class Judged:
     answers: Tensor | None = None
     mismatched: "Batch | None" = None
 
-    def to(self, device: torch.device) -> "Judged":
-        """The same with its tensors on ``device``."""
+    def each(self, change: Change) -> "Judged":
+        """The same with its tensors changed."""
         reference, desirable, answers = (
-            None if part is None else part.to(device)
+            None if part is None else change(part)
             for part in (self.reference, self.desirable, self.answers)
         )
         others = self.mismatched
         return Judged(
-            reference, desirable, answers, others.to(device) if others is not None else None
+            reference, desirable, answers, others.each(change) if others is not None else None
         )
 
 
@@ -70,9 +75,9 @@ class Taught:
         """Of the tokens from ``start`` to before ``end``."""
         return Taught(self.ids[start:end], self.log_probs[start:end])
 
-    def to(self, device: torch.device) -> "Taught":
-        """The same with its tensors on ``device``."""
-        return Taught(self.ids.to(device), self.log_probs.to(device))
+    def each(self, change: Change) -> "Taught":
+        """The same with its tensors changed."""
+        return Taught(change(self.ids), change(self.log_probs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +122,24 @@ class Batch:
         return self.labels[0, self.predicts + 1]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same with its tensors on ``device``."""
+        """The same with its tensors on ``device``, which does not wait for them."""
+        return self.each(lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU reads by itself; ``DataLoader`` calls it by this name."""
+        return self.each(Tensor.pin_memory)
+
+    def each(self, change: Change) -> "Batch":
+        """The same with its tensors changed."""
         positions = self.position_ids
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            position_ids=positions.to(device) if positions is not None else None,
-            labels=self.labels.to(device),
-            predicts=self.predicts.to(device),
-            judged=self.judged.to(device) if self.judged is not None else None,
-            taught=self.taught.to(device) if self.taught is not None else None,
+            input_ids=change(self.input_ids),
+            position_ids=change(positions) if positions is not None else None,
+            labels=change(self.labels),
+            predicts=change(self.predicts),
+            judged=self.judged.each(change) if self.judged is not None else None,
+            taught=self.taught.each(change) if self.taught is not None else None,
         )
 
     def rows(self) -> list["Batch"]:
@@ -193,6 +206,8 @@ class StepBatches:
         batch_size: items per micro-batch; the last of an epoch may have fewer.
         per_step: micro-batches per step; the last step of an epoch may have fewer.
         collate: makes one batch of a list of items.
+        ahead: a thread makes the next step's batches while this one runs, in memory that a GPU reads
+            by itself.
     """
 
     def __init__(
@@ -202,14 +217,14 @@ class StepBatches:
         per_step: int,
         seed: int,
         collate: Callable[[Sequence[Item]], Batch],
-        pin_memory: bool = False,
+        ahead: bool = False,
     ) -> None:
         self.data = data
         self.batch_size = batch_size
         self.per_step = per_step
         self.seed = seed
         self.collate = collate
-        self.pin_memory = pin_memory
+        self.ahead = ahead
 
     @property
     def micro_batches(self) -> int:
@@ -234,14 +249,25 @@ class StepBatches:
             self.data,
             batch_sampler=chosen[skipped_steps * self.per_step :],
             collate_fn=self.collate,
-            pin_memory=self.pin_memory,
+            pin_memory=self.ahead and torch.cuda.is_available(),
         )
-        return _in_steps(iter(loader), self.per_step)
+        steps = _in_steps(iter(loader), self.per_step)
+        return _one_ahead(steps) if self.ahead else steps
 
 
 def _in_steps(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     while step := list(islice(batches, size)):
         yield step
+
+
+def _one_ahead(values: Iterator[T]) -> Iterator[T]:
+    """The same values, each made by a thread while the one before is in use."""
+    nothing = object()
+    with ThreadPoolExecutor(1, "next-batch") as worker:
+        coming = worker.submit(next, values, nothing)
+        while (value := coming.result()) is not nothing:
+            coming = worker.submit(next, values, nothing)
+            yield cast(T, value)
 
 
 def collate(items: Sequence[Item]) -> Batch:

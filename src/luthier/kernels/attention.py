@@ -1,7 +1,8 @@
 """Attention of packed rows, row by row: its cost is the sum of their squares.
 
 Transformers hides packed rows from each other by a mask over all pairs of tokens, and computes all
-of them. Here each row attends within itself, causally (with the layer's window, where it has one).
+of them. Here each row attends within itself, causally (with the layer's window, where it has one). On
+a GPU one kernel does so for all rows (``packed.py``); on other devices they run one after the other.
 """
 
 from collections.abc import Iterator
@@ -15,14 +16,18 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
-NAME = "luthier"
+from luthier.kernels.packed import PackedRows, attend_packed
+
+NAME, CAPPED = "luthier", "luthier-capped"
+_REPLACED = {NAME: "sdpa", CAPPED: "eager"}
 
 # Architectures whose layers see the past of their row, all or a window of it, and nothing else.
 KNOWN = frozenset(
     ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt2", "smollm3")
 )
+KNOWN_CAPPED = frozenset(("gemma2",))  # the same with capped scores: on a GPU alone
 
 
 def attend_by_rows(
@@ -35,22 +40,24 @@ def attend_by_rows(
     scaling: float | None = None,
     sliding_window: int | None = None,
     row_lengths: tuple[int, ...] | None = None,
+    packed_rows: PackedRows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of Transformers: (1, heads, T, d) in, (1, T, heads, d) out.
 
-    Without ``row_lengths``, as in generation, Transformers' own SDPA does the work.
+    Without ``row_lengths``, as in generation, Transformers' own SDPA does the work. With
+    ``packed_rows`` (see ``row_inputs``) one kernel does, but for dropout, which it does not have.
     """
     if row_lengths is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or max(row_lengths)
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = _as_computed(query, key, value)
+    if packed_rows is not None and not dropout:
+        return attend_packed(query, key, value, packed_rows, scale, sliding_window), None
     if query.device.type == "cpu" and query.dtype != torch.float32 and not dropout:
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         output: Tensor = _RowAttention.apply(query, key, value, row_lengths, scale, window)
         return output, None
     grouped = query.shape[1] != key.shape[1]
@@ -70,6 +77,14 @@ def attend_by_rows(
             ).transpose(1, 2)
         )
     return torch.cat(outputs, dim=1), None
+
+
+def _as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In autocast's dtype, where autocast is on."""
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind):
+        return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
+    return tensors
 
 
 class _RowAttention(torch.autograd.Function):
@@ -211,32 +226,76 @@ def _window(length: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
+def attend_capped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packed_rows: PackedRows | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """``attend_by_rows`` for capped scores; without ``packed_rows`` Gemma 2's own function."""
+    if packed_rows is None:
+        from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+        found: tuple[Tensor, Tensor] = eager_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, softcap, **kwargs
+        )
+        return found
+    query, key, value = _as_computed(query, key, value)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return attend_packed(query, key, value, packed_rows, scale, sliding_window, softcap), None
+
+
 def row_inputs(model: nn.Module, row_lengths: tuple[int, ...]) -> dict[str, Any]:
     """What to call ``model`` with for attention row by row; nothing where it is not installed.
 
     The mask is a placeholder: a ready one of four dimensions keeps Transformers from building its
     own over all pairs of tokens.
     """
-    if getattr(getattr(model, "config", None), "_attn_implementation", None) != NAME:
+    if getattr(getattr(model, "config", None), "_attn_implementation", None) not in _REPLACED:
         return {}
-    placeholder = torch.zeros(1, 1, 1, 1, device=next(model.parameters()).device)
-    return {"row_lengths": row_lengths, "attention_mask": placeholder}
+    device = next(model.parameters()).device
+    inputs: dict[str, Any] = {
+        "row_lengths": row_lengths,
+        "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
+    }
+    if has_packed(device):
+        inputs["packed_rows"] = PackedRows.of(row_lengths, device)
+    return inputs
+
+
+def has_packed(device: torch.device) -> bool:
+    """Whether one kernel attends within all rows there."""
+    return device.type == "cuda"
 
 
 def install(model: PreTrainedModel) -> bool:
     """Use it in ``model``; False where the architecture or its attention is not one of those known."""
-    config = model.config
-    if config.get_text_config().model_type not in KNOWN or config._attn_implementation != "sdpa":
+    kind, name = model.config.get_text_config().model_type, NAME
+    if kind in KNOWN_CAPPED and has_packed(model.device) and not model.config.attention_dropout:
+        name = CAPPED
+    elif kind not in KNOWN:
         return False
-    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != _REPLACED[name]:
+        return False
+    model.set_attn_implementation(name)
     return True
 
 
 def remove(model: PreTrainedModel) -> None:
     """Go back to the attention that ``install`` replaced."""
-    if model.config._attn_implementation == NAME:
-        model.set_attn_implementation("sdpa")
+    replaced = _REPLACED.get(model.config._attn_implementation)
+    if replaced is not None:
+        model.set_attn_implementation(replaced)
 
 
 AttentionInterface.register(NAME, attend_by_rows)
 AttentionMaskInterface.register(NAME, sdpa_mask)  # for all calls without row lengths
+AttentionInterface.register(CAPPED, attend_capped)
+AttentionMaskInterface.register(CAPPED, eager_mask)

@@ -3,7 +3,7 @@
 PyTorch's CPU generator takes longer for a mask than the product that the mask is for. Here each number
 of a table is drawn once, and a seed says where in it the mask of each group of rows begins. The
 numbers of a window are independent of each other; two masks share some only where their windows
-overlap, and then in other places.
+overlap, and then in other places. On a GPU a counter stands for the table (``triton/dropout.py``).
 """
 
 import random
@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+
+from luthier.kernels.triton.switch import fused
 
 _TABLE, _WINDOW = 2**20, 2**19  # numbers in the table, and at most in one window
 
@@ -27,8 +29,13 @@ def new_seed(values: Tensor) -> int:
 def drop(values: Tensor, rate: float, seed: int) -> Tensor:
     """``values`` (rows, columns) with a share of ``rate`` set to nought; not scaled by 1 / (1 - rate).
 
-    Equal seeds, shapes and rates drop the same ones, on every device and in every dtype.
+    Equal seeds, shapes and rates drop the same ones, on every device and in every dtype; where
+    Triton's kernel computes, others than where it does not.
     """
+    if fused(values):
+        from luthier.kernels.triton import dropout
+
+        return dropout.drop(values, rate, seed)
     dropped = torch.empty_like(values, memory_format=torch.contiguous_format)
     whole = _whole(values.dtype)
     for rows, kept in _windows(values, rate, seed):
@@ -40,6 +47,10 @@ def drop(values: Tensor, rate: float, seed: int) -> Tensor:
 
 def drop_(values: Tensor, rate: float, seed: int) -> Tensor:
     """``drop`` in place; ``values`` lie in order."""
+    if fused(values):
+        from luthier.kernels.triton import dropout
+
+        return dropout.drop(values, rate, seed, in_place=True)
     for rows, kept in _windows(values, rate, seed):
         values[rows].view(kept.dtype).bitwise_and_(kept)
     return values

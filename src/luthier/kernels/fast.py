@@ -8,8 +8,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.kernels import attention, compiling, gated, lora, norm, rotary
+from luthier.kernels import attention, compiling, experts, gated, layer, lora, norm, rotary
 from luthier.kernels.head import HeadLoss, find_head, head_agrees
+from luthier.kernels.triton import switch
 from luthier.models.adapters import inner
 from luthier.recipe import KernelsGroup
 
@@ -50,12 +51,16 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
         for group in found:
             group.install()
             fast.changed += group.layers
+        of_experts = experts.install(model)
+        fast.changed += of_experts
         adapted = sum(isinstance(m, LoraLayer) for m in model.modules())
-        known = sum(len(group.layers) for group in found)
+        known = sum(len(group.layers) for group in found) + len(of_experts)
         if known < adapted:
             fast.missing.append(f"lora: {adapted - known} of {adapted} layers run PEFT's own path")
     if wanted.norm:
         fast.changed += norm.install(base)
+        if wanted.triton:
+            fast.changed += layer.install(base)
     if wanted.gated:
         fast.changed += gated.install(base)
     if wanted.rotary:
@@ -70,8 +75,11 @@ def install_checked(
 
     ``compiled`` compiles their element-wise parts, in this process from now on.
     """
+    switch.enable(False)
     before = _hidden_states(model)
     fast = install(model, wanted)
+    if wanted.triton and (trouble := start_triton(model)) is not None:
+        fast.missing.append(f"triton: {trouble}")
     compiling.enable(compiled)
     if compiled and (trouble := _compile_trouble(model)) is not None:
         compiling.enable(False)
@@ -79,7 +87,14 @@ def install_checked(
     if fast.head is not None and not head_agrees(model, fast.head):
         fast.head = None
         fast.missing.append("loss: this model changes its logits, so all of them are kept")
-    after = _hidden_states(model)
+    try:
+        after = _hidden_states(model)
+    except Exception as error:  # a GPU's compilers have errors of many kinds
+        if next(model.parameters()).device.type == "cpu":
+            raise
+        remove(model, fast)
+        fast.missing.append(f"all: {_first_line(error)}; the reference path runs instead")
+        return fast
     tolerance = 1e-4 if after.dtype == torch.float32 else 0.05
     if not _difference(after, before) <= tolerance:
         remove(model, fast)
@@ -90,9 +105,10 @@ def install_checked(
 def remove(model: PreTrainedModel | PeftModel, fast: Fast) -> None:
     """Take out what ``install`` put into ``model`` (rotary embeddings stay: they are exact)."""
     for module in fast.changed:
-        del module.forward
+        vars(module).pop("forward", None)  # of adapters in each other the outer one has it
     fast.changed.clear()
     fast.head = None
+    switch.enable(False)
     attention.remove(inner(model))
 
 
@@ -109,9 +125,34 @@ def _compile_trouble(model: PreTrainedModel | PeftModel) -> str | None:
             total = sum(gated.gated(normed, leaves[1], kind).sum() for kind in gated.KINDS.values())
             found.append(torch.autograd.grad(total, leaves))  # type: ignore[arg-type]
     except Exception as error:  # the compiler's own errors come in many kinds
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return _first_line(error)
     agree = all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True))
     return None if agree else "its outputs differ from the reference"
+
+
+def start_triton(model: PreTrainedModel | PeftModel) -> str | None:
+    """Use Triton's kernels from now on if they compute what PyTorch does; in a word, why they do not.
+
+    None also for devices that have none. Widths are the model's, of which the kernels are compiled.
+    """
+    weights = next(model.parameters())
+    if not switch.is_for(weights.device):
+        return None
+    if not switch.is_installed():
+        return "Triton is not installed, so PyTorch's operations run"
+    from luthier.kernels.triton.check import trouble
+
+    width = model.config.get_text_config().hidden_size
+    try:
+        found = trouble(weights.device, weights.dtype, width)
+    except Exception as error:  # the compiler's own errors come in many kinds
+        found = _first_line(error)
+    switch.enable(found is None)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 @torch.no_grad()

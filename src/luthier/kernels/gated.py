@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
 from luthier.kernels.compiling import compilable
+from luthier.kernels.triton.switch import fused
 
 
 def gated(gate: Tensor, up: Tensor, kind: str) -> Tensor:
@@ -25,12 +26,22 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, kind: str) -> Tensor:
         ctx.kind = kind
         ctx.save_for_backward(gate, up)
+        if fused(gate):
+            from luthier.kernels.triton import gate as kernel
+
+            return kernel.forward(gate, up, kind)
         product: Tensor = _product(gate, up, kind)
         return product
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor, Tensor, None]:
-        for_gate, for_up = _slopes(upstream[0], *ctx.saved_tensors, ctx.kind)
+        gate, up = ctx.saved_tensors
+        if fused(gate):
+            from luthier.kernels.triton import gate as kernel
+
+            for_gate, for_up = kernel.backward(upstream[0], gate, up, ctx.kind)
+        else:
+            for_gate, for_up = _slopes(upstream[0], gate, up, ctx.kind)
         return for_gate, for_up, None
 
 

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.kernels.triton.switch import fused
 from luthier.models.adapters import inner
 
 # Bytes of one piece of float32 logits: on a CPU near the size of its caches, on a GPU enough to
@@ -239,31 +240,52 @@ def _pieces(
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     length = piece_length(weight)
     for start in range(0, hidden.shape[0], length):
-        piece = hidden[start : start + length]
-        chosen = targets[start : start + length, None]
-        logits = nn.functional.linear(piece, compute, offset)
-        slope = None
-        if softcap is not None:
-            logits = logits.float().div_(softcap).tanh_()
-            slope = 1 - logits.square()
-            logits.mul_(softcap)
-        chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        # log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32.
-        normaliser = logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
-        losses[start : start + length] = (normaliser - logits.gather(1, chosen).float())[:, 0]
-        if not any(wanted):
+        place = slice(start, start + length)
+        piece = hidden[place]
+        losses[place], slopes = _losses_and_slopes(
+            nn.functional.linear(piece, compute, offset),
+            targets[place],
+            softcap,
+            any(wanted),
+            None if scale is None else scale[place],
+        )
+        if slopes is None:
             continue
-        # d loss / d logits = softmax(logits) - one at the target.
-        slopes = chances.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=chances.dtype))
-        if slope is not None:
-            slopes.mul_(slope)
-        if scale is not None:
-            slopes.mul_(scale[start : start + length, None])
         if for_bias is not None:
-            for_bias += slopes.sum(0).to(for_bias.dtype)
+            for_bias += slopes.sum(0, dtype=torch.float32).to(for_bias.dtype)
         slopes = slopes.to(hidden.dtype)
         if for_hidden is not None:
-            torch.mm(slopes, compute, out=for_hidden[start : start + length])
+            torch.mm(slopes, compute, out=for_hidden[place])
         if for_weight is not None:
             for_weight += slopes.t() @ piece
     return losses, for_hidden, for_weight, for_bias
+
+
+def _losses_and_slopes(
+    logits: Tensor, targets: Tensor, softcap: float | None, wanted: bool, scale: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The losses (S,) of logits (S, V), which are used up, and the gradient of their sum where wanted."""
+    if fused(logits):
+        from luthier.kernels.triton.cross_entropy import losses_
+
+        losses = losses_(logits, targets, softcap=softcap, slopes=wanted, scale=scale)
+        return losses, logits if wanted else None
+    chosen = targets[:, None]
+    slope = None
+    if softcap is not None:
+        logits = logits.float().div_(softcap).tanh_()
+        slope = 1 - logits.square()
+        logits.mul_(softcap)
+    chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    # log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32.
+    normaliser = logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
+    losses = (normaliser - logits.gather(1, chosen).float())[:, 0]
+    if not wanted:
+        return losses, None
+    # d loss / d logits = softmax(logits) - one at the target.
+    slopes = chances.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=chances.dtype))
+    if slope is not None:
+        slopes.mul_(slope)
+    if scale is not None:
+        slopes.mul_(scale[:, None])
+    return losses, slopes

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels.triton.switch import fused
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """``x`` (1, heads, T, d) turned by the angles whose ``cos`` and ``sin`` are (1, 1, T, d)."""
@@ -19,17 +21,34 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
+def rotate_both(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """``rotate`` of queries and keys, with a gradient."""
+    turned: tuple[Tensor, Tensor] = _Rotary.apply(query, key, cos, sin)
+    return turned
+
+
 class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
         ctx.save_for_backward(cos, sin)
-        return rotate(query, cos, sin), rotate(key, cos, sin)
+        return _turn_both(query, key, cos, sin, back=False)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
         cos, sin = ctx.saved_tensors
         # A rotation's transpose turns the other way: both halves have the same angles.
-        return rotate(upstream[0], cos, -sin), rotate(upstream[1], cos, -sin), None, None
+        return *_turn_both(upstream[0], upstream[1], cos, sin, back=True), None, None
+
+
+def _turn_both(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, back: bool
+) -> tuple[Tensor, Tensor]:
+    if fused(query):
+        from luthier.kernels.triton import rotary
+
+        return rotary.rotate(query, key, cos, sin, back=back)
+    sin = -sin if back else sin
+    return rotate(query, cos, sin), rotate(key, cos, sin)
 
 
 def _replacement(original: Any) -> Any:
@@ -39,7 +58,7 @@ def _replacement(original: Any) -> Any:
         halves = q.shape[-1] == cos.shape[-1] and k.shape[-1] == cos.shape[-1]
         if more or not halves or not torch.is_grad_enabled():
             return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim, **more)
-        return _Rotary.apply(q, k, cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim))
+        return rotate_both(q, k, cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim))
 
     apply_rotary_pos_emb.original = original  # type: ignore[attr-defined]
     return apply_rotary_pos_emb

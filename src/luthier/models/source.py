@@ -26,6 +26,14 @@ class ResolvedModel:
     origin: str
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether ``resolve`` asks the hub for it: no known name, nothing here, but an ``owner/name``."""
+    path = user_path(source)
+    if source in KNOWN_MODELS or path.is_dir() or path.is_file():
+        return False
+    return _HUB_ID.fullmatch(source) is not None and not source.startswith(".")
+
+
 def resolve(
     source: str, revision: str | None = None, weights: bool = True, on_event: OnEvent = ignore
 ) -> ResolvedModel:
@@ -51,7 +59,7 @@ def resolve(
         return ResolvedModel(_check_folder(path, on_event), f"folder {path}")
     if path.is_file():
         return ResolvedModel(_converted(path, on_event), f"file {path}")
-    if _HUB_ID.fullmatch(source) and not source.startswith("."):
+    if is_on_hub(source):
         with during(f"fetching {source} from the hub", on_event):
             return ResolvedModel(_hub_snapshot(source, revision, weights), f"hub {source}")
     near = difflib.get_close_matches(source, KNOWN_MODELS, n=1, cutoff=0.5)

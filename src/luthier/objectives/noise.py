@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from luthier.data.batches import Batch, Item
 from luthier.models.adapters import inner
+from luthier.models.copies import to_device
 from luthier.objectives.objective import Objective, Parts
 
 
@@ -50,6 +51,6 @@ class Noisy:
         if sum(lengths) != tokens:
             lengths = [tokens]
         sizes = [self.alpha / math.sqrt(length * width) for length in lengths]
-        size = torch.tensor(sizes, device=embedded.device, dtype=embedded.dtype)
-        per_token = size.repeat_interleave(torch.tensor(lengths, device=embedded.device))
+        size = torch.tensor(sizes, dtype=embedded.dtype)
+        per_token = to_device(size.repeat_interleave(torch.tensor(lengths)), embedded.device)
         return torch.empty_like(embedded).uniform_(-1, 1) * per_token[:, None]

@@ -15,6 +15,7 @@ from luthier.data.batches import Batch
 from luthier.kernels.attention import row_inputs
 from luthier.kernels.head import HeadLoss, keeps_logits
 from luthier.models.adapters import inner
+from luthier.models.copies import to_device
 
 
 def loss_sum(
@@ -64,7 +65,7 @@ def row_sums(values: Tensor, batch: Batch) -> Tensor:
 
 def row_numbers(batch: Batch) -> Tensor:
     """The row, from 0, of each supervised token: (S,) int64."""
-    ends = torch.tensor(batch.row_lengths, device=batch.predicts.device).cumsum(0)
+    ends = to_device(torch.tensor(batch.row_lengths).cumsum(0), batch.predicts.device)
     return torch.searchsorted(ends, batch.predicts, right=True)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,8 @@ from luthier.errors import UserError
 from luthier.models.load import load_config
 from luthier.models.source import resolve
 from luthier.yaml_text import parse_yaml
+
+_OTHER = {"laptop", "max", "nvl", "pcie", "super", "ti"}
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,22 @@ def find_accelerator(name: str, overrides: Path | None = None) -> Accelerator:
     near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.4)
     hint = f"; did you mean '{plain[near[0]]}'?" if near else ""
     raise UserError(f"unknown GPU '{name}'{hint}; known: {', '.join(known)}, or give --memory GB")
+
+
+def card_named(name: str, memory: float) -> Accelerator | None:
+    """The accelerator that CUDA calls ``name``, of ``memory`` GiB; None for one that is not known.
+
+    All words of the key must be words of the name, so that no card is taken for its neighbour. Of a
+    name that adds a word of ``_OTHER`` it is another card, slower or faster.
+    """
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    for key, known in accelerators().items():
+        parts = [part for part in key.split("-") if part != str(known.memory)]
+        other = words & (_OTHER if "SXM" in known.name else _OTHER - {"pcie"})
+        near = abs(known.memory - memory) < 0.15 * known.memory
+        if words.issuperset(parts) and near and not other and not known.is_cpu:
+            return known
+    return None
 
 
 def _plain(name: str) -> str:

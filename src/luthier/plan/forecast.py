@@ -1,21 +1,57 @@
 """What a run will take, predicted before it starts and kept in its plan.json."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from luthier.data.prepare import Prepared
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.models.load import load_config
-from luthier.models.source import ResolvedModel
+from luthier.models.source import ResolvedModel, is_on_hub
 from luthier.plan.calibrate import load_calibration
-from luthier.plan.estimate import make_plan
-from luthier.plan.from_recipe import job_of_data
-from luthier.plan.machine import resident_bytes, this_machine
+from luthier.plan.capacity import changes_to_fit
+from luthier.plan.estimate import make_plan, memory_of
+from luthier.plan.from_recipe import dtype_on, job_of_data, job_of_shape
+from luthier.plan.machine import framework_bytes, resident_bytes, this_machine
 from luthier.recipe import Recipe
 from luthier.records import Plan
 from luthier.run import Run
 from luthier.train.setup import Setup
+
+_FEW = 8  # tokens of a row that asks for next to no memory
+
+
+def refuse_what_cannot_fit(recipe: Recipe, on_event: OnEvent) -> None:
+    """Stop before the weights are fetched from the hub, where no row could be trained on this machine.
+
+    Only a certain case: the model, its gradients and its optimiser's states alone are too large. What
+    depends on the rows is predicted once they are read; see ``forecast``.
+
+    Raises:
+        UserError: it is so; the message says what would fit.
+    """
+    if not is_on_hub(recipe.model.source):
+        return
+    device = this_machine()
+    dtype = dtype_on(recipe.model.dtype, device, here=True)
+    try:
+        job = replace(job_of_shape(recipe, dtype, 1, not device.is_cpu), largest=(_FEW,))
+        least = memory_of(job.step(job.largest), framework_bytes(device)).peak
+        tried = changes_to_fit(job, device) if least > device.bytes else []
+    except UserError as error:  # a model that cannot be simulated
+        on_event(Note(f"whether the model fits could not be planned: {error}"))
+        return
+    if not tried:
+        return
+    said = (
+        f"{recipe.model.source} does not fit, so its weights were not fetched: training it by "
+        f"{recipe.method.name} with {job.optim} takes at least {least / 2**30:.1f} GiB, and "
+        f"{device.name} has {device.bytes / 2**30:.1f} GiB"
+    )
+    last = tried[-1]
+    would = f"{last.what} would ({last.setting}: at least {last.peak / 2**30:.1f} GiB)"
+    raise UserError(f"{said}; {would}" if last.fits else f"{said}; take a smaller model")
 
 
 def forecast(

@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-from luthier.plan.catalogues import Accelerator, accelerators
+from luthier.plan.catalogues import Accelerator, card_named
 
 # What a process holds besides tensors. On CUDA: the context and the libraries' workspaces, by
 # experience 0.5 to 1 GiB; not measured here, for want of a GPU. On a CPU: interpreter and libraries,
@@ -37,9 +37,4 @@ def this_machine() -> Accelerator:
 def _cuda() -> Accelerator:
     name = torch.cuda.get_device_name()
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    plain = name.lower().replace(" ", "")
-    for known in accelerators().values():
-        first = known.name.split()[0].lower()
-        if first in plain and abs(known.memory - memory) < 0.15 * known.memory:
-            return known
-    return Accelerator(name=name, memory=round(memory, 1))
+    return card_named(name, memory) or Accelerator(name=name, memory=round(memory, 1))

@@ -752,6 +752,10 @@ class KernelsGroup(Group):
     rotary: bool = Field(
         True, description="keep nothing of rotary embeddings for the backward pass"
     )
+    triton: bool = Field(
+        True,
+        description="on an NVIDIA GPU, compute what the others name in one pass each, by kernels in Triton",
+    )
 
 
 class EvaluateGroup(Group):

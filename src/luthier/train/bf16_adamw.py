@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from luthier.kernels.rounding import PIECE, round_into
+from luthier.kernels.triton.switch import fused
 
 
 class BF16AdamW(Optimizer):
@@ -49,8 +50,25 @@ class BF16AdamW(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         # From PyTorch's generator, whose state a checkpoint keeps.
-        places = random.Random(int(torch.randint(2**62, ())))  # noqa: S311
+        seed = int(torch.randint(2**62, ()))
         assert parameter.grad is not None
+        if fused(parameter) and parameter.is_contiguous():
+            from luthier.kernels.triton import adamw
+
+            adamw.update(
+                parameter,
+                parameter.grad,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                step=state["step"],
+                lr=group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                seed=seed,
+            )
+            return
+        places = random.Random(seed)  # noqa: S311
         flat = [t.view(-1) for t in (parameter, state["exp_avg"], state["exp_avg_sq"])]
         gradient = parameter.grad.reshape(-1)
         for start in range(0, len(gradient), PIECE):

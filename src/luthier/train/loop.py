@@ -95,8 +95,10 @@ def train_step(
         NonFinite: the loss, where the weights would change before anybody could look at it.
     """
     model, objective, device = learner.model, learner.objective, learner.device
-    model.train()
-    count = torch.tensor(float(sum(map(objective.count, batches))), device=device)
+    if not model.training:  # a walk over thousands of modules
+        model.train()
+    # A GPU fills this in its turn; to copy a number there would wait for all that it has to do.
+    count = torch.full((), float(sum(map(objective.count, batches))), device=device)
     count = learner.over_ranks(count)
     total, part_sums = torch.zeros((), device=device), dict[str, Tensor]()
     for number, batch in enumerate(batches, 1):
@@ -129,7 +131,8 @@ def train_step(
     if finite and on_gradients is not None:
         on_gradients()
     learning_rate = float(learner.scheduler.get_last_lr()[0])
-    if update(learner):
+    update(learner)
+    if learner.scaler is None or math.isfinite(grad_norm):  # it skips what is not finite
         learner.scheduler.step()
     learner.optimizer.zero_grad()
     tokens = sum(batch.tokens for batch in batches)
@@ -137,15 +140,13 @@ def train_step(
     return StepResult(mean_loss, grad_norm, learning_rate, tokens, named, skipped=not finite)
 
 
-def update(learner: Learner) -> bool:
-    """Step the optimiser; False where the float16 scaler found an overflow and did not."""
+def update(learner: Learner) -> None:
+    """Step the optimiser; a float16 scaler does not where it finds an overflow, and lowers its scale."""
     if learner.scaler is None:
         learner.optimizer.step()
-        return True
-    before = learner.scaler.get_scale()
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    return learner.scaler.get_scale() >= before
+    else:
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
 
 
 @dataclass

@@ -167,6 +167,8 @@ def open_session(asked: Asked) -> Session:
     start.announce()
     if setup.device.type == "cpu":
         keep_freed_memory()
+    elif setup.dtype == torch.float32:  # products by tensor cores: inputs rounded to 10 bits
+        torch.backends.cuda.matmul.allow_tf32 = setup.device.type == "cuda"
 
     set_seed(recipe.train.seed)
     load, tokens = asked.materials.load, writing.tokens
@@ -197,7 +199,7 @@ def open_session(asked: Asked) -> Session:
         recipe.train.gradient_accumulation_steps,
         recipe.train.seed,
         objective.collate,
-        pin_memory=setup.device.type == "cuda",
+        ahead=setup.device.type == "cuda",
     )
     course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
     start.write()
