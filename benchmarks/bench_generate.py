@@ -1,58 +1,77 @@
-"""Generation against Transformers' `generate` and its continuous batching, on the same weights.
+"""Generation beside Transformers' `generate`, its continuous batching, and llama.cpp.
 
-    python benchmarks/bench_generate.py [--answers 2] [--new 64]
+    python benchmarks/bench_generate.py [RUN] [--new 32]
 
-SmolLM2-135M in float32 with LoRA r=16 on all layers, unmerged; greedy answers of a fixed length to
-questions of nl2bash. Each way runs in a process of its own. "products" is the floor: the matrix
-products of a step alone, the adapter's left out. "own, no guesses" is ours without prompt lookup, which
-answers that go on past their end, as here, flatter.
+Without a run, one of the real 135M model is made first, of two steps. All ways answer the same
+questions of nl2bash with the same adapter, unmerged, in answers of a fixed length: ours and
+Transformers' in float32 from the run's weights, llama.cpp from the f16 GGUF files that we exported.
+Each way runs in a process of its own, for `--limit` seconds at most; what it has measured by then
+counts. "products" is the floor: the matrix products of a step alone, the adapter's left out. "own, no
+guesses" is ours without prompt lookup, which answers that go on past their end, as here, flatter.
+
+The second table asks base and tuned the same questions, as `luthier evaluate` does, up to `--new`
+tokens each: by Transformers, padded, 16 of one side at once, as version 0.1 did; by ours as now.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parents[2] / "shared/data/nl2bash.jsonl"
-WAYS = ("products", "own", "own, no guesses", "generate", "continuous batching")
+WAYS = ("products", "own", "own, no guesses", "generate", "continuous batching", "llama.cpp")
+SIDES = ("Transformers, 16 of a side", "own")
 AT_ONCE = (1, 8, 16)
+ASKED = 48  # questions of the second table
+
+Answerer = Callable[[list[list[int]], int, int], None]  # prompts, new tokens of each, at once
 
 
-def prepare() -> tuple[Any, list[list[int]]]:
-    """The model, and token ids of prompts."""
-    from luthier.runtime import prepare
+def make_run(folder: Path) -> Path:
+    import luthier
 
-    prepare()
-    import torch
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(DATA.read_text("utf-8").splitlines(True)[:200]), "utf-8")
+    run = luthier.train(
+        {
+            "model": {"source": "smollm2-135m", "dtype": "float32"},
+            "method": {"name": "lora", "lora_dropout": 0.0},
+            "data": {"train": str(rows), "max_length": 128},
+            "train": {"max_steps": 2},
+            "run": {"dir": str(folder), "name": "bench"},
+        }
+    )
+    return run.root
 
+
+def load(run: Path) -> tuple[Any, list[list[int]]]:
+    """The tuned model with its base, and token ids of prompts."""
     from luthier.generate.answer import encode_prompt
-    from luthier.models.adapters import attach_adapter
-    from luthier.models.load import load_model, load_tokenizer
-    from luthier.models.source import resolve
-    from luthier.recipe import MethodGroup
+    from luthier.models.tuned import load_tuned
+    from luthier.run import open_run
 
-    folder = resolve("smollm2-135m").folder
-    torch.manual_seed(0)
-    model = attach_adapter(load_model(folder, torch.float32), MethodGroup(lora_dropout=0.0)).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape) * 1e-3
-    tokenizer = load_tokenizer(folder)
-    rows = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()[:64]]
+    models = load_tuned(open_run(run))
+    models.tuned.float()
+    rows = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()[200:264]]
     asked = [f"{row['instruction']} {row['input']}" for row in rows]
-    return model, [encode_prompt(tokenizer, ({"role": "user", "content": a},)) for a in asked]
+    prompts = [encode_prompt(models.tokenizer, ({"role": "user", "content": a},)) for a in asked]
+    return models, prompts
 
 
-def products(model: Any, rows: int) -> float:
+def products(models: Any, rows: int) -> float:
     """Seconds that the products of one token of ``rows`` answers take."""
     import torch
     import torch.nn.functional as F
 
-    base = model.get_base_model()
+    base = models.tuned.get_base_model()
     weights = [
         module.base_layer.weight for module in base.modules() if hasattr(module, "base_layer")
     ] + [base.get_output_embeddings().weight]
@@ -67,106 +86,228 @@ def products(model: Any, rows: int) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def answerer(way: str, model: Any) -> Callable[[list[list[int]], int, int], None]:
-    """A function of prompts, new tokens of each, and answers at once."""
-    import torch
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
+def own(models: Any, guesses: bool) -> Answerer:
     from luthier.generate.batching import Batch, Task
     from luthier.generate.decoder import find_decoder
     from luthier.generate.lookup import Lookup
     from luthier.generate.sampling import Sampling
 
-    base = model.get_base_model()
+    if not guesses:
+        Lookup.guess = lambda *_args, **_kwargs: []  # type: ignore[method-assign]
 
-    def own(prompts: list[list[int]], new: int, at_once: int) -> None:
-        decoder = find_decoder(model)
+    def answer(prompts: list[list[int]], new: int, at_once: int) -> None:
+        decoder = find_decoder(models.tuned)
         assert decoder is not None
         tasks = [Task(i, prompt, new, "default") for i, prompt in enumerate(prompts)]
         made = dict(Batch(decoder, tasks, Sampling(), [], at_once).run())
         assert all(len(tokens) == new for tokens in made.values())
 
-    def generate(prompts: list[list[int]], new: int, at_once: int) -> None:
-        order = sorted(prompts, key=len)
-        for start in range(0, len(order), at_once):
-            batch = order[start : start + at_once]
-            longest = max(map(len, batch))
-            ids = torch.tensor([[0] * (longest - len(p)) + p for p in batch])
-            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
-            settings = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
-            base.generation_config = GenerationConfig(eos_token_id=None, **settings)
-            base.generate(input_ids=ids, attention_mask=mask)
+    return answer
 
-    def continuous(prompts: list[list[int]], new: int, at_once: int) -> None:
+
+def transformers(models: Any, *, continuous: bool) -> Answerer:
+    import torch
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    base = models.tuned.get_base_model()
+
+    def generate(prompts: list[list[int]], new: int, _at_once: int) -> None:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        settings = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+        base.generation_config = GenerationConfig(eos_token_id=None, **settings)
+        base.generate(input_ids=ids, attention_mask=mask)
+
+    def batching(prompts: list[list[int]], new: int, at_once: int) -> None:
         config = GenerationConfig(
             max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
         # Left to itself it takes most of the machine's memory.
         pages = -(-(max(map(len, prompts)) + new) // 256)
-        batching = ContinuousBatchingConfig(
+        settings = ContinuousBatchingConfig(
             max_requests_per_batch=at_once,
             num_blocks=at_once * pages + 1,
             max_batch_tokens=512,
         )
-        base.generate_batch(prompts, generation_config=config, continuous_batching_config=batching)
+        base.generate_batch(prompts, generation_config=config, continuous_batching_config=settings)
 
-    if way == "own, no guesses":
-        Lookup.guess = lambda *_args, **_kwargs: []  # type: ignore[method-assign]
-    return {"generate": generate, "continuous batching": continuous}.get(way, own)
+    return batching if continuous else generate
 
 
-def measure(way: str, rounds: int, new: int) -> dict[str, Any]:
-    model, prompts = prepare()
+def llama_cpp(run: Path) -> tuple[Answerer, Any]:
+    from luthier.serve.limits import Limits
+    from luthier.serve.llama_cpp import LlamaCppModels
+
+    served = LlamaCppModels([f"tuned={run}"], Limits(batch=max(AT_ONCE), context=512))
+    (gguf,) = served.files
+
+    def one(prompt: list[int], new: int) -> None:
+        body = {"prompt": prompt, "n_predict": new, "temperature": 0.0, "ignore_eos": True}
+        body |= {"lora": [{"id": 0, "scale": 1.0}]}
+        reply = json.load(gguf.post("/completion", body, 300).getresponse())
+        assert reply["tokens_predicted"] == new, reply
+
+    def answer(prompts: list[list[int]], new: int, at_once: int) -> None:
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda prompt: one(prompt, new), prompts))
+
+    return answer, gguf
+
+
+def resident(process: int) -> int:
+    import psutil
+
+    return int(psutil.Process(process).memory_info().rss)
+
+
+def measure(way: str, run: Path, new: int) -> Iterator[dict[str, Any]]:
+    """One figure after another, as they are known."""
     from luthier.runtime import peak_memory
 
+    if way in SIDES:
+        yield both_sides(way, run, new)
+        return
+    models, prompts = load(run)
     if way == "products":
-        return {"step": {rows: products(model, rows) for rows in AT_ONCE}}
-    answer = answerer(way, model)
+        for rows in AT_ONCE:
+            yield {"at_once": rows, "step": products(models, rows)}
+        return
+    memory: Callable[[], int] = peak_memory
+    if way == "llama.cpp":
+        del models
+        answer, gguf = llama_cpp(run)
+        memory = partial(resident, gguf._process.pid)
+    elif way.startswith("own"):
+        answer = own(models, guesses=way == "own")
+    else:
+        answer = transformers(models, continuous=way == "continuous batching")
     answer(prompts[:1], 4, 1)  # first-time costs
     started = time.perf_counter()
     answer(prompts[1:2], 1, 1)
-    found: dict[str, Any] = {"first": time.perf_counter() - started, "step": {}}
+    yield {"first": time.perf_counter() - started}
     for at_once in AT_ONCE:
-        chosen = (prompts * 8)[: at_once * rounds]
         started = time.perf_counter()
-        answer(chosen, new, at_once)
-        found["step"][at_once] = (time.perf_counter() - started) / (rounds * new)
-    return {**found, "memory": peak_memory()}
+        answer(prompts[2 : 2 + at_once], new, at_once)
+        yield {"at_once": at_once, "step": (time.perf_counter() - started) / new}
+        yield {"memory": memory()}
+
+
+def both_sides(way: str, run: Path, new: int) -> dict[str, Any]:
+    """Seconds and tokens of an evaluation's answers, and their hash."""
+    import hashlib
+
+    from luthier.data.spans import stop_token_ids
+    from luthier.generate.batching import Batch, Task
+    from luthier.generate.by_transformers import continue_prompts
+    from luthier.generate.decoder import find_decoder
+    from luthier.generate.sampling import Sampling
+
+    models, prompts = load(run)
+    prompts = prompts[:ASKED]
+    sampling, stops = Sampling(max_new_tokens=new), stop_token_ids(models.tokenizer)
+    made: dict[int, list[int]] = {}
+    started, cpu = time.perf_counter(), time.process_time()
+    if way == "own":
+        decoder = find_decoder(models.tuned)
+        assert decoder is not None
+        tasks = [
+            Task(number + len(prompts) * side, prompt, new, adapter)
+            for side, adapter in enumerate((None, "default"))
+            for number, prompt in enumerate(prompts)
+        ]
+        made |= Batch(decoder, tasks, sampling, stops, 128).run()
+    else:
+        for side in (0, 1):
+            asked = {number + len(prompts) * side: p for number, p in enumerate(prompts)}
+            with models.as_base() if side == 0 else nullcontext():
+                made |= continue_prompts(models.tuned, models.tokenizer, asked, sampling, 16)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    whole = [
+        made[n][: next((i + 1 for i, t in enumerate(made[n]) if t in stops), new)]
+        for n in sorted(made)
+    ]
+    said = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+    return {"seconds": seconds, "cpu": cpu, "tokens": sum(map(len, whole)), "said": said}
+
+
+def figures(way: str, run: Path, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What a process for ``way`` has told within its time, and why it told no more."""
+    command = [sys.executable, __file__, str(run), "--way", way, "--new", str(options.new)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=options.limit)
+        said, why = done.stdout, "" if done.returncode == 0 else f"failed ({done.returncode})"
+    except subprocess.TimeoutExpired as over:
+        said, why = over.stdout or b"", f"stopped after {options.limit} s"
+    found: dict[str, Any] = {"step": {}}
+    for line in said.decode().splitlines():
+        if not line.startswith("{"):
+            continue
+        told = json.loads(line)
+        if "at_once" in told:
+            found["step"][told["at_once"]] = told["step"]
+        else:
+            found |= told
+    return found, why
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--answers", type=int, default=2, help="rounds of each number at once")
-    parser.add_argument("--new", type=int, default=64, help="tokens of each answer")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--new", type=int, default=32, help="tokens of each answer")
+    parser.add_argument("--limit", type=int, default=60, help="seconds of each way, at most")
+    parser.add_argument("--way", choices=(*WAYS, *SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    from luthier.runtime import prepare
+
+    prepare()
     if options.way:
-        print(json.dumps(measure(options.way, options.answers, options.new)))
+        for told in measure(options.way, options.run, options.new):
+            print(json.dumps(told), flush=True)
         return
+    with tempfile.TemporaryDirectory() as folder:
+        report(options.run or make_run(Path(folder)), options)
+
+
+def report(run: Path, options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(width=130)
     table = Table("", *(f"tok/s, {n}" for n in AT_ONCE), *(f"× products, {n}" for n in AT_ONCE))
-    for head in ("first token", "memory"):
+    for head in ("first token", "memory", ""):
         table.add_column(head)
-    floor: dict[str, float] = {}
+    floor: dict[int, float] = {}
     for way in WAYS:
-        command = [sys.executable, __file__, "--way", way]
-        command += ["--answers", str(options.answers), "--new", str(options.new)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            table.add_row(way, f"failed ({done.returncode})")
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        floor = floor or found["step"]
+        found, why = figures(way, run, options)
+        step = found["step"]
+        floor = floor or step
         table.add_row(
             way,
-            *(f"{n / found['step'][str(n)]:.1f}" for n in AT_ONCE),
-            *(f"{found['step'][str(n)] / floor[str(n)]:.2f}" for n in AT_ONCE),
+            *(f"{n / step[n]:.1f}" if n in step else "–" for n in AT_ONCE),
+            *(f"{step[n] / floor[n]:.2f}" if n in step else "–" for n in AT_ONCE),
             f"{found['first'] * 1000:.0f} ms" if "first" in found else "",
             f"{found['memory'] / 2**20:,.0f} MiB" if "memory" in found else "",
+            why,
         )
-    Console(width=130).print(table)
+    console.print(table)
+    table = Table("base and tuned", "seconds", "CPU seconds", "tokens", "tok/s", "answers")
+    first = ""
+    for way in SIDES:
+        found, why = figures(way, run, options)
+        if "said" not in found:
+            table.add_row(way, why)
+            continue
+        first = first or found["said"]
+        table.add_row(
+            way,
+            f"{found['seconds']:.1f}",
+            f"{found['cpu']:.1f}",
+            f"{found['tokens']}",
+            f"{found['tokens'] / found['seconds']:.1f}",
+            "the same" if found["said"] == first else "others",
+        )
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from luthier.generate.answer import Sampling as Sampling
     from luthier.generate.answer import stream_answer as stream_answer
     from luthier.generate.batch import answer_file as answer_file
+    from luthier.generate.batching import Pace as Pace
     from luthier.generate.sides import answer_sides as answer_sides
     from luthier.models.known import KNOWN_MODELS as KNOWN_MODELS
     from luthier.models.pull import cached as cached
@@ -162,6 +163,7 @@ __all__ = [
     "Messages",
     "Model",
     "Onto",
+    "Pace",
     "Plan",
     "Planned",
     "Question",
@@ -321,6 +323,7 @@ _PARTS = {
     "push": ("luthier.export.push", "push"),
     "Difference": ("luthier.export.same", "Difference"),
     "Model": ("luthier.generate.answer", "Model"),
+    "Pace": ("luthier.generate.batching", "Pace"),
     "Sampling": ("luthier.generate.answer", "Sampling"),
     "stream_answer": ("luthier.generate.answer", "stream_answer"),
     "answer_file": ("luthier.generate.batch", "answer_file"),
@@ -704,7 +707,7 @@ def generate(
     *,
     system: str | None = None,
     base: bool = False,
-    batch_size: int = 8,
+    batch_size: int = 64,
     trust: bool = False,
     on_event: OnEvent = ignore,
     **sampling: Any,
@@ -716,6 +719,7 @@ def generate(
     Args:
         model: a run, or what ``load`` returned (which need not be loaded for each call).
         base: ask the model before tuning.
+        batch_size: answers that are made at once; fewer where memory does not hold them.
         trust: as ``find_run``.
         sampling: ``max_new_tokens``, ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``,
             ``seed``; greedy by default.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from families import make_model
@@ -138,8 +139,7 @@ class Parrot:
     def read(self, pieces: list[Piece], wanted: Any = None) -> torch.Tensor:
         self.steps += 1
         at = [place for piece in pieces for place in range(piece.start, piece.end)]
-        if wanted is None:
-            at = [piece.end - 1 for piece in pieces]
+        at = [at[index] for index in wanted]
         logits = torch.zeros(len(at), 100)
         for row, place in zip(logits, at, strict=True):
             row[self.said[(place + 1) % len(self.said)]] = 1.0
@@ -161,12 +161,40 @@ def test_guesses_that_are_wrong_are_given_up() -> None:
     tried = 0
     for _ in range(60):
         guess = lookup.guess(1, 50)
-        lookup.learn(len(guess), 0)
+        lookup.learn(len(guess), 0, said=9)
         tried += len(guess)
         tokens += [1, 2, 3]
     assert 0 < tried < 30
-    assert Lookup(list(tokens)).guess(rows=16, room=8) == []  # many rows: a guess costs too much
-    assert Lookup(list(tokens)).guess(rows=1, room=0) == []
+    assert (
+        Lookup(list(tokens)).guess(step=16, room=8) == []
+    )  # a dear guess, of which little is known
+    assert Lookup(list(tokens)).guess(step=1, room=0) == []
+
+
+def test_a_row_that_repeats_is_guessed_among_many_others() -> None:
+    """What would have been guessed is compared with what came, at no cost."""
+    tokens = [1, 2, 3, 4, 5] * 3
+    lookup = Lookup(tokens)
+    steps = 0
+    while not (guess := lookup.guess(step=128, room=50)):
+        said = tokens[-5]
+        lookup.learn(0, 0, said)
+        tokens.append(said)
+        steps += 1
+    assert 0 < steps < 12
+    assert guess == tokens[-5:]
+
+
+def test_fewer_rows_where_memory_is_short(
+    found: Decoder, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = prompts_with_a_start(6, 9)
+    row = found.cache(1, 14 + 5).layers[0].nbytes * model.config.num_hidden_layers
+    free = type("Memory", (), {"available": 4 * 3 * row + 1})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    batch = Batch(found, [Task(i, p, 5, None) for i, p in enumerate(prompts)], Sampling(), [], 64)
+    assert dict(batch.run()) == {i: reference(model, p, 5, -1) for i, p in enumerate(prompts)}
+    assert found.cache(64, 14 + 5).slots == 3
 
 
 def test_the_nucleus_is_transformers() -> None:

@@ -85,13 +85,33 @@ def test_vllms_command(cli: Cli, runs: Path) -> None:
     assert line[:2] == ["vllm", "serve"]
     assert (Path(line[2]) / "config.json").is_file()
     assert line[line.index("--max-lora-rank") + 1] == "16"
-    modules = line[line.index("--lora-modules") + 1 :][:2]
-    assert modules == [f"one={runs / 'one' / 'adapter'}", f"b={runs / 'two' / 'adapter'}"]
+    modules = [json.loads(module) for module in line[line.index("--lora-modules") + 1 :][:2]]
+    assert modules == [
+        {"name": "one", "path": str(runs / "one" / "adapter")},
+        {"name": "b", "path": str(runs / "two" / "adapter")},
+    ]
     tokenizer = Path(line[line.index("--tokenizer") + 1])
     assert (tokenizer / "chat_template.jinja").is_file()
     full = vllm.command([str(runs / "whole")], "127.0.0.1", 8000, 99)
     assert full[2] == str(runs / "whole" / "model")
     assert full[full.index("--max-model-len") + 1] == "99"
+    known = json.loads((Path(__file__).parent / "vllm_flags.json").read_text("utf-8"))
+    for command in (line, full):
+        assert {option for option in command if option.startswith("--")} <= set(known["options"])
+        for option, values in known["choices"].items():
+            if option in command:
+                assert command[command.index(option) + 1] in values
+    assert [str(rank) for rank in vllm._RANKS] == [
+        r for r in known["choices"]["--max-lora-rank"] if r != "1"
+    ]
+
+
+def test_vllm_runs_no_4_bit_weights(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "one", tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text("utf-8").replace("name: lora", "name: qlora"), "utf-8")
+    with pytest.raises(UserError, match="4-bit"):
+        vllm.command([str(tmp_path / "run")], "127.0.0.1", 8000, None)
 
 
 def test_chat_in_a_pipe(cli: Cli, runs: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def demo(
 
     recipe = demo_recipe(**parse_overrides(overrides or []))
     with terminal() as on_event:
-        run, evaluation = play(recipe, on_event)
+        run, evaluation, seconds = play(recipe, on_event)
     root, measured = run.root, run.measured()
     if as_json:
         print_json(
@@ -44,12 +44,15 @@ def demo(
                 "run": str(root),
                 "measured": measured.to_dict(),
                 "evaluation": evaluation.to_dict(),
+                "seconds": {part: round(took, 1) for part, took in seconds.items()},
             }
         )
         return
     show_samples(evaluation, 3)
     show_comparison(evaluation)
     show_measured(root, measured)
+    parts = ", ".join(f"{part} {took:.0f} s" for part, took in seconds.items())
+    out.print(f"{sum(seconds.values()):.0f} s in all: {parts}", highlight=False, soft_wrap=True)
     out.print(
         f"next: luthier generate {root} --compare -p {shlex.quote(_QUESTION)}\n"
         f"      luthier chat {root} --compare\n"

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ from luthier.events import OnEvent, during
 from luthier.run import Run
 
 if TYPE_CHECKING:
-    from luthier.api import Model, Sampling, TunedModel
+    from luthier.api import Model, Pace, Sampling, TunedModel
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
@@ -48,7 +49,12 @@ def generate(
     output: Annotated[
         Path | None, typer.Option(help="File for the answers to --input, one JSON object per line.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 8,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Answers generated at once; fewer where memory does not hold them."
+        ),
+    ] = 64,
     system: System = None,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -75,7 +81,7 @@ def generate(
     if (source is None) != (output is None) or (source is None) == (not prompt):
         raise UserError("give either --prompt, or --input and --output")
     run = open_tuned(run_path, base_model, trust)
-    from luthier.api import Messages, Sampling, answer_sides
+    from luthier.api import Messages, Pace, Sampling, answer_sides
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     if source is not None and output is not None:
@@ -90,12 +96,12 @@ def generate(
     def as_prompt(question: str) -> Messages | str:
         return _messages(system, [], question) if learned_turns else question
 
-    sides = _sides(base, compare)
+    sides, pace = _sides(base, compare), Pace()
     with terminal() as on_event:
         models = _load(run, adapter_scale, on_event)
         with during(f"answering, {' and '.join(sides)}", on_event):
             prompts = [as_prompt(question) for question in questions]
-            answers = answer_sides(models, prompts, sides, sampling, batch_size)
+            answers = answer_sides(models, prompts, sides, sampling, batch_size, pace)
     if as_json:
         rows = [
             {"prompt": question, **{side: answers[side][i] for side in answers}}
@@ -108,6 +114,7 @@ def generate(
             if len(answers) > 1:
                 out.print(f"[bold]{side}:[/]")
             print(texts[i].strip())
+    _show(pace)
 
 
 def _answer_file(
@@ -143,12 +150,18 @@ def _answer_file(
             f"stopped: the answers so far are in {output}.part; the same command goes on from there"
         ) from None
     if as_json:
-        print_json({"output": str(output), **vars(done)})
+        print_json({"output": str(output), **asdict(done)})
         return
     before = f", {done.resumed} of them earlier" if done.resumed else ""
     out.print(f"{done.rows} rows answered{before}: {output}", highlight=False, soft_wrap=True)
+    _show(done.pace)
     if done.errors:
         err.print(f"{done.errors} rows could not be answered: see their 'error'", style="yellow")
+
+
+def _show(pace: "Pace") -> None:
+    if pace.steps:  # none by Transformers, which does not count them
+        err.print(str(pace), style="dim", highlight=False)
 
 
 def _messages(

@@ -1,16 +1,18 @@
 """The demo on a small real model: pull, train, evaluate on databases it never saw."""
 
+import time
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from luthier.api import evaluate, train
-from luthier.events import OnEvent, ignore
+from luthier.events import Event, Finished, OnEvent, Progress, Started, ignore
 from luthier.recipe import Recipe, as_recipe
 from luthier.records import Evaluation
 from luthier.run import Run
 
+_PARTS = ("loss of", "answers of")  # tasks of an evaluation that are worth their own line
 TASK = Path(str(files("luthier.demo"))) / "task"
 
 
@@ -24,11 +26,46 @@ def demo_recipe(**changes: Mapping[str, Any]) -> Recipe:
     return own.changed(**changes)
 
 
-def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Run, Evaluation]:
+def play(recipe: Recipe, on_event: OnEvent = ignore) -> tuple[Run, Evaluation, Mapping[str, float]]:
     """Train (or resume, or find the run finished) and evaluate on databases that training never saw.
+
+    Returns:
+        The run, its evaluation, and the seconds of this call by part; they add up to all of it.
 
     Raises:
         UserError, Interrupted: as ``luthier.train`` and ``luthier.evaluate``.
     """
-    run = train(recipe, on_event=on_event)
-    return run, evaluate(run, TASK / "test.jsonl", on_event=on_event)
+    clock = _Clock(on_event)
+    run = train(recipe, on_event=clock)
+    evaluation = evaluate(run, TASK / "test.jsonl", on_event=clock)
+    return run, evaluation, clock.parts()
+
+
+class _Clock:
+    """A listener that passes events on, and knows which part of the work they belong to."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._began = self._since = time.perf_counter()
+        self._part = ""
+        self._seconds: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._turn("training")
+        elif isinstance(event, Finished):
+            self._turn("")
+        elif isinstance(event, Progress) and event.task.startswith(_PARTS):
+            self._turn("" if event.finished else event.task)
+        self._on_event(event)
+
+    def _turn(self, part: str) -> None:
+        now = time.perf_counter()
+        if self._part:
+            before = self._seconds.get(self._part, 0.0)
+            self._seconds[self._part] = before + now - self._since
+        self._part, self._since = part, now
+
+    def parts(self) -> dict[str, float]:
+        rest = time.perf_counter() - self._began - sum(self._seconds.values())
+        return {**self._seconds, "loading, planning and scoring": rest}

@@ -16,6 +16,7 @@ from luthier.data.split import sample, without_overlap
 from luthier.data.tokens import Tokenizer
 from luthier.errors import UserError
 from luthier.evaluate.answering import answers_of_both
+from luthier.evaluate.base_answers import base_name
 from luthier.evaluate.classification import confusion
 from luthier.evaluate.examination import Examination, Rows
 from luthier.evaluate.harness import run_tasks
@@ -72,7 +73,7 @@ def evaluate_run(
     """Compare a finished run with the model it began from, and keep it in ``evaluation.json``.
 
     Answers are kept in ``evaluation/`` as they are made: an evaluation that is killed resumes
-    where it was.
+    where it was. Those of the base are kept for other runs, too (``base_answers.py``).
 
     Args:
         data: file to evaluate on instead of the run's validation rows.
@@ -111,10 +112,16 @@ def evaluate_run(
         )
     models = load_tuned(run, adapter_scale, on_event)
     weights = sha256(run.measured_path)  # changes when the run is trained again
-    names = {"base": key_of("base", weights), "tuned": key_of("tuned", weights, adapter_scale)}
+    shared = base_name(run, models.tokenizer, on_event)
+    names = {
+        "base": shared or key_of("base", weights),
+        "tuned": key_of("tuned", weights, adapter_scale),
+    }
     with run.locked():
         store = Store(run.answers_path)
-        examination = Examination(run, recipe, rows, models, names, store, on_event)
+        examination = Examination(
+            run, recipe, rows, models, names, store, shared is not None, on_event
+        )
         sides = _measure(examination, graded)
         looks = recipe.evaluate.probe if probe is None else probe
         forgetting = probe_forgetting(examination, training) if looks else None

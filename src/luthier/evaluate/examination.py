@@ -32,6 +32,7 @@ class Examination:
         recipe: of ``run``, with the metrics that are asked for.
         names: by side, what an answer depends on besides its prompt: the weights, and their scale.
         store: keeps answers, so that none is made twice.
+        base_kept: whether those of the base are kept for other runs, see ``base_answers.py``.
     """
 
     run: Run
@@ -40,6 +41,7 @@ class Examination:
     models: TunedModel
     names: dict[str, str]
     store: Store
+    base_kept: bool
     on_event: OnEvent
 
     def of_both(self, measure: Callable[[str, Model], T]) -> tuple[T, T]:

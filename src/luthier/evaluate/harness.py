@@ -15,6 +15,7 @@ from luthier.models.adapters import inner
 from luthier.records.evaluation import MetricCompared
 
 # (task, metric, filter) -> one score per row
+_MOST_ROWS = 16  # at once: it pads them, and keeps the logits of all their tokens
 _Scores = dict[tuple[str, str, str], list[float]]
 
 
@@ -57,7 +58,7 @@ def run_tasks(
             pretrained=whole,
             tokenizer=examination.models.tokenizer,
             device=str(whole.device),
-            batch_size=examination.recipe.evaluate.batch_size,
+            batch_size=min(_MOST_ROWS, examination.recipe.evaluate.batch_size),
         )
         try:
             with during(f"lm-eval tasks of {side}", examination.on_event):

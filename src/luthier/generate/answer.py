@@ -15,7 +15,7 @@ from luthier.data.spans import stop_token_ids
 from luthier.data.template import Messages, TemplateRejects, render
 from luthier.data.thoughts import answer_shape, decode_answer
 from luthier.errors import UserError
-from luthier.generate.batching import Batch, Task
+from luthier.generate.batching import Batch, Pace, Task
 from luthier.generate.by_transformers import continue_prompts
 from luthier.generate.decoder import Model as Model
 from luthier.generate.decoder import find_decoder, standing_adapter
@@ -46,19 +46,21 @@ def answer_all(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     batch_size: int,
+    pace: Pace | None = None,
 ) -> list[str]:
     """The answers to ``prompts``, in their order.
 
     Args:
         prompts: messages, which the tokenizer's chat template renders, or plain text to continue.
-        batch_size: answers that are made at once.
+        batch_size: answers that are made at once; fewer where memory does not hold them.
+        pace: is added to, where the model is one of ``decoder.py``.
 
     Raises:
         UserError: the template refuses a prompt, or a prompt is so long that no answer fits.
     """
     answers = [""] * len(prompts)
     asks = [Ask(encode_prompt(tokenizer, p), draw=draw) for draw, p in enumerate(prompts)]
-    for number, answer in answer_each(model, tokenizer, asks, sampling, batch_size):
+    for number, answer in answer_each(model, tokenizer, asks, sampling, batch_size, pace):
         answers[number] = answer
     return answers
 
@@ -69,6 +71,7 @@ def answer_each(
     asks: Sequence[Ask],
     sampling: Sampling,
     batch_size: int,
+    pace: Pace | None = None,
 ) -> Iterator[tuple[int, str]]:
     """The number of each of ``asks`` and its answer, as it ends.
 
@@ -78,7 +81,7 @@ def answer_each(
         UserError: a prompt is so long that no answer fits.
     """
     room = _room(model, asks)
-    for number, made in _continued(model, tokenizer, asks, sampling, batch_size, room):
+    for number, made in _continued(model, tokenizer, asks, sampling, batch_size, room, pace):
         yield number, decode_answer(tokenizer, made)[1]
 
 
@@ -89,6 +92,7 @@ def _continued(
     sampling: Sampling,
     batch_size: int,
     room: float,
+    pace: Pace | None,
 ) -> Iterator[tuple[int, list[int]]]:
     decoder = find_decoder(model)
     if decoder is None:
@@ -110,7 +114,8 @@ def _continued(
         for number, ask in enumerate(asks)
     ]
     if tasks:
-        yield from Batch(decoder, tasks, sampling, stop_token_ids(tokenizer), batch_size).run()
+        stops = stop_token_ids(tokenizer)
+        yield from Batch(decoder, tasks, sampling, stops, batch_size, pace=pace).run()
 
 
 def stream_answer(

@@ -16,6 +16,7 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore, tracked
 from luthier.files import staged_file
 from luthier.generate.answer import Model, Prompt, Sampling, answer_all, encode_prompt
+from luthier.generate.batching import Pace
 from luthier.models.adapters import inner
 from luthier.models.load import max_positions
 
@@ -26,11 +27,15 @@ Item = Question | BadRow
 
 @dataclass(frozen=True)
 class Answered:
-    """How a file was answered: rows in all, those that could not be asked, those done before."""
+    """How a file was answered: rows in all, those that could not be asked, those done before.
+
+    ``pace`` is of this call alone.
+    """
 
     rows: int
     errors: int
     resumed: int
+    pace: Pace
 
 
 def answer_file(
@@ -62,6 +67,7 @@ def answer_file(
     total = sum(1 for _ in read_rows(source, on_event))
     part = output.with_name(output.name + ".part")
     chunk_size = batch_size * _BATCHES
+    pace = Pace()
     settings = {
         "input": source,
         "rows": total,
@@ -76,7 +82,8 @@ def answer_file(
         chunks = iter(lambda: list(islice(items, chunk_size)), [])
         with part.open("ab") as file:
             for chunk in tracked(chunks, "answering rows", on_event, total - done, size=len):
-                lines = _answer_chunk(model, tokenizer, chunk, _further(sampling, done), batch_size)
+                further = _further(sampling, done)
+                lines = _answer_chunk(model, tokenizer, chunk, further, batch_size, pace)
                 _append(file, lines)
                 done += len(chunk)
         errors = _finish(part, output)
@@ -85,7 +92,7 @@ def answer_file(
             f"cannot write {output}: {error.strerror or error}; run the same command again to resume from "
             f"{part}"
         ) from error
-    return Answered(total, errors, resumed)
+    return Answered(total, errors, resumed, pace)
 
 
 def _items(source: str, columns: Mapping[str, str] | None) -> Iterator[Item]:
@@ -106,6 +113,7 @@ def _answer_chunk(
     chunk: Sequence[Item],
     sampling: Sampling,
     batch_size: int,
+    pace: Pace,
 ) -> list[dict[str, Any]]:
     most = max_positions(inner(model).config)
     errors: dict[int, str] = {}
@@ -123,7 +131,7 @@ def _answer_chunk(
             errors[index] = f"a prompt of {length} tokens fills the model's {most} positions"
         else:
             asked[index] = item.prompt
-    texts = answer_all(model, tokenizer, list(asked.values()), sampling, batch_size)
+    texts = answer_all(model, tokenizer, list(asked.values()), sampling, batch_size, pace)
     answers = dict(zip(asked, texts, strict=True))
     return [_line(item, answers.get(i), errors.get(i)) for i, item in enumerate(chunk)]
 

@@ -4,9 +4,8 @@ What prompts have in common at their start (system prompt, examples, documents) 
 that enters takes over the keys and values of the row that shares most with it.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +16,7 @@ from luthier.generate.sampling import Sampling, choose
 
 _CHUNK = 512  # tokens of prompts that are read at once
 _WORTH = 16  # tokens that two rows must share for one to wait for the other
+_AT_ONCE = 256  # tokens of a step beyond which nothing is guessed
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,62 @@ class Task:
     draw: int = 0
 
 
+@dataclass
+class Pace:
+    """What answers took.
+
+    Attributes:
+        tokens: that were made.
+        steps: of the model; one makes the next token of many answers, and reads prompts.
+        copied: of the tokens, those that were guessed from the text before them, and right.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    copied: int = 0
+
+    def __str__(self) -> str:
+        said = f"{self.tokens:,} tokens in {self.steps:,} steps of the model"
+        if not self.copied:
+            return said
+        return f"{said}; {self.copied:,} of them were guessed from the text before, and right"
+
+
 @dataclass(eq=False)
 class _Row:
+    """``cached`` of its ``tokens``, the prompt's and its own, are in ``slot`` of the cache."""
+
     task: Task
     slot: int
     tokens: list[int]
     cached: int
     random: torch.Generator
     lookup: Lookup | None = None
-    made: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def unread(self) -> int:
+        """Tokens that are not in the cache: of a prompt many, else the one that was made last."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def made(self) -> list[int]:
+        return self.tokens[len(self.task.prompt) :]
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still make."""
+        return len(self.task.prompt) + self.task.limit - len(self.tokens)
 
 
 class Batch:
-    """Up to ``slots`` rows at once."""
+    """Up to ``slots`` rows at once; fewer where memory does not hold them.
+
+    Prompts are read in the steps that make tokens, so that the weights are read once for both.
+
+    Args:
+        pace: is added to.
+    """
 
     def __init__(
         self,
@@ -58,54 +101,53 @@ class Batch:
         stops: Sequence[int],
         slots: int,
         on_token: Callable[[int], None] = lambda _token: None,
+        pace: Pace | None = None,
     ) -> None:
         self._decoder, self._sampling, self._stops = decoder, sampling, frozenset(stops)
-        self._waiting = deque(sorted(tasks, key=_order))
+        self._waiting = sorted(tasks, key=_order)
         self._on_token = on_token
-        slots = min(slots, len(tasks))
         room = max(len(task.prompt) + task.limit for task in tasks)
-        self._cache: Cache = decoder.cache(slots, room)
+        self._cache: Cache = decoder.cache(min(slots, len(tasks)), room)
         self._rows: list[_Row] = []  # row n has slot n
         # Of what each slot holds, the tokens of the prompt, and the adapter they were read under.
-        self._held: list[tuple[list[int], str | None]] = [([], None)] * slots
-        self._ended: list[_Row] = []
+        self._held: list[tuple[list[int], str | None]] = [([], None)] * self._cache.slots
+        self._pace = Pace() if pace is None else pace
 
     def run(self) -> Iterator[tuple[int, list[int]]]:
         """The number and the tokens of each answer, as it ends."""
         while self._waiting or self._rows:
             self._enter()
-            if not self._ended:
-                self._step()
-            for row in self._ended:
-                self._rows.remove(row)
+            self._step()
+            ended = [row for row in self._rows if row.ended]
+            self._rows = [row for row in self._rows if not row.ended]
+            for row in ended:
                 yield row.task.number, row.made
-            self._ended.clear()
 
     def _enter(self) -> None:
-        """Read the prompts of waiting rows into the free slots."""
+        """Give free slots to waiting rows, as many as the next step can read prompts of."""
         taken = {row.slot for row in self._rows}
         free = [slot for slot in range(len(self._held)) if slot not in taken]
-        while self._waiting and free:
-            group: list[_Row] = []
-            count = 0
-            while self._waiting and free and count < _CHUNK:
-                task = self._waiting[0]
-                slot, source, shared = self._most_shared(task, free)
-                if any(_common(task, row.task) >= shared + _WORTH for row in group):
-                    break  # it gains by what the group is about to read
-                self._waiting.popleft()
-                free.remove(slot)
-                if source != slot and shared:
-                    self._cache.copy(source, slot, shared)
-                row = _Row(
-                    task, slot, list(task.prompt), shared, self._sampling.generator(task.draw)
-                )
-                if self._sampling.greedy and self._sampling.repetition_penalty == 1.0:
-                    row.lookup = Lookup(row.tokens)
-                self._held[slot] = task.prompt[:shared], task.adapter
-                group.append(row)
-                count += len(task.prompt) - shared
-            self._read(group)
+        reading = [row for row in self._rows if row.unread > 1]
+        count = sum(row.unread for row in reading)
+        waiting, self._waiting = iter(self._waiting), []
+        for task in waiting:
+            if not free or count >= _CHUNK:
+                self._waiting += [task, *waiting]
+                break
+            slot, source, shared = self._most_shared(task, free)
+            if any(_common(task, row.task) >= shared + _WORTH for row in reading):
+                self._waiting.append(task)  # it gains by what is about to be read
+                continue
+            free.remove(slot)
+            if source != slot and shared:
+                self._cache.copy(source, slot, shared)
+            row = _Row(task, slot, list(task.prompt), shared, self._sampling.generator(task.draw))
+            if self._sampling.greedy and self._sampling.repetition_penalty == 1.0:
+                row.lookup = Lookup(row.tokens)
+            self._held[slot] = task.prompt[:shared], task.adapter
+            self._rows.append(row)
+            reading.append(row)
+            count += row.unread
         self._close_up()
 
     def _close_up(self) -> None:
@@ -134,70 +176,76 @@ class Batch:
             return slot, slot, most
         return free[0], shares.index(most), most
 
-    def _read(self, group: list[_Row]) -> None:
-        left = group
-        while left:
-            pieces, read, count = [], [], 0
-            for row in left:
-                part = row.task.prompt[row.cached : row.cached + max(1, _CHUNK - count)]
-                pieces.append(Piece(self._cache, row.slot, row.cached, part, row.task.adapter))
-                read.append(row)
-                count += len(part)
-                if count >= _CHUNK:
-                    break
-            logits = self._decoder.read(pieces)
-            whole = []
-            for index, (row, piece) in enumerate(zip(read, pieces, strict=True)):
-                row.cached = piece.end
-                if row.cached == len(row.task.prompt):
-                    whole.append((index, row))
-            if whole:
-                rows = [row for _, row in whole]
-                chosen = self._choose(logits[[index for index, _ in whole]], rows)
-                for row, token in zip(rows, chosen, strict=True):
-                    self._held[row.slot] = row.task.prompt, row.task.adapter
-                    self._rows.append(row)
-                    self._take(row, [token])
-            left = [row for row in left if row.cached < len(row.task.prompt)]
+    def _step(self) -> None:
+        """Read on in the prompts; of every other row the next token, and those that were guessed."""
+        rows, pieces = self._pieces()
+        wanted: list[int] = []
+        asked: list[tuple[_Row, list[int]]] = []  # with the guesses
+        end = 0
+        for row, piece in zip(rows, pieces, strict=True):
+            end += len(piece.tokens)
+            over = piece.end - len(row.tokens)
+            if over >= 0:
+                wanted += range(end - 1 - over, end)
+                asked.append((row, piece.tokens[len(piece.tokens) - over :]))
+        logits = self._decoder.read(pieces, wanted)
+        self._pace.steps += 1
+        for row, piece in zip(rows, pieces, strict=True):
+            if row.cached < len(row.task.prompt):
+                row.cached = min(piece.end, len(row.tokens))
+                self._held[row.slot] = row.task.prompt[: row.cached], row.task.adapter
+        if asked:
+            self._say(logits, asked)
 
-    def _choose(self, logits: torch.Tensor, rows: list[_Row]) -> list[int]:
-        return choose(
+    def _pieces(self) -> tuple[list[_Row], list[Piece]]:
+        """What the next step reads, and of which rows."""
+        rows: list[_Row] = []
+        pieces: list[Piece] = []
+        chunk = _CHUNK
+        count = sum(row.unread == 1 for row in self._rows)
+        count += min(chunk, sum(row.unread for row in self._rows if row.unread > 1))
+        for row in self._rows:
+            tokens = row.tokens[row.cached :]
+            if len(tokens) > 1:
+                tokens = tokens[:chunk]
+                chunk -= len(tokens)
+                if not tokens:
+                    continue
+            if row.lookup and row.cached + len(tokens) == len(row.tokens) and count < _AT_ONCE:
+                guess = row.lookup.guess(count, row.left - 1)
+                tokens += guess
+                count += len(guess)
+            rows.append(row)
+            pieces.append(Piece(self._cache, row.slot, row.cached, tokens, row.task.adapter))
+        return rows, pieces
+
+    def _say(self, logits: torch.Tensor, asked: list[tuple[_Row, list[int]]]) -> None:
+        """Give each row the tokens that its ``logits`` say: after its own, and after right guesses."""
+        rows = [row for row, _ in asked]
+        chosen = choose(
             logits, self._sampling, [row.tokens for row in rows], [row.random for row in rows]
         )
-
-    def _step(self) -> None:
-        """The next token of every row, and those after it that were guessed."""
-        rows = self._rows
-        guesses = [
-            row.lookup.guess(len(rows), row.task.limit - len(row.made) - 1) if row.lookup else []
-            for row in rows
-        ]
-        pieces = [
-            Piece(self._cache, row.slot, row.cached, [row.tokens[-1], *guess], row.task.adapter)
-            for row, guess in zip(rows, guesses, strict=True)
-        ]
-        count = sum(len(piece.tokens) for piece in pieces)
-        logits = self._decoder.read(pieces, range(count))
-        chosen = self._choose(logits, rows)
         start = 0
-        for row, guess in zip(rows, guesses, strict=True):
+        for row, guess in asked:
             said = chosen[start : start + 1 + len(guess)]
             start += len(said)
             right = next((i for i, token in enumerate(guess) if token != said[i]), len(guess))
+            self._pace.copied += min(right, self._take(row, said[: right + 1]))
             if row.lookup:
-                row.lookup.learn(len(guess), right)
-            self._take(row, said[: right + 1])
+                row.lookup.learn(len(guess), right, said[0])
 
-    def _take(self, row: _Row, said: list[int]) -> None:
-        """Add what a row has said; the last token is not yet in the cache."""
+    def _take(self, row: _Row, said: list[int]) -> int:
+        """Add what a row has said, up to its end, and return how many tokens; the last is not cached."""
+        before = len(row.tokens)
         for token in said:
-            row.made.append(token)
             row.tokens.append(token)
             self._on_token(token)
-            if token in self._stops or len(row.made) == row.task.limit:
-                self._ended.append(row)
+            if token in self._stops or not row.left:
+                row.ended = True
                 break
         row.cached = len(row.tokens) - 1
+        self._pace.tokens += len(row.tokens) - before
+        return len(row.tokens) - before
 
 
 def _order(task: Task) -> tuple[int, list[int]]:
@@ -209,10 +257,14 @@ def _common(one: Task, other: Task) -> int:
     return _shared(other.prompt, one.prompt) if one.adapter == other.adapter else 0
 
 
-def _shared(held: Sequence[int], prompt: list[int]) -> int:
+def _shared(held: list[int], prompt: list[int]) -> int:
     """How many first tokens are the same, but for the last of ``prompt``, whose logits are wanted."""
-    most = min(len(held), len(prompt) - 1)
-    for place in range(most):
-        if held[place] != prompt[place]:
-            return place
-    return most
+    same, most = 0, min(len(held), len(prompt) - 1)
+    step = most
+    while step:
+        if held[same : same + step] == prompt[same : same + step]:
+            same += step
+            step = min(step, most - same)
+        else:
+            step //= 2
+    return same

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
 from transformers.generation.streamers import BaseStreamer
 
 from luthier.data.spans import stop_token_ids
+from luthier.generate.cache import bytes_of_token, rows_in_memory
 from luthier.generate.decoder import Model
 from luthier.generate.sampling import Sampling
 from luthier.models.adapters import inner
@@ -27,9 +28,14 @@ def continue_prompts(
 ) -> Iterator[tuple[int, list[int]]]:
     """Continue ``prompts``, token ids by number: the number and the new tokens of each.
 
-    Prompts of like length share a batch, padded on the left and masked.
+    Prompts of like length share a batch, padded on the left and masked. Batches are smaller than
+    ``batch_size`` where memory does not hold their keys and values.
     """
     order = sorted(prompts, key=lambda number: -len(prompts[number]))
+    if order:
+        row = len(prompts[order[0]]) + sampling.max_new_tokens
+        row *= bytes_of_token(model.config, model.dtype.itemsize)
+        batch_size = rows_in_memory(batch_size, row, model.device)
     room = (max_positions(model.config) or math.inf) - sampling.max_new_tokens
     # A prompt so long that an answer may not fit would shorten the answers of its whole batch.
     alone = sum(len(prompts[number]) > room for number in order)

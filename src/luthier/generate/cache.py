@@ -5,16 +5,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 _SHORT = 16  # tokens of a piece that is not part of a prompt
 
 
 class Cache:
-    """Room for ``slots`` rows of ``room`` tokens.
+    """Room for ``slots`` rows of ``room`` tokens; for fewer where memory does not hold them.
 
     Attributes:
+        slots: how many there are.
         layers: of each layer, keys then values of each token (slots, room, 2 x heads, d).
     """
 
@@ -28,7 +31,9 @@ class Cache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = slots, room, 2 * heads, width
+        row = layers * room * 2 * heads * width * dtype.itemsize
+        self.slots = rows_in_memory(slots, row, device)
+        shape = self.slots, room, 2 * heads, width
         self.layers = [_zeros(shape, dtype, device) for _ in range(layers)]
         self.heads = heads
         self.room = room
@@ -37,6 +42,29 @@ class Cache:
         """Give slot ``target`` the first ``count`` tokens of slot ``source``."""
         for layer in self.layers:
             layer[target, :count] = layer[source, :count]
+
+
+def bytes_of_token(config: PreTrainedConfig, size: int) -> int:
+    """Memory of a token's keys and values, of numbers of ``size`` bytes; 0 where there are none."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 0)
+    if not heads:
+        return 0
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    shared = getattr(text, "num_key_value_heads", None) or heads
+    return int(text.num_hidden_layers * shared * width * 2 * size)
+
+
+def rows_in_memory(rows: int, size: int, device: torch.device) -> int:
+    """How many of ``rows`` rows of ``size`` bytes fit into a quarter of free memory; 1 at least."""
+    if device.type == "cpu":
+        free = psutil.virtual_memory().available
+    elif device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    else:
+        return rows
+    return max(1, min(rows, free // 4 // max(1, size)))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -118,7 +118,7 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             x = self._block(x, index, layer, turns[layer.rotary], sight, active)
         if len(wanted) != len(x):
-            chosen = torch.tensor(wanted, device=self.device)
+            chosen = torch.tensor(wanted, dtype=torch.long, device=self.device)
             x = x[chosen]
             active = [(name, None if rows is None else rows[chosen]) for name, rows in active]
         logits = self._head(self._norm(x), active)

@@ -777,7 +777,10 @@ class EvaluateGroup(Group):
         256, ge=1, description="longest generated answer in tokens", examples=[64]
     )
     batch_size: int = Field(
-        16, ge=1, description="answers of each side to generate at once", examples=[4]
+        64,
+        ge=1,
+        description="answers of each side to generate at once; fewer where memory does not hold them",
+        examples=[4],
     )
     sql_databases: str | None = Field(
         None,

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -30,6 +29,7 @@ from luthier.export.options import GgufType
 from luthier.export.served import adapter_file, base_file, merged_file
 from luthier.export.tuned import base_of
 from luthier.extras import need
+from luthier.generate.cache import bytes_of_token, rows_in_memory
 from luthier.models.load import load_tokenizer, max_positions
 from luthier.run import Run, open_run
 from luthier.serve import llama_cpp_process
@@ -51,7 +51,6 @@ from luthier.serve.weights import Weights
 log = logging.getLogger(__name__)
 
 _CONTEXT = 4096  # tokens of a place, where nobody asks for more
-_SHARE = 0.25  # of the free memory, for keys and values
 _START = 600.0  # seconds for a large file to be read
 _LOOK = 0.25
 
@@ -93,11 +92,11 @@ class Gguf:
         limits: Limits,
         precise: bool,
     ) -> None:
-        text = config.get_text_config()
-        self.vocabulary: int = text.vocab_size
+        self.vocabulary: int = config.get_text_config().vocab_size
         trained = max_positions(config) or _CONTEXT
         self.positions = min(limits.context or _CONTEXT, trained)
-        self.slots = _places(text, self.positions, limits.batch, precise)
+        place = bytes_of_token(config, 4 if precise else 2) * self.positions
+        self.slots = rows_in_memory(limits.batch, place, torch.device("cpu"))
         self.adapters = list(adapters)
         settings = Settings(
             str(file),
@@ -168,14 +167,6 @@ class Gguf:
             )
         host, _, port = found[0].rpartition(":")
         return host, int(port)
-
-
-def _places(text: PreTrainedConfig, context: int, wanted: int, precise: bool) -> int:
-    """How many answers at once have room for their keys and values."""
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    token = text.num_hidden_layers * text.num_key_value_heads * head * 2 * (4 if precise else 2)
-    room = psutil.virtual_memory().available * _SHARE
-    return max(1, min(wanted, int(room // (token * context))))
 
 
 class LlamaCppModels(Models):
@@ -354,8 +345,9 @@ class LlamaCppEngine:
         for answer in answers:
             self._end(answer, "error")
             answer.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        # First: an answer that was about to ask has no line yet that could be cut.
         self.models.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _watch(self) -> None:
         """End what takes too long, waiting for a place or for a token, and what nobody waits for."""

@@ -1,6 +1,7 @@
-"""Hand over to vLLM's own server, for machines with a GPU. Written and not run: no GPU was at hand.
+"""Hand over to vLLM's own server, for machines with a GPU.
 
-The options are those of vLLM's documentation (docs.vllm.ai: "vllm serve", "LoRA Adapters").
+A test holds the options against those that vLLM's code declares (tools/vllm_flags.py records them).
+Written and not run: no GPU was at hand.
 """
 
 import json
@@ -54,6 +55,11 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
         )
     if any(recipe.method.use_dora for recipe in recipes):
         raise UserError("vLLM cannot run DoRA adapters; merge the run first, or use our own engine")
+    if any(recipe.method.name == "qlora" for recipe in recipes):
+        raise UserError(
+            "vLLM does not run the 4-bit weights of bitsandbytes, over which this adapter was trained; "
+            "merge the run first, or use our own engine"
+        )
     templates = {load_tokenizer(run.adapter_path).chat_template for _, run in named}
     if len(templates) > 1:
         raise UserError(
@@ -66,10 +72,10 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
     made += ["--served-model-name", base_name_of(first)]
     # The tokenizer of the run has the template that it trained with.
     made += ["--tokenizer", str(named[0][1].adapter_path.resolve())]
-    if first.method.name == "qlora":
-        made += ["--quantization", "bitsandbytes"]
     made += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(named))]
-    made += ["--lora-modules", *(f"{n}={run.adapter_path.resolve()}" for n, run in named)]
+    # As JSON, since it takes name=path only where there is no comma in it.
+    adapters = [{"name": name, "path": str(run.adapter_path.resolve())} for name, run in named]
+    made += ["--lora-modules", *map(json.dumps, adapters)]
     return [*made, *shared]
 
 

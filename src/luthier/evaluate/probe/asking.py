@@ -18,7 +18,7 @@ from luthier.generate.answer import Model, Prompt
 from luthier.kernels.separation import rows_stay_apart
 
 ANSWER_TOKENS = 48  # longest answer to an open or unrelated question
-_BATCH = 25
+_BATCH = 64
 _ORIGIN = Origin("probe", 0)
 
 
