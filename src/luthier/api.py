@@ -14,7 +14,7 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.files import user_path
 from luthier.recipe import MethodName, Recipe, as_recipe
-from luthier.records import Comparison, DataCheck, Evaluation, Exported, Sweep
+from luthier.records import Comparison, DataCheck, Evaluation, Exported, Sweep, TokenizedData
 from luthier.run import Run, claim_run, open_run
 
 if TYPE_CHECKING:
@@ -246,6 +246,7 @@ __all__ = [
     "sweep",
     "sweep_table",
     "tests_table",
+    "tokenize_data",
     "train",
     "train_run",
     "verdict_text",
@@ -674,6 +675,36 @@ def check_data(
     sources = [train] if isinstance(train, str) else list(train)
     report = check(sources, validation, evaluation, tokenizer, on_event, columns)
     return DataCheck.model_validate(report)
+
+
+def tokenize_data(
+    recipe: RecipeLike,
+    out: Path | str,
+    *,
+    shards: int | None = None,
+    on_event: OnEvent = ignore,
+    **changes: Mapping[str, Any],
+) -> TokenizedData:
+    """Tokenise the rows of a recipe once, for many runs and machines.
+
+    A recipe whose ``data.train`` is the folder ``out`` trains as it would from the sources.
+
+    Args:
+        out: folder for the shards and their manifest.
+        shards: of each side of the split; None is one for each 500 MiB of tokens.
+        changes: as of ``train``.
+
+    Raises:
+        UserError: the recipe or its data is wrong, or ``out`` cannot be written.
+    """
+    from luthier.data.prepare import tokenize_into
+    from luthier.train.setup import load_prepared_tokenizer, resolve_model
+
+    runtime.prepare()
+    chosen = as_recipe(recipe, **changes)
+    folder = resolve_model(chosen, on_event).folder
+    tokenizer = load_prepared_tokenizer(chosen, folder, on_event=on_event).tokenizer
+    return tokenize_into(user_path(str(out)), chosen, tokenizer, shards, on_event)
 
 
 def load(
