@@ -96,6 +96,9 @@ if TYPE_CHECKING:
     from luthier.plan.planning import job_without_data as job_without_data
     from luthier.plan.planning import jobs_of_recipe as jobs_of_recipe
     from luthier.plan.planning import plan_jobs as plan_jobs
+    from luthier.plan.ranks import RankPlan as RankPlan
+    from luthier.plan.ranks import Ranks as Ranks
+    from luthier.plan.ranks import sizes as rank_sizes
     from luthier.plan.tables import ASSUMPTIONS as ASSUMPTIONS
     from luthier.plan.tables import classic_tables as classic_tables
     from luthier.records.plan import Plan as Plan
@@ -166,6 +169,8 @@ __all__ = [
     "Planned",
     "Question",
     "Range",
+    "RankPlan",
+    "Ranks",
     "Sampling",
     "ServedModels",
     "Shape",
@@ -230,6 +235,7 @@ __all__ = [
     "pull",
     "push",
     "quality_table",
+    "rank_sizes",
     "read_as",
     "read_manifest",
     "render_page",
@@ -259,6 +265,9 @@ __all__ = [
 
 # Name here: module, name there. The same as above, for when the program runs; a test compares them.
 _PARTS = {
+    "RankPlan": ("luthier.plan.ranks", "RankPlan"),
+    "Ranks": ("luthier.plan.ranks", "Ranks"),
+    "rank_sizes": ("luthier.plan.ranks", "sizes"),
     "accelerators": ("luthier.plan.catalogues", "accelerators"),
     "marks": ("luthier.evaluate.report.drawing", "marks"),
     "Headline": ("luthier.evaluate.report.page", "Headline"),
