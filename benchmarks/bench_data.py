@@ -5,7 +5,8 @@
 Rows of one question and one answer of some 300 tokens, each different, are prepared in processes of
 their own: encoded alone (row by row in one of them, for the ratio), prepared and kept in a run folder,
 prepared once more with warm caches, loaded again as a resumed run does, and batched as a step of
-training takes them. Peaks are those of resident memory (VmHWM), the process without data included.
+training takes them. Peaks are those of resident memory (VmHWM), the process without data included;
+the workers that tokenise are processes of their own, each of less.
 """
 
 import argparse
@@ -91,6 +92,7 @@ def conversations(case: Case) -> Iterator[Any]:
 
 
 def encode(case: Case, together: bool) -> int:
+    from luthier.data.token_cache import encode_all
     from luthier.data.tokens import Tokenizer
 
     recipe, tokenizer = prepared_of(case)
@@ -99,7 +101,7 @@ def encode(case: Case, together: bool) -> int:
     encoder.encode(rows[0])
     start_clock()
     if together:
-        return sum(1 for _ in encoder.encode_all(rows))
+        return len(encode_all(encoder, rows, keep=False))
     return sum(len(encoder.encode(row)) for row in rows)
 
 
@@ -132,7 +134,7 @@ def load(case: Case, batches: bool) -> int:
 
 CASES: dict[str, Callable[[Case], int]] = {
     "tokenised one by one": lambda case: encode(case, False),
-    "tokenised together": lambda case: encode(case, True),
+    "tokenised on all cores": lambda case: encode(case, True),
     "prepared and kept": lambda case: prepare(case, True),
     "prepared again": lambda case: prepare(case, False),
     "loaded by a resumed run": lambda case: load(case, False),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from luthier.api import merge as merge
     from luthier.api import plan as plan
     from luthier.api import sweep as sweep
+    from luthier.api import tokenize_data as tokenize_data
     from luthier.api import train as train
     from luthier.errors import Interrupted as Interrupted
     from luthier.errors import UserError as UserError
@@ -39,7 +40,7 @@ _DOOR = {
     **dict.fromkeys(
         ("advise", "check_data", "compare", "evaluate", "export", "generate", "load"), "luthier.api"
     ),
-    **dict.fromkeys(("merge", "plan", "sweep", "train"), "luthier.api"),
+    **dict.fromkeys(("merge", "plan", "sweep", "tokenize_data", "train"), "luthier.api"),
     **dict.fromkeys(("Interrupted", "UserError"), "luthier.errors"),
     **dict.fromkeys(("Recipe", "as_recipe"), "luthier.recipe"),
     **dict.fromkeys(("Run", "open_run"), "luthier.run"),

@@ -14,7 +14,7 @@ from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
 from luthier.files import user_path
 from luthier.recipe import MethodName, Recipe, as_recipe
-from luthier.records import Comparison, DataCheck, Evaluation, Exported, Sweep
+from luthier.records import Comparison, DataCheck, Evaluation, Exported, Sweep, TokenizedData
 from luthier.run import Run, claim_run, open_run
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ if TYPE_CHECKING:
     from luthier.plan.planning import job_without_data as job_without_data
     from luthier.plan.planning import jobs_of_recipe as jobs_of_recipe
     from luthier.plan.planning import plan_jobs as plan_jobs
+    from luthier.plan.ranks import RankPlan as RankPlan
+    from luthier.plan.ranks import Ranks as Ranks
+    from luthier.plan.ranks import sizes as rank_sizes
     from luthier.plan.tables import ASSUMPTIONS as ASSUMPTIONS
     from luthier.plan.tables import classic_tables as classic_tables
     from luthier.records.plan import Plan as Plan
@@ -168,6 +171,8 @@ __all__ = [
     "Planned",
     "Question",
     "Range",
+    "RankPlan",
+    "Ranks",
     "Sampling",
     "ServedModels",
     "Shape",
@@ -232,6 +237,7 @@ __all__ = [
     "pull",
     "push",
     "quality_table",
+    "rank_sizes",
     "read_as",
     "read_manifest",
     "render_page",
@@ -248,6 +254,7 @@ __all__ = [
     "sweep",
     "sweep_table",
     "tests_table",
+    "tokenize_data",
     "train",
     "train_run",
     "verdict_text",
@@ -260,6 +267,9 @@ __all__ = [
 
 # Name here: module, name there. The same as above, for when the program runs; a test compares them.
 _PARTS = {
+    "RankPlan": ("luthier.plan.ranks", "RankPlan"),
+    "Ranks": ("luthier.plan.ranks", "Ranks"),
+    "rank_sizes": ("luthier.plan.ranks", "sizes"),
     "accelerators": ("luthier.plan.catalogues", "accelerators"),
     "marks": ("luthier.evaluate.report.drawing", "marks"),
     "Headline": ("luthier.evaluate.report.page", "Headline"),
@@ -677,6 +687,36 @@ def check_data(
     sources = [train] if isinstance(train, str) else list(train)
     report = check(sources, validation, evaluation, tokenizer, on_event, columns)
     return DataCheck.model_validate(report)
+
+
+def tokenize_data(
+    recipe: RecipeLike,
+    out: Path | str,
+    *,
+    shards: int | None = None,
+    on_event: OnEvent = ignore,
+    **changes: Mapping[str, Any],
+) -> TokenizedData:
+    """Tokenise the rows of a recipe once, for many runs and machines.
+
+    A recipe whose ``data.train`` is the folder ``out`` trains as it would from the sources.
+
+    Args:
+        out: folder for the shards and their manifest.
+        shards: of each side of the split; None is one for each 500 MiB of tokens.
+        changes: as of ``train``.
+
+    Raises:
+        UserError: the recipe or its data is wrong, or ``out`` cannot be written.
+    """
+    from luthier.data.prepare import tokenize_into
+    from luthier.train.setup import load_prepared_tokenizer, resolve_model
+
+    runtime.prepare()
+    chosen = as_recipe(recipe, **changes)
+    folder = resolve_model(chosen, on_event).folder
+    tokenizer = load_prepared_tokenizer(chosen, folder, on_event=on_event).tokenizer
+    return tokenize_into(user_path(str(out)), chosen, tokenizer, shards, on_event)
 
 
 def load(

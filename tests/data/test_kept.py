@@ -119,7 +119,7 @@ def test_what_changes_rows_or_tokens_prepares_anew(
     assert len(list(folder.glob("*.json"))) == 7
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.npz", "train.tokens", "validation.tokens"])
+@pytest.mark.parametrize("name", ["train.rows", "train.npz", "train.tokens", "validation.tokens"])
 def test_damaged_files_are_prepared_anew(
     name: str,
     make_recipe: MakeRecipe,

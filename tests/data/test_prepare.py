@@ -1,5 +1,7 @@
 """From a recipe's data group to token rows."""
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,8 @@ from helpers import Notes, write_rows
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data.prepare import Prepared, load_stored, prepare, store
-from luthier.data.split import split_key
+from luthier.data.split import sampled, split_key
+from luthier.data.stored import RowFile
 from luthier.errors import UserError
 from luthier.events import Event, Progress
 from luthier.recipe import Recipe
@@ -270,3 +273,34 @@ def test_text_with_labels_is_text_where_the_recipe_says_so(
     assert {row.conversation.reference for row in labels.train} == {"0", "1"}
     plain = prepare(make_recipe(f"data.train={file}", "data.format=text"), tokenizer)
     assert plain.train[0].conversation.text is not None
+
+
+def test_rows_outside_of_the_sample_are_not_kept_anywhere(
+    make_recipe: MakeRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sample of a source larger than the disk: the same rows as of all of them, few written."""
+    files = [tmp_path / f"{part}.jsonl.gz" for part in "ab"]
+    for number, path in enumerate(files):
+        with gzip.open(path, "wt", encoding="utf-8") as out:
+            for n in range(400):
+                row = {"prompt": f"q{number}.{n}", "completion": "a"}
+                out.write(json.dumps(row if n % 50 else {"prompt": "", "completion": ""}) + "\n")
+    written = []
+    append = RowFile.append
+    monkeypatch.setattr(
+        RowFile, "append", lambda self, row: (written.append(row), append(self, row))
+    )
+    recipe = make_recipe(
+        f"data.train=[{files[0]}, {files[1]}]", "data.max_rows=20", "data.on_bad_row=skip"
+    )
+    found = prepare(recipe, tokenizer)
+    assert len(written) < 200
+    assert found.report.rows.read == 784
+    assert [source.rows for source in found.report.sources] == [392, 392]
+    every = [f"q{number}.{n}" for number in range(2) for n in range(400) if n % 50]
+    rows = [row.conversation for row in (*found.train, *found.validation)]
+    wanted = {every[index] for index in sampled(len(every), 20, recipe.train.seed)}
+    assert {row.messages[0]["content"] for row in rows} == wanted

@@ -1,11 +1,15 @@
 """Templates that only insert contents: the text joined of a skeleton is the one that they render."""
 
+import itertools
+
 import pytest
-from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3
+from families import CHAT_FAMILIES, HERMES, MISTRAL_TOOLS, QWEN3, make_tokenizer
 from jinja2 import nodes
 from transformers.utils import chat_template_utils
 
+from luthier.data import spans
 from luthier.data.skeleton import Skeleton, only_inserts, stand_in
+from luthier.data.template import render
 
 SMOLLM = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
@@ -117,3 +121,20 @@ def test_stand_ins_that_cannot_be_told_apart_make_no_skeleton() -> None:
     assert Skeleton.of(stand_in(0)[1:]) is None
     assert Skeleton.of(stand_in(0) + "\x1f") is None
     assert Skeleton.of("\u2063" + stand_in(0)) is None
+
+
+@pytest.mark.parametrize("name", list(CHAT_FAMILIES))
+def test_the_place_of_an_answer_is_the_one_that_a_stand_in_shows(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer(CHAT_FAMILIES[name])
+    for contents in (["q", "a"], [" q ", " an answer\n"], ["q", "q"], ["q", "a", "r", " b "]):
+        roles = itertools.cycle(["user", "assistant"])
+        turns = tuple({"role": r, "content": c} for r, c in zip(roles, contents, strict=False))
+        text = render(tokenizer, turns, add_generation_prompt=False)
+        for index in range(1, len(turns), 2):
+            found = spans._content_span(tokenizer, turns, index, text)
+            with monkeypatch.context() as slow:
+                slow.setattr(spans, "content_place", lambda *_: None)
+                assert found == spans._content_span(tokenizer, turns, index, text)
+            assert spans.content_place(tokenizer, turns, index, len(text) + 1) is None

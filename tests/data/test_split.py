@@ -2,7 +2,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.conversation import Conversation, Origin
-from luthier.data.split import sample, split, split_key, without_overlap
+from luthier.data.split import (
+    RunningSample,
+    sample,
+    sampled,
+    split,
+    split_key,
+    without_overlap,
+)
 
 
 def row(question: str, answer: str = "a", line: int = 1) -> Conversation:
@@ -64,3 +71,18 @@ def test_a_sample_keeps_the_order() -> None:
     assert len(set(picked)) == 10
     assert picked == sample(range(100), 10, 3)
     assert sample([1, 2], 5, 0) == [1, 2]
+
+
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(0, 5))
+def test_a_running_sample_is_the_sample(size: int, count: int, seed: int) -> None:
+    running = RunningSample(count, seed)
+    taken = [index for index in range(size) if running.takes()]
+    assert running.indices == list(sampled(size, count, seed))
+    assert set(running.indices) <= set(taken)
+    assert running.seen == size
+
+
+def test_a_running_sample_takes_few_of_many() -> None:
+    running = RunningSample(100, 1)
+    taken = sum(running.takes() for _ in range(20_000))
+    assert taken < 900  # 100 (1 + ln 200) = 630 are expected

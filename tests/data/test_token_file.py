@@ -15,7 +15,7 @@ from luthier.data.blocks import in_blocks
 from luthier.data.conversation import Conversation, Origin
 from luthier.data.split import chosen, sample, sampled, split, split_key, without_overlap
 from luthier.data.stored import RowFile, StoredRows, content_hash, joined
-from luthier.data.token_file import TokenFile, TokenWriter, arrays_of
+from luthier.data.token_file import Packed, TokenFile, TokenWriter, arrays_of
 from luthier.data.tokens import TokenRow, cut
 from luthier.errors import UserError
 
@@ -24,7 +24,7 @@ def stored(pieces: list[list[TokenRow]], rows: list[Conversation]) -> list[list[
     file = tempfile.TemporaryFile()  # noqa: SIM115
     writer = TokenWriter(file)
     for each in pieces:
-        writer.add(each)
+        writer.add(Packed.of([each]))
     writer.finish()
     return TokenFile(file).token_rows(rows)
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_not_whole_is_told(keep: int, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     writer = TokenWriter(buffer)
     for each in made:
-        writer.add(each)
+        writer.add(Packed.of([each]))
     writer.finish()
     (tmp_path / "x").write_bytes(buffer.getvalue()[:keep])
     with pytest.raises(ValueError, match=r"short|whole"):

@@ -368,14 +368,17 @@ def test_recomputation_keeps_no_layer_alive() -> None:
         assert live.live - before < 1.1 * gradients + 10_000
 
 
-def test_memory_grows_with_tokens_not_with_their_square() -> None:
+@pytest.mark.parametrize("window", [None, 64])
+def test_memory_grows_with_tokens_not_with_their_square(window: int | None) -> None:
     from luthier.kernels.attention import attend_by_rows
     from luthier.plan.live import LiveStorage
 
     def peak(length: int) -> int:
         leaves: list[Tensor] = [torch.randn(1, 2, length, 8, requires_grad=True) for _ in range(3)]
         with LiveStorage() as live:
-            out, _ = attend_by_rows(nn.Module(), *leaves, None, row_lengths=(length,))
+            out, _ = attend_by_rows(
+                nn.Module(), *leaves, None, sliding_window=window, row_lengths=(length,)
+            )
             out.sum().backward()
         return live.peak
 

@@ -18,6 +18,7 @@ from luthier.cli import (  # noqa: F401  # they register
     data_check,
     data_files,
     data_fix,
+    data_tokenize,
     demo,
     evaluate,
     export,

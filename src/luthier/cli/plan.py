@@ -15,7 +15,7 @@ from luthier.events import tracked
 from luthier.recipe import MethodName, load_recipe, model_recipe, parse_overrides
 
 if TYPE_CHECKING:
-    from luthier.api import Accelerator, Capacity, Change, Job, Plan, Range
+    from luthier.api import Accelerator, Capacity, Change, Job, Plan, Range, RankPlan, Ranks
 
 
 @app.command()
@@ -56,6 +56,24 @@ def plan(
         float | None,
         typer.Option(min=0, help="API price per million tokens, for the break-even point."),
     ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Also plan for so many processes on a machine.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines, of --nproc processes each.")] = 1,
+    link: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="GB/s between devices of a machine; default: the device's."),
+    ] = None,
+    network: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="GB/s of each device to other machines; default: its maker's."
+        ),
+    ] = None,
+    scaling: Annotated[
+        bool,
+        typer.Option("--scaling", help="Processes from 1 to 1,024, --nproc (8) on each machine."),
+    ] = False,
     calibrate: Annotated[
         bool,
         typer.Option("--calibrate", help="First measure this machine's speed (half a minute)."),
@@ -105,12 +123,15 @@ def plan(
                     },
                 )
                 jobs.append(api.job_without_data(shape.changed(**changes), rows, target))
-        planned = api.plan_jobs(jobs, target, sweep, api_price, on_event)
+        ranks = _ranks(target.device, nproc, nodes, link, network, scaling)
+        planned = api.plan_jobs(jobs, target, sweep, api_price, on_event, ranks)
     if as_json:
         print_json(planned.to_dict())
         return
     _show_memory(planned.plans)
     _show_time(planned.plans, sweep)
+    for planned_for, found in planned.ranks.items():
+        _show_ranks(planned_for, found)
     for changed, tried in planned.changes.items():
         _show_changes(changed, tried, target.device)
     _show_room(planned.fits, jobs[0])
@@ -121,6 +142,22 @@ def plan(
             "to predict the time, measure this machine first: luthier plan --calibrate (half a minute)",
             highlight=False,
         )
+
+
+def _ranks(
+    device: "Accelerator",
+    nproc: int | None,
+    nodes: int,
+    link: float | None,
+    network: float | None,
+    scaling: bool,
+) -> "list[Ranks]":
+    if nproc is None and not scaling:
+        if nodes > 1:
+            raise UserError("--nodes needs --nproc, the processes on each of them")
+        return []
+    asked = api.Ranks(nproc or 8, nodes, link or device.link, network or device.network)
+    return list(api.rank_sizes(asked)) if scaling else [asked]
 
 
 def _chosen(method: str) -> "tuple[MethodName, ...]":
@@ -220,6 +257,42 @@ def _show_time(plans: "list[Plan]", sweep: int) -> None:
         )
     out.print(table)
     out.print(f"times are {plans[0].basis}", style="dim", highlight=False)
+
+
+def _show_ranks(method: str, found: "list[RankPlan]") -> None:
+    table = Table(title=f"{method} in several processes, each with the recipe's micro-batches")
+    for column in (
+        "",
+        "ranks",
+        "GiB a rank",
+        "sent a step",
+        "sending",
+        "computing",
+        "step",
+        "tokens/s",
+    ):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_column("of ideal", justify="right")
+    for before, plan in zip([None, *found], found, strict=False):
+        if before is not None and before.ranks != plan.ranks:
+            table.add_section()
+        table.add_row(
+            plan.strategy,
+            f"{plan.ranks:,}" + (f" on {plan.nodes:,}" if plan.nodes > 1 else ""),
+            f"{plan.peak / 2**30:,.1f}" + ("" if plan.fits else " [red]no"),
+            _size(round(plan.traffic.bytes)),
+            "unknown" if plan.sending is None else f"{plan.sending:,.3f} s",
+            _range(plan.computing, "{:,.3f} s"),
+            _range(plan.step, "{:,.3f} s"),
+            _range(plan.tokens_per_second, "{:,.0f}"),
+            _range(plan.efficiency, "{:.0%}"),
+        )
+    out.print(table)
+    out.print(
+        "by ring formulas (docs/plan.md): the least step hides all sending behind computing, the "
+        "most hides none. `luthier train --nproc` runs what this version has of these",
+        style="dim",
+    )
 
 
 def _show_changes(method: str, tried: "list[Change]", device: "Accelerator") -> None:

@@ -112,13 +112,15 @@ def _examples(
         assert question.run is not None
         pool = trained_on(question.run, on_event)
     asked = {split_key(row) for row in rows}
-    pool = [row for row in pool if row.messages and split_key(row) not in asked]
-    if len(pool) < question.shots:
+    usable = [
+        index for index, row in enumerate(pool) if row.messages and split_key(row) not in asked
+    ]
+    if len(usable) < question.shots:
         raise UserError(
-            f"{len(pool)} examples are not enough for --shots {question.shots} (questions that are "
+            f"{len(usable)} examples are not enough for --shots {question.shots} (questions that are "
             "asked do not count); give more with --examples"
         )
-    return sample(pool, question.shots, question.recipe.train.seed)
+    return [pool[index] for index in sample(usable, question.shots, question.recipe.train.seed)]
 
 
 @contextmanager

@@ -14,14 +14,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain, groupby
 from pathlib import Path
 from zipfile import BadZipFile
 
-from luthier.data.split import split_key
-from luthier.data.stored import RowFile, StoredRows
+from luthier.data.parts import read_part, write_part
 from luthier.data.token_cache import definition
-from luthier.data.token_file import TokenFile, TokenWriter
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
 from luthier.events import Note
@@ -34,6 +31,8 @@ log = logging.getLogger(__name__)
 
 WORTH_KEEPING = 2**20  # bytes of sources; less is prepared sooner than looked up
 _KEPT, _KEPT_BYTES = 50, 20 * 2**30  # the newest splits, so many at most
+
+_SIDES = ("train", "validation")
 
 Sides = tuple[list[TokenRow], list[TokenRow]]
 
@@ -57,18 +56,10 @@ def find_split(key: str) -> Sides | None:
     """Token rows of both sides as they were kept; None where they are not, or damaged."""
     folder = _folder() / key
     try:
-        files = [TokenFile(folder / f"{side}.tokens") for side in ("train", "validation")]
-        rows = RowFile.open(folder / "rows.jsonl", folder / "rows.npz", split_key)
-        counts = [len(file.pieces) for file in files]
-        if sum(counts) != len(rows):
-            return None
+        train, validation = (read_part(folder, side) for side in _SIDES)
         os.utime(folder)
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
-    train, validation = (
-        list(chain.from_iterable(file.token_rows(StoredRows(rows, range(first, first + count)))))
-        for file, count, first in zip(files, counts, (0, counts[0]), strict=True)
-    )
     return train, validation
 
 
@@ -76,7 +67,8 @@ def keep_split(key: str, train: Sequence[TokenRow], validation: Sequence[TokenRo
     """Keep both sides. A cache that cannot be written is not an error."""
     try:
         with staged_folder(_folder() / key) as folder:
-            _write(folder, {"train": train, "validation": validation})
+            for side, rows in zip(_SIDES, (train, validation), strict=True):
+                write_part(folder, side, rows)
         _make_room()
     except (OSError, UserError) as error:
         log.debug("prepared rows were not kept: %s", error)
@@ -118,27 +110,6 @@ def keep_report(key: str, kept: KeptReport) -> None:
 
 def _folder() -> Path:
     return cache_folder().parent / "prepared"
-
-
-def _write(folder: Path, sides: Mapping[str, Sequence[TokenRow]]) -> None:
-    with (folder / "rows.jsonl").open("w+b") as lines:
-        rows = RowFile(split_key, lines)
-        for name, kept in sides.items():
-            with (folder / f"{name}.tokens").open("wb") as file:
-                _write_side(kept, rows, TokenWriter(file))
-        rows.save_index(folder / "rows.npz")
-
-
-def _write_side(kept: Sequence[TokenRow], rows: RowFile, writer: TokenWriter) -> None:
-    for _, same in groupby(kept, lambda row: row.source):
-        pieces = list(same)
-        stored = pieces[0].stored
-        if stored is None:
-            rows.append(pieces[0].conversation)
-        else:
-            rows.append_from(*stored)
-        writer.add(pieces)
-    writer.finish()
 
 
 def _make_room() -> None:

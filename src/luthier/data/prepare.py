@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from luthier.data.kept import (
 from luthier.data.pairs import check_format, fitting, judged, sides, together, with_mismatched
 from luthier.data.readers import BadRow, read_rows
 from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
+from luthier.data.shards import check_free, find_shards, open_same, open_shards, write_shards
 from luthier.data.sources import find_files
-from luthier.data.split import chosen, sampled, split, split_key, without_overlap
+from luthier.data.split import RunningSample, chosen, sampled, split, split_key, without_overlap
 from luthier.data.stored import RowFile, StoredRows, joined
 from luthier.data.template import TemplateRejects
 from luthier.data.token_cache import encode_all
@@ -48,6 +50,7 @@ from luthier.records.data import (
     RowCounts,
     SplitTokens,
     TokenCounts,
+    TokenizedData,
     UnusableRow,
 )
 from luthier.run import Run
@@ -85,6 +88,10 @@ def prepare(
     """
     data, objective = recipe.data, recipe.objective
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
+    shards = find_shards(data)
+    if shards is not None:
+        sides, report = open_shards(shards, recipe, encoder, on_event)
+        return Prepared(*sides, report)
     files = _find(recipe, on_event)
     hashes = _hashes_worth_keeping(files, on_event)
     if hashes is None:
@@ -149,6 +156,31 @@ def _hash(file: str, on_event: OnEvent) -> str:
         return sha256(user_path(file))
 
 
+def tokenize_into(
+    folder: Path,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    shards: int | None = None,
+    on_event: OnEvent = ignore,
+) -> TokenizedData:
+    """Prepare the rows of a recipe and write them to ``folder``, for many runs and machines.
+
+    Args:
+        shards: of each side of the split; None is one for each 500 MiB of tokens.
+
+    Raises:
+        UserError: as ``prepare`` and ``write_shards``.
+    """
+    if find_shards(recipe.data) is not None:
+        raise UserError(f"data.train {recipe.data.train} holds tokenised rows already")
+    check_free(folder)
+    prepared = prepare(recipe, tokenizer, on_event)
+    report = prepared.report.model_copy(update={"split_sha256": _line_hashes(prepared)})
+    encoder = Tokenizer(tokenizer, recipe.data.train_on, recipe.data.history)
+    sides = prepared.train, prepared.validation
+    return write_shards(folder, recipe, encoder, sides, report, shards, on_event)
+
+
 def _line_hashes(prepared: Prepared) -> dict[str, str]:
     """What ``store`` will find the hashes of its files to be."""
     found = {}
@@ -171,10 +203,11 @@ def _prepare(
     data, objective = recipe.data, recipe.objective
     left_out = _LeftOut()
     file = RowFile(split_key)
-    train, sources = _read(files.train, data, left_out, on_event, file, objective, hashes)
-    read = len(train)
-    if data.max_rows is not None:
-        train = chosen(train, sampled(read, data.max_rows, recipe.train.seed))
+    sample = None if data.max_rows is None else RunningSample(data.max_rows, recipe.train.seed)
+    train, sources = _read(
+        files.train, data, left_out, on_event, file, objective, hashes, sample=sample
+    )
+    read = len(train) if sample is None else sample.seen
     if data.validation is not None:
         validation, more = _read(
             files.validation, data, left_out, on_event, file, objective, hashes
@@ -267,6 +300,10 @@ def load_stored(
         )
     note_changed_sources(data, run, on_event)
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
+    shards = find_shards(data)
+    same = open_same(shards, report, data, encoder, on_event) if shards is not None else None
+    if same is not None:
+        return Prepared(*same, report)
     paths = (run.train_path, run.validation_path)
     worth = sum(path.stat().st_size for path in paths) >= WORTH_KEEPING
     if worth:
@@ -278,7 +315,7 @@ def load_stored(
             return Prepared(*both, report)
     train, validation = (
         tokenise(
-            _on_disk(_stored_rows(path, on_event)),
+            _stored_rows(path, on_event),
             data,
             encoder,
             on_event,
@@ -304,36 +341,36 @@ def _as_stored(report: DataReport, run: Run) -> bool:
         return False
 
 
-def held_out(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
-    """The run's validation rows, as conversations.
+def held_out(run: Run, on_event: OnEvent = ignore) -> Sequence[Conversation]:
+    """The run's validation rows, as conversations that are read where they are asked for.
 
     Raises:
         UserError: they are gone or damaged.
     """
-    return list(_stored_rows(run.validation_path, on_event))
+    return _stored_rows(run.validation_path, on_event)
 
 
-def trained_on(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
-    """The run's training rows, as conversations.
+def trained_on(run: Run, on_event: OnEvent = ignore) -> Sequence[Conversation]:
+    """The run's training rows, likewise.
 
     Raises:
         UserError: as ``held_out``.
     """
-    return list(_stored_rows(run.train_path, on_event))
+    return _stored_rows(run.train_path, on_event)
 
 
 def read_for_evaluation(
     file: str,
     data: DataGroup,
     on_event: OnEvent = ignore,
-) -> list[Conversation]:
+) -> Sequence[Conversation]:
     """The rows of one more file, pairs among them, by the recipe's rules for bad rows.
 
     Raises:
         UserError: the file or a row is wrong.
     """
     files = find_files(file, on_event)
-    return list(_read(files, data, _LeftOut(), on_event, RowFile(split_key), None)[0])
+    return _read(files, data, _LeftOut(), on_event, RowFile(split_key), None)[0]
 
 
 def tokenise(
@@ -414,19 +451,23 @@ def _read(
     hashes: Mapping[str, str] | None = None,
     *,
     detect: bool = False,
+    sample: RunningSample | None = None,
 ) -> tuple[Sequence[Conversation], list[DataSource]]:
     """What is added to ``rows``, and where it came from.
 
     Args:
         objective: that they must be for; None takes them as they are.
         detect: tell the format whatever ``data.format`` says.
+        sample: which of the rows are wanted; most others are not written anywhere.
     """
-    first = len(rows)
+    places = array("q")  # of the rows by their numbers, as far as they are in the file
+    numbers = array("q")
+    count = 0
     read = []
     fmt = "auto" if detect else data.format
     columns = None if detect else data.columns
     for file in files:
-        before = len(rows)
+        before = count
         reader = _FileReader(file, fmt, columns, objective)
         for item in read_rows(file, on_event):
             try:
@@ -434,7 +475,11 @@ def _read(
                     raise item
                 row = reader.conversation(*item)
                 for each in [row] if objective is None else judged(row, objective):
-                    rows.append(each)
+                    if sample is None or sample.takes():
+                        places.append(len(rows))
+                        numbers.append(count)
+                        rows.append(each)
+                    count += 1
             except BadRow as bad:
                 # Its traceback holds the row, and all that was read with it.
                 left_out.bad.append(bad.with_traceback(None))
@@ -445,13 +490,16 @@ def _read(
                 file=file,
                 format=reader.first.kind if reader.first is not None else "unknown",
                 sha256=(hashes or {}).get(file) or _hash(file, on_event),
-                rows=len(rows) - before,
+                rows=count - before,
                 columns=reader.renamed or None,
             )
         )
-    if left_out.bad and (data.on_bad_row == "error" or len(rows) == first):
+    if left_out.bad and (data.on_bad_row == "error" or not count):
         raise UserError(_bad_rows_message(left_out.bad))
-    return StoredRows(rows, np.arange(first, len(rows))), read
+    found = np.array(places, np.int64)
+    if sample is not None:
+        found = found[np.searchsorted(numbers, sample.indices)]
+    return StoredRows(rows, found), read
 
 
 class _FileReader:
@@ -586,10 +634,13 @@ def _on_disk(rows: Iterable[Conversation]) -> StoredRows:
     return StoredRows(file, range(len(file)))
 
 
-def _stored_rows(path: Path, on_event: OnEvent) -> Iterator[Conversation]:
+def _stored_rows(path: Path, on_event: OnEvent) -> StoredRows:
+    """The rows that a run wrote to ``path``, which stay there."""
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in tracked(file, f"reading {path}", on_event):
-                yield Conversation.from_row(json.loads(line))
+        with path.open("rb") as lines:
+            file = RowFile(split_key, path.open("rb"))
+            for line in tracked(lines, f"reading {path}", on_event):
+                file.add_known(Conversation.from_row(json.loads(line)), len(line))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {path}, which the run wrote: {error}") from error
+    return StoredRows(file, range(len(file)))

@@ -41,12 +41,31 @@ class Skeleton:
 
     def fill(self, contents: Sequence[str]) -> str:
         """The rendering of turns with these contents."""
-        return "".join(
+        return "".join(self._texts(contents))
+
+    def place(self, contents: Sequence[str], index: int, size: int) -> tuple[int, int] | None:
+        """Where the content of turn ``index`` is in what ``fill`` gives, of ``size`` characters.
+
+        None where it is not there once, or the size is another.
+        """
+        places = [
+            number
+            for number, piece in enumerate(self._pieces)
+            if not isinstance(piece, str) and piece[0] == index
+        ]
+        lengths = [len(text) for text in self._texts(contents)]
+        if len(places) != 1 or sum(lengths) != size:
+            return None
+        start = sum(lengths[: places[0]])
+        return start, start + lengths[places[0]]
+
+    def _texts(self, contents: Sequence[str]) -> list[str]:
+        return [
             piece
             if isinstance(piece, str)
             else (contents[piece[0]].strip() if piece[1] else contents[piece[0]])
             for piece in self._pieces
-        )
+        ]
 
 
 def stand_in(index: int) -> str:

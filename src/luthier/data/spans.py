@@ -20,6 +20,7 @@ from luthier.data.template import (
     SENTINEL,
     Messages,
     TemplateRejects,
+    content_place,
     render,
     special_texts,
     split_thought,
@@ -199,6 +200,9 @@ def _content_span(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int, text: str
 ) -> tuple[int, int]:
     """Where the content of an answer is, found by a stand-in: the rest is the same in both."""
+    known = content_place(tokenizer, messages, index, len(text))
+    if known is not None:
+        return known
     message = messages[index]
     thought = _thought(message)
     inline = thought and "reasoning_content" not in message

@@ -1,6 +1,7 @@
 """Hold rows out for validation so that nothing crosses the split."""
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,5 +93,34 @@ def sampled(size: int, count: int, seed: int) -> Sequence[int]:
     """Which of ``size`` rows ``sample`` takes."""
     if count >= size:
         return range(size)
-    ranked = sorted(range(size), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
-    return sorted(ranked[:count])
+    return sorted(sorted(range(size), key=lambda i: _rank(seed, i))[:count])
+
+
+def _rank(seed: int, index: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest())
+
+
+class RunningSample:
+    """What ``sampled`` takes, told while rows come whose number nobody knows yet.
+
+    Of n rows it is k (1 + ln(n / k)) times told to take one, for a sample of k.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        self._worst_first: list[tuple[int, int]] = []
+        self.seen = 0
+
+    def takes(self) -> bool:
+        """Whether the next row is in the sample of the rows so far."""
+        entry = (-_rank(self._seed, self.seen), self.seen)
+        self.seen += 1
+        if len(self._worst_first) < self._count:
+            heapq.heappush(self._worst_first, entry)
+            return True
+        return heapq.heappushpop(self._worst_first, entry) != entry
+
+    @property
+    def indices(self) -> list[int]:
+        """The sample of all rows that came, in order."""
+        return sorted(index for _, index in self._worst_first)

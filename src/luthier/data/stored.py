@@ -5,8 +5,11 @@ about 10 µs, and training itself needs none.
 """
 
 import hashlib
+import itertools
 import json
+import os
 import tempfile
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from luthier.errors import UserError
 from luthier.models.pull import cache_folder
 
 _KEY, _HASH = 32, 16  # bytes of each row
+_numbers = itertools.count()
 
 
 def line_of(row: Conversation) -> bytes:
@@ -40,12 +44,16 @@ class RowFile:
     Args:
         key: of a row, hexadecimal digits of 32 bytes; it is kept of each.
         file: an empty one; None is a temporary one.
+
+    Attributes:
+        number: that no other file of this process has.
     """
 
     def __init__(self, key: Callable[[Conversation], str], file: IO[bytes] | None = None) -> None:
+        self.number = next(_numbers)
         self._key = key
         self._file = temporary_file() if file is None else file
-        self._reading = False
+        self._written = False  # something that is not yet where it is read
         self._ends = array("q", [0])
         self._files: list[str] = []
         self._origins = array("q")  # of each row the number of its file, and its line
@@ -61,8 +69,13 @@ class RowFile:
 
     def append(self, row: Conversation) -> None:
         line = line_of(row)
+        self._write(line)
+        self.add_known(row, len(line))
+
+    def add_known(self, row: Conversation, length: int) -> None:
+        """Add ``row``, whose line of ``length`` bytes is in the file already."""
         key = bytes.fromhex(self._key(row))
-        self._append(line, row.origin, bool(row.messages), key, content_hash(row))
+        self._add(length, row.origin, bool(row.messages), key, content_hash(row))
         fields = fields_of(row)
         number = self._unused_of[-1] = self._number_of.setdefault(fields, len(self._unused))
         if number == len(self._unused):
@@ -72,19 +85,20 @@ class RowFile:
         """Add the row at ``place`` of ``other``, which is not parsed for that."""
         key = bytes.fromhex(other.key(place))
         line, origin = other.line(place), other.origin(place)
-        self._append(line, origin, other.spoken(place), key, other.content_hash(place))
+        self._write(line)
+        self._add(len(line), origin, other.spoken(place), key, other.content_hash(place))
 
-    def _append(
-        self, line: bytes, origin: Origin, spoken: bool, key: bytes, content: bytes
-    ) -> None:
+    def _write(self, line: bytes) -> None:
         try:
-            if self._reading:
-                self._file.seek(self._ends[-1])
-                self._reading = False
+            if not hasattr(os, "pread"):
+                self._file.seek(self._ends[-1])  # reading moved it
             self._file.write(line)
+            self._written = True
         except OSError as error:
             raise cannot_write(error) from error
-        self._ends.append(self._ends[-1] + len(line))
+
+    def _add(self, length: int, origin: Origin, spoken: bool, key: bytes, content: bytes) -> None:
+        self._ends.append(self._ends[-1] + length)
         if self._files[-1:] != [origin.file]:
             self._files.append(origin.file)
         self._origins.extend((len(self._files) - 1, origin.line))
@@ -96,9 +110,14 @@ class RowFile:
     def line(self, place: int) -> bytes:
         """The row as a line of JSON, its end included."""
         start, end = self._ends[place], self._ends[place + 1]
-        self._file.seek(start)
-        self._reading = True
-        return self._file.read(end - start)
+        self.flush()
+        return read_at(self._file, start, end - start)
+
+    def flush(self) -> None:
+        """Write what is buffered; a process that is forked before that would write it again."""
+        if self._written:
+            self._file.flush()
+            self._written = False
 
     def origin(self, place: int) -> Origin:
         number, line = self._origins[2 * place : 2 * place + 2]
@@ -168,6 +187,7 @@ class StoredRows(Sequence[Conversation]):
 
     def __init__(self, file: RowFile, places: Iterable[int]) -> None:
         self.file = file
+        file.flush()
         self.places: NDArray[np.int64] = (
             places if isinstance(places, np.ndarray) else np.fromiter(places, np.int64)
         )
@@ -203,6 +223,18 @@ def joined(rows: Sequence[Conversation], more: Sequence[Conversation]) -> Sequen
     if isinstance(rows, StoredRows) and isinstance(more, StoredRows) and rows.file is more.file:
         return StoredRows(rows.file, np.concatenate([rows.places, more.places]))
     return [*rows, *more]
+
+
+_no_pread = threading.Lock()
+
+
+def read_at(file: IO[bytes], start: int, size: int) -> bytes:
+    """At most ``size`` bytes of ``file`` from ``start``, for threads and forked processes at the same time."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, start)
+    with _no_pread:
+        file.seek(start)
+        return file.read(size)
 
 
 def cannot_write(error: OSError) -> UserError:

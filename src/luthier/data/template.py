@@ -152,11 +152,10 @@ def render(
     Raises:
         TemplateRejects: the template raised an error over them.
     """
-    # Only a template that knows of Alpaca's input gets it apart from the content.
-    turns = flatten(messages, keep_input="message.input" in (tokenizer.chat_template or ""))
+    turns = _flat(tokenizer, messages)
     tools = messages[0].get("tools") if messages else None
-    plain = _plain(tokenizer) if tools is None else None
-    if plain is not None and turns and all(map(_nothing_but_text, turns)):
+    plain = _plain_for(tokenizer, messages, turns)
+    if plain is not None:
         return plain.render(turns, add_generation_prompt)
     if shows_reasoning(tokenizer):
         turns = [_with_field(turn) for turn in turns]
@@ -164,6 +163,31 @@ def render(
     if any(turn.get("tool_calls") for turn in turns):
         turns = _call_form(tokenizer)(turns)
     return _apply(tokenizer, turns, tools, add_generation_prompt)
+
+
+def content_place(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, index: int, size: int
+) -> tuple[int, int] | None:
+    """Where the rendering of ``messages``, ``size`` characters, holds the content of turn ``index``.
+
+    None where the template does more than insert contents, so that only renderings can tell.
+    """
+    turns = _flat(tokenizer, messages)
+    plain = _plain_for(tokenizer, messages, turns)
+    return plain.place(turns, index, size) if plain is not None else None
+
+
+def _flat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[Message]:
+    # Only a template that knows of Alpaca's input gets it apart from the content.
+    return flatten(messages, keep_input="message.input" in (tokenizer.chat_template or ""))
+
+
+def _plain_for(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, turns: list[Message]
+) -> "_Plain | None":
+    if not turns or messages[0].get("tools") is not None:
+        return None
+    return _plain(tokenizer) if all(map(_nothing_but_text, turns)) else None
 
 
 def _nothing_but_text(turn: Message) -> bool:
@@ -192,6 +216,13 @@ class _Plain:
         if skeleton is not None:
             return skeleton.fill([turn["content"] for turn in turns])
         return self._run(turns, ask)
+
+    def place(self, turns: list[Message], index: int, size: int) -> tuple[int, int] | None:
+        """Where the content of turn ``index`` is; None where the roles alone do not say it."""
+        skeleton = self._skeleton(turns, False) if self.inserts else None
+        if skeleton is None:
+            return None
+        return skeleton.place([turn["content"] for turn in turns], index, size)
 
     def _skeleton(self, turns: list[Message], ask: bool) -> Skeleton | None:
         shape = (ask, *(turn["role"] for turn in turns))

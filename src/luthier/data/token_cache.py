@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import IO
 from luthier.data.conversation import Conversation
 from luthier.data.stored import StoredRows, cannot_write, content_hash, temporary_file
 from luthier.data.template import TemplateRejects
-from luthier.data.token_file import TokenFile, TokenWriter
+from luthier.data.token_file import Packed, TokenFile, TokenWriter
 from luthier.data.tokens import Encoded, Tokenizer, TokenRow
+from luthier.data.workers import in_workers
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore, tracked
 from luthier.files import staged_file
@@ -21,9 +22,10 @@ from luthier.models.pull import cache_folder
 
 log = logging.getLogger(__name__)
 
+_BLOCK = 256  # rows that a process tokenises at once
 _WORTH = 500  # rows; fewer are tokenised sooner than looked up
 _KEPT, _KEPT_BYTES = 50, 20 * 2**30  # the newest files, so many at most
-_VERSION = 3  # of the mask's rules: raise it when `data/spans.py` or `data/tokens.py` change them
+VERSION = 3  # of the mask's rules: raise it when `data/spans.py` or `data/tokens.py` change them
 
 
 def encode_all(
@@ -40,8 +42,8 @@ def encode_all(
     them tokenises again. A cache that cannot be written is not an error, and rows of which one is
     refused are not cached; nor are any without ``keep``.
     """
-    following = tracked(rows, "tokenising rows", on_event, len(rows))
     if len(rows) < _WORTH:
+        following = tracked(rows, "tokenising rows", on_event, len(rows))
         return [_of(each, rows, n) for n, each in enumerate(encoder.encode_all(following))]
     stored: TokenFile | None = None
     if keep:
@@ -52,7 +54,7 @@ def encode_all(
             return [*stored.token_rows(rows)]
     file = temporary_file()
     try:
-        refused = _write(file, encoder.encode_all(following))
+        refused = _write(file, encoder, rows, on_event)
     except OSError as error:
         raise cannot_write(error) from error
     if keep and not refused:
@@ -74,14 +76,33 @@ def _of(encoded: Encoded, rows: Sequence[Conversation], index: int) -> Encoded:
     return [TokenRow.of(rows, index, *row.arrays) for row in encoded]
 
 
-def _write(file: IO[bytes], encoded: Iterable[Encoded]) -> dict[int, TemplateRejects]:
+def _write(
+    file: IO[bytes], encoder: Tokenizer, rows: Sequence[Conversation], on_event: OnEvent
+) -> dict[int, TemplateRejects]:
     """Write token rows to ``file``; gives what was refused, by its place."""
+
+    def work(start: int, end: int) -> tuple[Packed, dict[int, TemplateRejects]]:
+        refused: dict[int, TemplateRejects] = {}
+        made: list[list[TokenRow]] = []
+        block = (rows[index] for index in range(start, end))
+        for index, pieces in enumerate(encoder.encode_all(block), start):
+            if isinstance(pieces, TemplateRejects):
+                refused[index], pieces = pieces, []
+            made.append(pieces)
+        return Packed.of(made), refused
+
     writer = TokenWriter(file)
     refused: dict[int, TemplateRejects] = {}
-    for index, pieces in enumerate(encoded):
-        if isinstance(pieces, TemplateRejects):
-            refused[index], pieces = pieces, []
-        writer.add(pieces)
+    following = tracked(
+        in_workers(work, len(rows), _BLOCK),
+        "tokenising rows",
+        on_event,
+        len(rows),
+        size=lambda block: len(block[0].pieces),
+    )
+    for packed, without in following:
+        writer.add(packed)
+        refused |= without
     writer.finish()
     return refused
 
@@ -89,10 +110,14 @@ def _write(file: IO[bytes], encoded: Iterable[Encoded]) -> dict[int, TemplateRej
 def definition(encoder: Tokenizer) -> bytes:
     """All that decides which tokens ``encoder`` makes, and which of them count."""
     tokenizer = encoder.tokenizer
-    packages = [version(name) for name in ("tokenizers", "transformers", "jinja2")]
-    chosen = [_VERSION, packages, encoder.train_on, encoder.history]
+    chosen = [VERSION, list(versions().values()), encoder.train_on, encoder.history]
     written = (tokenizer.chat_template, tokenizer.special_tokens_map)
     return f"{chosen} {written!r} {tokenizer.backend_tokenizer.to_str()}".encode()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that render and tokenise."""
+    return {name: version(name) for name in ("tokenizers", "transformers", "jinja2")}
 
 
 def _key(encoder: Tokenizer, rows: Sequence[Conversation]) -> str:

@@ -8,8 +8,9 @@ maps give it in 2 µs, but their pages count as resident memory of the process o
 
 import os
 import struct
-import threading
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.data.conversation import Conversation
+from luthier.data.stored import read_at
 from luthier.data.tokens import Ids, Mask, TokenRow
 
 _MAGIC = b"luthier1"
@@ -25,21 +27,47 @@ _LEN = 4  # bytes of a number
 _SMALL = 2**22  # bytes; a file of fewer is held in memory
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Token rows of some rows as the file holds them.
+
+    Attributes:
+        pieces: how many token rows each row became.
+        lengths: of each token row.
+    """
+
+    tokens: bytes
+    pieces: list[int]
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[TokenRow]]) -> "Packed":
+        """From all token rows of each row."""
+        tokens: list[bytes] = []
+        counts: list[int] = []
+        lengths: list[int] = []
+        for pieces in rows:
+            for piece in pieces:
+                ids, mask = piece.arrays
+                tokens.append((ids ^ (mask.view(np.int8) - 1)).astype("<i4", copy=False).tobytes())
+                lengths.append(len(ids))
+            counts.append(len(pieces))
+        return cls(b"".join(tokens), counts, lengths)
+
+
 class TokenWriter:
     """Writes token rows to ``file``, which is empty; ``finish`` writes what makes it readable."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._pieces: list[int] = []
-        self._lengths: list[int] = []
+        self._pieces = array("i")
+        self._lengths = array("i")
 
-    def add(self, pieces: Sequence[TokenRow]) -> None:
-        """All token rows of the next row."""
-        for piece in pieces:
-            ids, mask = piece.arrays
-            self._file.write(np.where(mask, ids, ~ids).astype("<i4").tobytes())
-            self._lengths.append(len(ids))
-        self._pieces.append(len(pieces))
+    def add(self, packed: Packed) -> None:
+        """All token rows of the next rows."""
+        self._file.write(packed.tokens)
+        self._lengths.extend(packed.lengths)
+        self._pieces.extend(packed.pieces)
 
     def finish(self) -> None:
         self._file.write(np.array(self._pieces, "<i4").tobytes())
@@ -63,7 +91,6 @@ class TokenFile:
 
     def __init__(self, file: Path | IO[bytes]) -> None:
         self._file: IO[bytes] = file.open("rb") if isinstance(file, Path) else file
-        self._lock = threading.Lock()
         self._whole: bytes | None = None
         size = self._file.seek(0, os.SEEK_END)
         if size < _END.size:
@@ -108,18 +135,11 @@ class TokenFile:
             return self._whole[start : start + size]
         found = b""
         while len(found) < size:  # one read gives 2 GiB at most
-            more = self._read_once(start + len(found), size - len(found))
+            more = read_at(self._file, start + len(found), size - len(found))
             if not more:
                 raise ValueError("the file ends too early")
             found = found + more if found else more
         return found
-
-    def _read_once(self, start: int, size: int) -> bytes:
-        if hasattr(os, "pread"):  # for threads and forked processes at the same time
-            return os.pread(self._file.fileno(), size, start)
-        with self._lock:
-            self._file.seek(start)
-            return self._file.read(size)
 
 
 class StoredTokenRow(TokenRow):

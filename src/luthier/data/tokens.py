@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from luthier.data.borders import Borders
 from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Conversation, Origin
+from luthier.data.facts import unchanged
 from luthier.data.shown import check_shown
 from luthier.data.spans import History, Rendering, answer_spans, renderings
 from luthier.data.stored import RowFile, StoredRows, line_of
@@ -122,7 +123,7 @@ class TokenRow:
     def source(self) -> int:
         """A number that token rows of the same conversation share, and no others at the same time."""
         stored = self.stored
-        return id(self.conversation) if stored is None else stored[1]
+        return id(self.conversation) if stored is None else (stored[0].number << 48) + stored[1]
 
     @property
     def line(self) -> bytes:
@@ -220,7 +221,9 @@ class Tokenizer:
         The texts of a block are tokenised in one call, on all cores that the tokenizer's library uses.
         """
         for block in _blocks(rows):
-            yield from self._encode_block(block)
+            with unchanged(self.tokenizer):
+                encoded = self._encode_block(block)
+            yield from encoded
 
     def _encode_block(self, rows: Sequence[Conversation]) -> list[Encoded]:
         refused: set[int] = set()

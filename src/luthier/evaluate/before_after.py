@@ -206,8 +206,9 @@ def choose_rows(run: Run, recipe: Recipe, data: str | None, on_event: OnEvent = 
             raise UserError(
                 f"no row of {source} has the label true, so there is nothing to compare with"
             )
-    spoken = [row for row in rows if row.messages]
-    return Rows(source, rows, sample(spoken, recipe.evaluate.max_rows, recipe.train.seed))
+    spoken = [index for index, row in enumerate(rows) if row.messages]
+    asked = sample(spoken, recipe.evaluate.max_rows, recipe.train.seed)
+    return Rows(source, rows, [rows[index] for index in asked])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A run and the model it began from, asked the same questions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ class Rows:
     """What is evaluated: all rows for the loss, a sample of them for answers."""
 
     source: str
-    all: list[Conversation]
+    all: Sequence[Conversation]
     answered: list[Conversation]
 
 

@@ -15,6 +15,7 @@ from luthier.export.weights import Weights
 from luthier.kernels.nf4 import through_4bit
 from luthier.models.dtype import pick_device
 from luthier.models.load import load_config, refuse_cut_blocks
+from luthier.models.rope import RopeScaling
 
 _BLOCK = 64  # weights that share a quantisation constant, as Transformers loads them
 
@@ -97,13 +98,13 @@ def _ends(model: PreTrainedModel) -> tuple[str, str | None]:
     return f"{embedding}.weight", f"{names[id(head)]}.weight" if head is not None else None
 
 
-def config_of(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+def config_of(folder: Path, trust_remote_code: bool, rope: RopeScaling | None) -> PreTrainedConfig:
     """The config of a model that is stored unquantised.
 
     Raises:
         UserError: it is stored quantised, by whatever method.
     """
-    config = load_config(folder, trust_remote_code)
+    config = load_config(folder, trust_remote_code, rope)
     if getattr(config, "quantization_config", None):
         raise UserError(
             f"{folder} is stored quantised; give the run's model.source in 16 or 32 bits"

@@ -71,9 +71,9 @@ class Outputs:
     logits: Tensor
 
 
-def rows_of(run: Run, on_event: OnEvent = ignore) -> list[Conversation]:
+def rows_of(run: Run, on_event: OnEvent = ignore) -> Sequence[Conversation]:
     """Validation rows of a run, its training rows, or rows of ours for a run that has kept none."""
-    rows: list[Conversation] = held_out(run, on_event) or trained_on(run, on_event)
+    rows = held_out(run, on_event) or trained_on(run, on_event)
     if rows:
         return rows
     on_event(

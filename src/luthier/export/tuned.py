@@ -125,4 +125,4 @@ def base_of(run: Run, recipe: Recipe) -> tuple[Path, PreTrainedConfig]:
         folder = run.model_path
     else:
         folder = resolve(recipe.model.source, recipe.model.revision).folder
-    return folder, config_of(folder, recipe.model.trust_remote_code)
+    return folder, config_of(folder, recipe.model.trust_remote_code, recipe.model.rope_scaling)

@@ -63,19 +63,12 @@ def attend_by_rows(
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     for q, k, v in zip(*(t.split(row_lengths, dim=2) for t in (query, key, value)), strict=True):
-        windowed = q.shape[2] > window
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=_window(q.shape[2], window, q.device) if windowed else None,
-                dropout_p=dropout,
-                is_causal=not windowed,
-                scale=scaling,
-                enable_gqa=grouped,
-            ).transpose(1, 2)
-        )
+        how: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
+        if q.shape[2] > window:
+            attended = _windowed(q, k, v, window, how)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, **how)
+        outputs.append(attended.transpose(1, 2))
     return torch.cat(outputs, dim=1), None
 
 
@@ -219,11 +212,32 @@ def _hidden(
     return torch.zeros(queries, keys, dtype=dtype).masked_fill_(~seen, -torch.inf)
 
 
-def _window(length: int, window: int, device: torch.device) -> Tensor:
-    """True where a token sees another: itself and the ``window`` - 1 before it."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position
-    return (distance >= 0) & (distance < window)
+def _windowed(
+    query: Tensor, key: Tensor, value: Tensor, window: int, how: dict[str, Any]
+) -> Tensor:
+    """Attention of one row in which a token sees itself and the ``window`` - 1 before it.
+
+    ``max(window, _BLOCK)`` queries at a time, whose masks are the same ones: memory is linear in tokens.
+    """
+    length, step = query.shape[2], max(window, _BLOCK)
+    masks: dict[tuple[int, int], Tensor] = {}
+    parts = []
+    for start in range(0, length, step):
+        end, first = min(start + step, length), max(0, start - window + 1)
+        shape = (start - first, end - start)
+        if shape not in masks:
+            mask = _hidden.__wrapped__(*shape, end - first, 0, window, query.dtype)
+            masks[shape] = mask.to(query.device)
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, first:end],
+                value[:, :, first:end],
+                attn_mask=masks[shape],
+                **how,
+            )
+        )
+    return torch.cat(parts, dim=2)
 
 
 def attend_capped(

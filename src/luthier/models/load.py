@@ -22,23 +22,27 @@ from transformers import (
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore
 from luthier.models.claims import check_config, check_size, check_tokenizer
+from luthier.models.rope import RopeScaling, scaled
 from luthier.recipe import MethodGroup
 
 log = logging.getLogger(__name__)
 
 
-def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The model's config.
+def load_config(
+    folder: Path, trust_remote_code: bool = False, rope: RopeScaling | None = None
+) -> PreTrainedConfig:
+    """The model's config, its rotary positions scaled by ``rope``.
 
     Raises:
-        UserError: it is missing or unreadable, claims what no model has, or needs code that ships
-            with the model.
+        UserError: it is missing or unreadable, claims what no model has, needs code that ships with
+            the model, or cannot be scaled so.
     """
     check_config(folder)
     with _told(folder):
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
+    return scaled(config, rope)
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -56,6 +60,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     scores: bool = False,
+    rope: RopeScaling | None = None,
     on_event: OnEvent = ignore,
 ) -> PreTrainedModel:
     """The causal language model in ``folder``, weights in ``dtype``, on ``device``.
@@ -63,17 +68,20 @@ def load_model(
     With ``scores`` it is a sequence classifier with one label, whose layer for it is random where the
     folder has none. Only safetensors files are read, unless ``allow_pickle``: a pickled checkpoint can run code when
     it is opened. Where it is allowed PyTorch reads it with ``weights_only``, which refuses all but
-    tensors and plain values.
+    tensors and plain values. ``rope`` scales the rotary positions.
 
     Raises:
         UserError: the folder holds no weights that can be read this way, or they do not suit the
             quantisation on this device.
     """
-    check_size(folder, load_config(folder, trust_remote_code))
+    config = load_config(folder, trust_remote_code, rope)
+    check_size(folder, config)
     kind: Any = AutoModelForCausalLM
-    more: dict[str, Any] = {}
+    # Where nothing is changed the library reads the config itself.
+    more: dict[str, Any] = {"config": config} if rope is not None else {}
     if scores:
-        kind, more = AutoModelForSequenceClassification, {"num_labels": 1}
+        kind = AutoModelForSequenceClassification
+        more["num_labels"] = 1
         if quantization is not None:
             quantization.llm_int8_skip_modules = ["score"]
     with _told(folder), during("loading the model", on_event):

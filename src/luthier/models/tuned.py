@@ -118,6 +118,7 @@ def load_base(run: Run, on_event: OnEvent = ignore) -> PreTrainedModel:
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
         scores=recipe.objective.scores,
+        rope=recipe.model.rope_scaling,
         on_event=on_event,
     )
 

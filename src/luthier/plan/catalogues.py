@@ -24,6 +24,8 @@ _OTHER = {"laptop", "max", "nvl", "pcie", "super", "ti"}
 class Accelerator:
     """One entry of ``hardware.yaml``: GB, GB/s, dense TFLOP/s, watts, US dollars per hour.
 
+    ``link`` is what it sends to another of its machine, ``network`` to one of another machine, GB/s.
+
     What is unknown (of ``--memory GB``, of this machine) is None.
     """
 
@@ -35,6 +37,8 @@ class Accelerator:
     watts: float | None = None
     price_per_hour: float | None = None
     is_cpu: bool = False
+    link: float | None = None
+    network: float | None = None
 
     @property
     def bytes(self) -> int:

@@ -14,18 +14,19 @@ def make_plan(
     accelerator: Accelerator,
     calibration: Calibration | None = None,
     framework: int | None = None,
+    steps: tuple[Step, Step] | None = None,
 ) -> Plan:
     """Simulate ``job`` and predict what it takes on ``accelerator``.
 
     Args:
         calibration: measured rates, where ``accelerator`` is the machine they are of.
         framework: bytes of the process before the first tensor, where they are known.
+        steps: its ``steps_of_both``, where they were simulated before.
 
     Raises:
         UserError: the model cannot be planned for; see ``simulate``.
     """
-    largest = job.step(job.largest)
-    typical = largest if job.typical == job.largest else job.step(job.typical)
+    largest, typical = steps or job.steps_of_both()
     memory = memory_of(largest, framework_bytes(accelerator) if framework is None else framework)
     done = _work(job, typical)
     dtype = str(job.dtype).removeprefix("torch.")

@@ -72,7 +72,7 @@ def forecast(
 def _plan(
     recipe: Recipe, resolved: ResolvedModel, data: Prepared, setup: Setup, on_event: OnEvent
 ) -> Plan | None:
-    config = load_config(resolved.folder, recipe.model.trust_remote_code)
+    config = load_config(resolved.folder, recipe.model.trust_remote_code, recipe.model.rope_scaling)
     # What the run measures is resident memory on a CPU, and tensors alone on a GPU.
     framework = 0 if setup.device.type == "cuda" else resident_bytes()
     job = job_of_data(recipe, data, config, setup.dtype, setup.optim)

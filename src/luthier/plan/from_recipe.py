@@ -12,6 +12,7 @@ from luthier.events import OnEvent, ignore
 from luthier.models.dtype import pick_device, pick_dtype
 from luthier.models.known import KNOWN_MODELS
 from luthier.models.pull import cached
+from luthier.models.rope import scaled
 from luthier.models.source import resolve
 from luthier.plan.catalogues import Accelerator, as_on_gpu, find_config
 from luthier.plan.job import Job, check_length, job_from_lengths, job_from_shape
@@ -38,7 +39,7 @@ def job_of_recipe(
         UserError: the recipe's model or data is wrong.
     """
     source, trusted = recipe.model.source, recipe.model.trust_remote_code
-    config = find_config(source, trusted)
+    config = scaled(find_config(source, trusted), recipe.model.rope_scaling)
     if on_gpu:
         config = as_on_gpu(config)
     check_length(recipe.data.max_length, source, config)
@@ -62,7 +63,7 @@ def job_of_shape(recipe: Recipe, dtype: torch.dtype, rows: int, on_gpu: bool) ->
     Raises:
         UserError: no such model, or rows longer than the model can read.
     """
-    config = find_config(recipe.model.source)
+    config = scaled(find_config(recipe.model.source), recipe.model.rope_scaling)
     return job_from_shape(recipe, as_on_gpu(config) if on_gpu else config, dtype, rows)
 
 

@@ -100,6 +100,11 @@ class Job:
         )
         return simulate(self.config, self.method, work)
 
+    def steps_of_both(self) -> tuple[Step, Step]:
+        """Of the fullest micro-batch and of an average one."""
+        largest = self.step(self.largest)
+        return largest, largest if self.typical == self.largest else self.step(self.typical)
+
     @property
     def positions(self) -> int | None:
         """Longest row that the model can read, in tokens."""

@@ -1,7 +1,7 @@
 """Jobs planned on a device: memory, time, what fits, what would make it fit, break-even."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from luthier.plan.catalogues import Accelerator, accelerators, find_accelerator
 from luthier.plan.estimate import make_plan
 from luthier.plan.from_recipe import dtype_on, job_of_recipe, job_of_shape
 from luthier.plan.job import Job
-from luthier.plan.machine import this_machine
+from luthier.plan.machine import framework_bytes, this_machine
 from luthier.plan.money import BreakEven, break_even
+from luthier.plan.ranks import RankPlan, Ranks, plan_ranks, seconds_of_a_step
 from luthier.recipe import MethodName, Recipe
 from luthier.records.plan import Plan
 from luthier.tables import Tabular
@@ -99,6 +100,7 @@ class Planned(Tabular):
         sweep: runs that ``costs`` counts.
         break_even: by method, the break-even point against an API.
         calibrated: whether times rest on this machine's measured speed.
+        ranks: by method, each strategy on several processes, where they were asked for.
     """
 
     plans: list[Plan]
@@ -107,6 +109,7 @@ class Planned(Tabular):
     sweep: int
     break_even: dict[str, BreakEven | None]
     calibrated: bool
+    ranks: dict[str, list[RankPlan]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -116,6 +119,7 @@ class Planned(Tabular):
             "fits": {name: [asdict(c) for c in found] for name, found in self.fits.items()},
             "changes": {name: [asdict(c) for c in tried] for name, tried in self.changes.items()},
             "sweep": {name: {"runs": self.sweep, "cost": cost} for name, cost in costs.items()},
+            "ranks": {name: [asdict(r) for r in found] for name, found in self.ranks.items()},
             "break_even": {name: even and asdict(even) for name, even in self.break_even.items()},
         }
 
@@ -126,12 +130,14 @@ def plan_jobs(
     sweep: int = 1,
     api_price: float | None = None,
     on_event: OnEvent = ignore,
+    ranks: Sequence[Ranks] = (),
 ) -> Planned:
     """Simulate a step of each job and predict what it takes on ``target``.
 
     Args:
         sweep: number of runs that the cost covers.
         api_price: price of an API, US dollars per million tokens.
+        ranks: processes to plan each job for, besides one.
 
     Raises:
         UserError: a model cannot be planned for; see ``simulate``.
@@ -143,10 +149,20 @@ def plan_jobs(
     plans: list[Plan] = []
     fits: dict[str, list[Capacity]] = {}
     changes: dict[str, list[Change]] = {}
+    on_ranks: dict[str, list[RankPlan]] = {}
     for job in jobs:
         name = job.method.name
         with during(f"simulating a step, {name}", on_event):
-            plans.append(make_plan(job, target.device, calibration))
+            steps = job.steps_of_both()
+            plans.append(make_plan(job, target.device, calibration, steps=steps))
+        if ranks:
+            computing = seconds_of_a_step(plans[-1])
+            framework = framework_bytes(target.device)
+            on_ranks[name] = [
+                planned
+                for each in ranks
+                for planned in plan_ranks(job, steps, computing, each, target.device, framework)
+            ]
         with during(f"looking for what fits, {name}", on_event):
             fits[name] = capacities(job, devices)
             if not plans[-1].fits:
@@ -158,4 +174,4 @@ def plan_jobs(
         for p in plans
         if api_price is not None and p.cost is not None
     }
-    return Planned(plans, fits, changes, sweep, pays, calibration is not None)
+    return Planned(plans, fits, changes, sweep, pays, calibration is not None, on_ranks)

@@ -275,7 +275,7 @@ _LACKING: dict[str, dict[str, str]] = {
     "Luthier does not have it": {
         PEFT: "layers_pattern loftq_config trainable_token_indices exclude_modules layer_replication",
         FACTORY: "use_galore use_badam use_apollo freeze_trainable_layers freeze_trainable_modules "
-        "rope_scaling shift_attn",
+        "shift_attn",
         AXOLOTL: "loss_watchdog_threshold loss_watchdog_patience relora plugins embedding_lr "
         "chat_template_jinja default_system_message",
     },

@@ -105,6 +105,23 @@ _NEEDED_BY_METRIC = {
 WARMUP_RATIO = 0.1
 
 
+# What Transformers reads of rope_parameters, by rope_type, and what of that has no default.
+_ROPE_NEEDS = {
+    "linear": {"rope_type", "factor"},
+    "yarn": {"rope_type", "factor"},
+    "llama3": {"rope_type", "factor", "low_freq_factor", "high_freq_factor"},
+}
+_ROPE_KEYS = {
+    "linear": _ROPE_NEEDS["linear"],
+    "yarn": {
+        *_ROPE_NEEDS["yarn"],
+        *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate"),
+    },
+    "llama3": {*_ROPE_NEEDS["llama3"], "original_max_position_embeddings"},
+}
+
+
 def _field_of_a_format(name: str) -> str:
     if name not in COLUMN_NAMES:
         raise ValueError(f"no format has a field '{name}'; fields are {', '.join(COLUMN_NAMES)}")
@@ -172,12 +189,45 @@ class ModelGroup(Group):
         description="number format of the arithmetic and of frozen weights; weights that train "
         "stay in float32 (except with train.optim adamw_bf16)",
     )
+    rope_scaling: dict[str, Any] | None = Field(
+        None,
+        description="read longer rows than the model was pretrained on: Transformers' rope_parameters, "
+        "with rope_type (yarn, linear or llama3) and factor; adapters then need it wherever they are "
+        "used, and every command here sees to that",
+        examples=[{"rope_type": "yarn", "factor": 4}],
+    )
     allow_pickle: bool = Field(
         False, description="also read .bin weights where there are no safetensors (tensors only)"
     )
     trust_remote_code: bool = Field(
         False, description="run Python code that ships with the model; only for models you trust"
     )
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _same_for_every_row(cls, scaling: dict[str, Any] | None) -> dict[str, Any] | None:
+        if scaling is None:
+            return None
+        # Transformers' old name.
+        told = {"rope_type" if key == "type" else key: _number(v) for key, v in scaling.items()}
+        kind, factor = told.get("rope_type"), told.get("factor")
+        if kind in ("dynamic", "longrope"):
+            raise ValueError(
+                f"rope_type {kind} turns all rows of a batch by angles that depend on the longest of "
+                "them, so that a row would be another beside others; use yarn, linear or llama3"
+            )
+        if kind not in ("yarn", "linear", "llama3"):
+            raise ValueError(f"rope_type is yarn, linear or llama3, not {kind!r}")
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 1:
+            raise ValueError(f"factor is a number of 1 or more, not {factor!r}")
+        unknown = sorted(told.keys() - _ROPE_KEYS[kind])
+        missing = sorted(_ROPE_NEEDS[kind] - told.keys())
+        if unknown or missing:
+            wrong = f"has no {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+            raise ValueError(
+                f"rope_type {kind} {wrong}; its keys are {', '.join(sorted(_ROPE_KEYS[kind]))}"
+            )
+        return told
 
 
 class MethodGroup(Group):
@@ -331,7 +381,8 @@ class DataGroup(Group):
     train: str | list[str] = Field(
         description="training data, one source or a list: files (.jsonl .json .csv .tsv .parquet "
         ".arrow .xlsx .ods), folders, patterns such as data/*.csv, or owner/name on the hub; a folder "
-        "or owner/name may end in :split or :configuration/split",
+        "or owner/name may end in :split or :configuration/split; or a folder that `luthier data tokenize` "
+        "wrote",
         examples=["my.jsonl"],
     )
     validation: str | None = Field(

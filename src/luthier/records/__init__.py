@@ -4,7 +4,7 @@ Reading is forgiving where a newer version has written more (unknown keys are ig
 about what is there. Runs of version 0.1 open too.
 """
 
-from luthier.records.data import DataReport
+from luthier.records.data import DataReport, TokenizedData
 from luthier.records.evaluation import AnsweredRow, Evaluation
 from luthier.records.plan import Plan
 from luthier.records.record import Record
@@ -27,4 +27,5 @@ __all__ = [
     "Provenance",
     "Record",
     "Sweep",
+    "TokenizedData",
 ]

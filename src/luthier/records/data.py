@@ -1,5 +1,7 @@
 """What became of each row of the data: ``data/data-report.json``."""
 
+from typing import Any
+
 from luthier.records.record import Record
 
 
@@ -99,3 +101,43 @@ class DataReport(Record):
     unused_fields: list[UnusedField] | None = None
     answers_apart: int | None = None
     split_sha256: dict[str, str] | None = None
+
+
+class Shard(Record):
+    """A part of the token rows of one side of a split, in three files.
+
+    Attributes:
+        rows: conversations in it.
+        sha256: hash of each file, by its name.
+    """
+
+    name: str
+    rows: int
+    token_rows: int
+    tokens: int
+    sha256: dict[str, str]
+
+
+class TokenizedData(Record):
+    """Rows that were tokenised for many runs: ``tokenized.json`` beside their shards.
+
+    Attributes:
+        version: of the layout of the folder.
+        model: whose tokenizer it was, as the recipe names it.
+        tokenizer: SHA-256 of its vocabulary, merges, rules and special tokens.
+        template: SHA-256 of the chat template.
+        versions: of the packages that rendered and tokenised.
+        settings: by key, what of the recipe decides which rows there are, and how they are cut.
+        report: as a run's data report.
+        train, validation: shards, in order.
+    """
+
+    version: int
+    model: str
+    tokenizer: str
+    template: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    report: DataReport
+    train: list[Shard]
+    validation: list[Shard]

@@ -211,4 +211,10 @@ def base_key(run: Run) -> tuple[Any, ...]:
         if method.name == "qlora"
         else None
     )
-    return (model.source, model.revision, run.provenance().dtype, storage)
+    return (
+        model.source,
+        model.revision,
+        run.provenance().dtype,
+        storage,
+        repr(model.rope_scaling),
+    )

@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from luthier.errors import UserError
-from luthier.models.load import load_tokenizer
+from luthier.models.load import load_config, load_tokenizer
 from luthier.models.source import resolve
+from luthier.recipe import Recipe
 from luthier.run import Run, open_run
 from luthier.serve.models import base_key, base_name_of, parse_run
 
@@ -72,6 +74,8 @@ def command(runs: Sequence[str], host: str, port: int, context: int | None) -> l
     made += ["--served-model-name", base_name_of(first)]
     # The tokenizer of the run has the template that it trained with.
     made += ["--tokenizer", str(named[0][1].adapter_path.resolve())]
+    if first.model.rope_scaling is not None:
+        made += ["--hf-overrides", _scaled(made[2], first)]
     made += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(named))]
     # As JSON, since it takes name=path only where there is no comma in it.
     adapters = [{"name": name, "path": str(run.adapter_path.resolve())} for name, run in named]
@@ -91,6 +95,15 @@ def hand_over(line: Sequence[str], api_key: str | None) -> None:
     if api_key is not None:
         os.environ["VLLM_API_KEY"] = api_key  # not in the command line, which others can read
     os.execv(program, list(line))  # noqa: S606
+
+
+def _scaled(folder: str, recipe: Recipe) -> str:
+    """What of the base's config the recipe changes, as JSON."""
+    config = load_config(
+        Path(folder), recipe.model.trust_remote_code, recipe.model.rope_scaling
+    ).get_text_config()
+    names = ("rope_parameters", "max_position_embeddings")
+    return json.dumps({name: getattr(config, name) for name in names})
 
 
 def _rank(run: Run) -> int:

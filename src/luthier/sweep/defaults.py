@@ -76,7 +76,7 @@ def _plain(value: float) -> float:
 
 def attention_layers(recipe: Recipe, resolved: ResolvedModel) -> list[str]:
     """What the linear layers of the model's attention are called; none where they cannot be told."""
-    config = load_config(resolved.folder, recipe.model.trust_remote_code)
+    config = load_config(resolved.folder, recipe.model.trust_remote_code, recipe.model.rope_scaling)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, trust_remote_code=recipe.model.trust_remote_code

@@ -20,7 +20,9 @@ def forecast(asked: Asked, ground: Ground, on_event: OnEvent) -> SweepForecast:
     is not in it.
     """
     recipe, setup = asked.recipe, choose_setup(asked.recipe)
-    config = load_config(ground.resolved.folder, recipe.model.trust_remote_code)
+    config = load_config(
+        ground.resolved.folder, recipe.model.trust_remote_code, recipe.model.rope_scaling
+    )
     calibration = load_calibration(setup.dtype)
     try:
         job = job_of_data(recipe, ground.prepared, config, setup.dtype, setup.optim)

@@ -159,12 +159,14 @@ def resolve_model(recipe: Recipe, on_event: OnEvent = ignore) -> ResolvedModel:
         UserError: no such model, or it has fewer positions than ``data.max_length``.
     """
     resolved = resolve(recipe.model.source, recipe.model.revision, on_event=on_event)
-    config = load_config(resolved.folder, recipe.model.trust_remote_code)
+    model = recipe.model
+    config = load_config(resolved.folder, model.trust_remote_code, model.rope_scaling)
     most = max_positions(config)
     if most is not None and recipe.data.max_length > most:
         raise UserError(
             f"data.max_length {recipe.data.max_length} is more than the {most} positions of "
-            f"{recipe.model.source}; set data.max_length={most} or less"
+            f"{recipe.model.source}; set data.max_length={most} or less, or model.rope_scaling "
+            "(docs/recipe.md)"
         )
     return resolved
 
@@ -195,6 +197,7 @@ def build_model(
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
         scores=recipe.objective.scores,
+        rope=recipe.model.rope_scaling,
         on_event=on_event,
     )
     model.config.use_cache = False
