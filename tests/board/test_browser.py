@@ -1,5 +1,6 @@
 """The board in a browser: Debian's Chromium, real runs, real processes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def everywhere(root: str) -> dict[str, str]:
         "new": f"{root}/new",
         "advise": f"{root}/advise",
         "chat": f"{root}/chat?run=first",
+        "comparisons": f"{root}/compare",
+        "variants": f"{root}/compare/comparison",
+        "approaches": f"{root}/compare/approaches",
+        "sweeps": f"{root}/sweep",
+        "sweep": f"{root}/sweep/first",
+        "begun sweep": f"{root}/sweep/begun",
+        "trial": f"{root}/run/first:000",
     }
 
 
@@ -87,8 +95,103 @@ def test_names_rows_and_answers_are_text(tab: Any) -> None:
         assert part in text
     tab.goto(f"{tab.root}/chat?run={quote(EVIL, safe='')}")
     settle(tab)
-    assert tab.evaluate("document.querySelectorAll('.content img, img[src=x]').length") == 0
+    for where in everywhere(tab.root).values():
+        tab.goto(where)
+        settle(tab)
+        for details in tab.locator("details").all():
+            details.evaluate("node => { node.open = true }")
+        assert tab.evaluate("document.querySelectorAll('.content img, img[src=x]').length") == 0
+    tab.goto(f"{tab.root}/compare/approaches")
+    assert tab.get_by_text(EVIL).count() > 0
     assert tab.dialogs == []
+
+
+def test_the_verdict_is_seen_before_any_figure(tab: Any) -> None:
+    tab.goto(f"{tab.root}/sweep")
+    tab.get_by_role("link", name="first", exact=True).click()
+    tab.wait_for_url("**/sweep/first")
+    first = tab.locator(".answer").first
+    assert first.locator(".pill").first.inner_text().endswith("better")
+    picture = first.locator(".axis.better")
+    assert "trial 12 against the recipe as it was given: -0.598" in str(
+        picture.get_attribute("aria-label")
+    )
+    # Better is right of the middle, though a better loss is lower.
+    middle = picture.bounding_box()
+    mark = picture.locator("b").bounding_box()
+    assert mark["x"] > middle["x"] + middle["width"] / 2
+    tab.get_by_role("link", name="trial 0", exact=True).click()
+    tab.wait_for_url("**/run/first:000")
+    tab.get_by_text("Is it better at the task?").wait_for()
+    tab.get_by_text("Files", exact=True).click()
+    with tab.expect_navigation():
+        tab.get_by_role("link", name="recipe.yaml").click()
+    assert "model:" in tab.inner_text("body")
+
+
+def test_runs_that_are_selected_are_compared(tab: Any) -> None:
+    tab.goto(tab.root)
+    boxes = tab.locator(
+        ".ag-center-cols-container input[type=checkbox], .ag-pinned-left-cols-container input"
+    )
+    boxes.nth(1).wait_for()
+    boxes.nth(0).click()
+    boxes.nth(1).click()
+    tab.get_by_text("Which of them is better").wait_for()
+    tab.get_by_text("rows that all of them answered").wait_for()
+    assert tab.locator(".forest .axis.no-evidence").count() > 0
+
+
+def test_data_are_uploaded_and_a_plan_is_made_to_fit(
+    tab: Any, narrow_model: Path, shown_runs: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "mine.jsonl"
+    long = [{"prompt": f"Say {n}", "completion": f"{n} " * 3000} for n in range(40)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in long))
+    tab.goto(f"{tab.root}/new")
+    tab.get_by_label("Model", exact=True).fill(str(narrow_model))
+    tab.locator("input[type=file]").set_input_files(rows)
+    wait_until(lambda: (shown_runs / ".board/uploads/mine.jsonl").is_file(), "the file is kept")
+    path = tab.get_by_label("Path, several with commas")
+    wait_until(lambda: path.input_value().endswith("mine.jsonl"), "its path is filled in")
+    tab.get_by_role("button", name="Check the data").click()
+    tab.get_by_role("region", name="Table of severity").get_by_text("mine.jsonl").first.wait_for()
+
+    def planned() -> str:
+        return tab.locator(".stack").first.get_attribute("aria-label") or ""
+
+    tab.locator(".stack").first.wait_for()
+    before = planned()
+    tab.get_by_label("data.max_length", exact=True).fill("4096")
+    tab.get_by_label("train.per_device_train_batch_size", exact=True).fill("512")
+    tab.get_by_text("it does not fit").wait_for()
+    assert planned() != before
+    tab.get_by_role("button", name="Make it fit").click()
+    tab.get_by_text(": it fits").wait_for()
+    batch = tab.get_by_label("train.per_device_train_batch_size", exact=True)
+    assert batch.input_value() != "512"
+
+
+def test_several_runs_answer_and_a_thumb_is_a_row(tab: Any, shown_runs: Path) -> None:
+    tab.goto(f"{tab.root}/chat?run=first")
+    tab.get_by_label("Runs", exact=True).click()
+    tab.get_by_role("option", name=EVIL).click()
+    tab.keyboard.press("Escape")
+    scale = tab.get_by_role("slider", name="Scale of the adapter")
+    scale.focus()
+    for _ in range(5):
+        tab.keyboard.press("ArrowRight")
+    assert scale.get_attribute("aria-valuenow") == "1.5"
+    tab.get_by_label("Longest answer, in tokens").fill("8")
+    tab.get_by_label("Your question").fill("Repeat the number 3")
+    tab.get_by_role("button", name="Ask").click()
+    tab.get_by_role("button", name="Tuned answer 3 is best").wait_for()
+    assert tab.locator(".turn").count() == 3
+    tab.get_by_role("button", name="Tuned answer 2 is best").click()
+    tab.get_by_text("first is preferred: 1 kept").wait_for()
+    row = json.loads((shown_runs / ".board/preferences.jsonl").read_text().splitlines()[-1])
+    assert row["prompt"] == [{"role": "user", "content": "Repeat the number 3"}]
+    assert row["chosen"] != row["rejected"]
 
 
 def test_the_filter_finds_and_tags_are_kept(tab: Any, shown_runs: Path) -> None:
