@@ -6,7 +6,7 @@ loss and gradient are formed together, in the forward, and the piece is dropped.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -26,6 +26,12 @@ T = TypeVar("T")
 
 # Of the hidden states (S, H), the layer's weight and bias, and the cap of its logits.
 OfHead = Callable[[Tensor, Tensor, Tensor | None, float | None], T]
+
+# Of the logits (P, V) of a piece, its place, and whether they are wanted: what is found, and the
+# gradient for the logits (P, V), float32, which the caller overwrites.
+OfLogits = Callable[[Tensor, slice, bool], tuple[T, Tensor | None]]
+
+NOTHING = (False, False, False)  # no gradient is wanted
 
 
 class HeadLoss:
@@ -116,7 +122,7 @@ def head_loss(
     """
     hidden = as_computed(hidden, weight)
     if not torch.is_grad_enabled():
-        return _summed(_pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0], weight)
+        return _summed(_losses(hidden, weight, bias, targets, softcap)[0], weight)
     loss: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, softcap)
     return loss
 
@@ -132,12 +138,9 @@ def head_losses(
     """
     hidden = as_computed(hidden, weight)
     if not torch.is_grad_enabled():
-        return _pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0]
+        return _losses(hidden, weight, bias, targets, softcap)[0]
     losses: Tensor = _HeadLosses.apply(hidden, weight, bias, targets, softcap)
     return losses
-
-
-_NOTHING = (False, False, False)  # no gradient is wanted
 
 
 def as_computed(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -158,17 +161,13 @@ class _HeadLoss(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:3]
-        losses, *gradients = _pieces(hidden, weight, bias, targets, softcap, wanted)
-        ctx.gradients = gradients
+        losses, ctx.gradients = _losses(hidden, weight, bias, targets, softcap, wanted)
         return _summed(losses, weight)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients
-        del ctx.gradients  # scaled in place, so good for one backward
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.mul_(upstream[0])
+        gradients = scaled(ctx.gradients, upstream[0])
+        del ctx.gradients
         return (*gradients, None, None)
 
 
@@ -186,8 +185,8 @@ class _HeadLosses(torch.autograd.Function):
         ctx.softcap, ctx.again = softcap, wanted[1] or wanted[2]
         if ctx.again:
             ctx.save_for_backward(hidden, weight, bias, targets)
-            return _pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0]
-        losses, ctx.for_hidden, _, _ = _pieces(hidden, weight, bias, targets, softcap, wanted)
+            return _losses(hidden, weight, bias, targets, softcap)[0]
+        losses, ctx.gradients = _losses(hidden, weight, bias, targets, softcap, wanted)
         return losses
 
     @staticmethod
@@ -195,13 +194,11 @@ class _HeadLosses(torch.autograd.Function):
         if ctx.again:
             hidden, weight, bias, targets = ctx.saved_tensors
             wanted = ctx.needs_input_grad[:3]
-            _, *found = _pieces(hidden, weight, bias, targets, ctx.softcap, wanted, upstream[0])
+            found = _losses(hidden, weight, bias, targets, ctx.softcap, wanted, upstream[0])[1]
             return (*found, None, None)
-        for_hidden = ctx.for_hidden
-        del ctx.for_hidden  # scaled in place, so good for one backward
-        if for_hidden is not None:
-            for_hidden.mul_(upstream[0][:, None])
-        return (for_hidden, None, None, None, None)
+        gradients = scaled(ctx.gradients, upstream[0][:, None])  # of hidden alone
+        del ctx.gradients
+        return (*gradients, None, None)
 
 
 def piece_length(weight: Tensor) -> int:
@@ -218,52 +215,91 @@ def _summed(losses: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def _pieces(
+def in_pieces(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
     softcap: float | None,
-    wanted: tuple[bool, bool, bool],
+    of_logits: OfLogits[T],
+    wanted: Sequence[bool] = NOTHING,
     scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Each loss (S,), and the gradients of their sum for hidden, weight and bias where wanted.
+) -> tuple[list[T], list[Tensor | None]]:
+    """What ``of_logits`` finds in each piece, and the gradients for hidden, weight and bias where wanted.
 
-    ``scale`` (S,) weighs the losses in those gradients.
+    Args:
+        hidden: (S, H), in the dtype of the product.
+        wanted: by gradient.
+        scale: (S,), weighs the positions in those gradients.
     """
     compute = weight.to(hidden.dtype)
     offset = None if bias is None else bias.to(hidden.dtype)
     for_hidden = torch.empty_like(hidden) if wanted[0] else None
     for_weight = torch.zeros_like(weight) if wanted[1] else None
     for_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
-    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    found: list[T] = []
     length = piece_length(weight)
     for start in range(0, hidden.shape[0], length):
-        piece = hidden[start : start + length]
-        chosen = targets[start : start + length, None]
+        part = slice(start, start + length)
+        piece = hidden[part]
         logits = nn.functional.linear(piece, compute, offset)
         slope = None
         if softcap is not None:
             logits = logits.float().div_(softcap).tanh_()
             slope = 1 - logits.square()
             logits.mul_(softcap)
-        chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        # log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32.
-        normaliser = logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
-        losses[start : start + length] = (normaliser - logits.gather(1, chosen).float())[:, 0]
-        if not any(wanted):
+        of_piece, slopes = of_logits(logits, part, any(wanted))
+        found.append(of_piece)
+        if slopes is None:
             continue
-        # d loss / d logits = softmax(logits) - one at the target.
-        slopes = chances.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=chances.dtype))
         if slope is not None:
             slopes.mul_(slope)
         if scale is not None:
-            slopes.mul_(scale[start : start + length, None])
+            slopes.mul_(scale[part, None])
         if for_bias is not None:
             for_bias += slopes.sum(0).to(for_bias.dtype)
         slopes = slopes.to(hidden.dtype)
         if for_hidden is not None:
-            torch.mm(slopes, compute, out=for_hidden[start : start + length])
+            torch.mm(slopes, compute, out=for_hidden[part])
         if for_weight is not None:
             for_weight += slopes.t() @ piece
-    return losses, for_hidden, for_weight, for_bias
+    return found, [for_hidden, for_weight, for_bias]
+
+
+def scaled(gradients: list[Tensor | None], upstream: Tensor) -> list[Tensor | None]:
+    """``gradients`` times ``upstream``, in place: good for one backward."""
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(upstream)
+    return gradients
+
+
+def normaliser(logits: Tensor, chances: Tensor) -> Tensor:
+    """log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32."""
+    return logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
+
+
+def _losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None,
+    wanted: Sequence[bool] = NOTHING,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Each cross-entropy (S,), and the gradients of their sum weighed by ``scale``, as ``in_pieces``."""
+
+    def of_logits(logits: Tensor, part: slice, slopes: bool) -> tuple[Tensor, Tensor | None]:
+        chosen = targets[part, None]
+        chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        losses = (normaliser(logits, chances) - logits.gather(1, chosen).float())[:, 0]
+        if not slopes:
+            return losses, None
+        # d loss / d logits = softmax(logits) - one at the target.
+        less = torch.full_like(chosen, -1, dtype=chances.dtype)
+        return losses, chances.scatter_add_(1, chosen, less)
+
+    losses, gradients = in_pieces(hidden, weight, bias, softcap, of_logits, wanted, scale)
+    if not losses:
+        return torch.empty(0, dtype=torch.float32, device=hidden.device), gradients
+    return torch.cat(losses), gradients
