@@ -40,6 +40,25 @@ def staged_file(path: Path) -> Iterator[IO[bytes]]:
             staging.unlink(missing_ok=True)
 
 
+def link_file(path: Path, to: Path) -> None:
+    """Make ``to`` the same file as ``path``, or a copy of it where the disk has no hard links.
+
+    Raises:
+        UserError: as ``staged_file``.
+    """
+    staging = _staging_name(to)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, staging)
+        os.replace(staging, to)
+    except OSError:
+        with path.open("rb") as source, staged_file(to) as file:
+            shutil.copyfileobj(source, file)
+    finally:
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
+
+
 def user_path(text: str) -> Path:
     """The path that a person wrote, ``~`` and ``~name`` expanded.
 

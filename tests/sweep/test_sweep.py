@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import save_tiny
 from helpers import Cli, Notes, wait_for_step, write_rows
 from safetensors.torch import load_file
 
@@ -28,6 +29,7 @@ from luthier.sweep.sweep import ask
 from luthier.sweep.trial import Watcher, trial_recipe
 from luthier.sweep.verdict import judge
 from luthier.sweep.work import share_of_machine
+from luthier.train import learning
 from luthier.train.fit import fit
 from luthier.train.session import Materials
 
@@ -198,7 +200,7 @@ def test_a_base_is_as_it_was_for_the_next_trial(
     """Twice the same run with what is shared, and once without: the same losses."""
     recipe = luthier.as_recipe(base, method=method, train={"learning_rate": 1e-2, "max_steps": 2})
     ground = find_ground(recipe)
-    shared, curves = Shared(ground), []
+    shared, curves = Shared(ground, SweepFolder(tmp_path)), []
     for number, materials in enumerate(
         (shared.materials(recipe), shared.materials(recipe), Materials(lambda *_: ground.prepared))
     ):
@@ -206,6 +208,60 @@ def test_a_base_is_as_it_was_for_the_next_trial(
         fit(recipe, run, materials=materials)
         curves.append([(line.loss, line.eval_loss) for line in run.metrics()])
     assert curves[0] == curves[1] == curves[2]
+
+
+def test_a_teacher_is_asked_once_for_all_trials(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = save_tiny(tmp_path / "teacher", "qwen3")
+    recipe = luthier.as_recipe(
+        base, objective={"name": "distill", "teacher": str(teacher)}, train={"max_steps": 2}
+    )
+    ground, folder = find_ground(recipe), SweepFolder(tmp_path / "sweep")
+    asked: list[Path] = []
+    real = learning.load_teacher
+
+    def counted(*given: Any) -> Any:
+        ask = real(*given)
+
+        def write() -> None:
+            asked.append(given[5].root)
+            ask()
+
+        return write
+
+    monkeypatch.setattr(learning, "load_teacher", counted)
+    curves = []
+    for name in ("000", "001"):
+        run = folder.trial(name)
+        fit(recipe, run, materials=Shared(ground, folder).materials(recipe))
+        curves.append([(line.loss, line.eval_loss) for line in run.metrics()])
+    assert asked == [folder.trial("000").root]
+    files = [folder.trial(name).teacher_path for name in ("000", "001")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    alone = Run(tmp_path / "alone")
+    fit(recipe, alone, materials=Materials(lambda *_: ground.prepared))
+    curves.append([(line.loss, line.eval_loss) for line in alone.metrics()])
+    assert curves[0] == curves[1] == curves[2]
+    # Jobs that begin together: each has loaded the teacher, and one asks it.
+    shared = Shared(ground, SweepFolder(tmp_path / "other"))
+    told: list[str] = []
+    trials = [SweepFolder(tmp_path / "other").trial(name) for name in ("000", "001")]
+
+    def load(run: Run) -> Any:
+        def ask() -> None:
+            told.append(run.root.name)
+            run.teacher_path.parent.mkdir(parents=True)
+            run.teacher_path.write_bytes(files[0].read_bytes())
+            run.provenance_path.write_bytes(folder.trial("000").provenance_path.read_bytes())
+
+        return lambda: ask
+
+    (tmp_path / "other").mkdir()
+    for write in [shared._teach(run, "float32", load(run)) for run in trials]:
+        write()
+    assert told == ["000"]
+    assert trials[1].teacher_path.read_bytes() == files[0].read_bytes()
 
 
 class FakeTrial:

@@ -6,7 +6,7 @@ loss and gradient are formed together, in the forward, and the piece is dropped.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -27,6 +27,12 @@ T = TypeVar("T")
 
 # Of the hidden states (S, H), the layer's weight and bias, and the cap of its logits.
 OfHead = Callable[[Tensor, Tensor, Tensor | None, float | None], T]
+
+# Of the logits (P, V) of a piece, which it may overwrite, their place, and whether a gradient is wanted:
+# what is found, and the gradient for the logits (P, V), which the caller may overwrite.
+OfLogits = Callable[[Tensor, slice, bool], tuple[T, Tensor | None]]
+
+NOTHING = (False, False, False)  # no gradient is wanted
 
 
 class HeadLoss:
@@ -117,7 +123,7 @@ def head_loss(
     """
     hidden = as_computed(hidden, weight)
     if not torch.is_grad_enabled():
-        return _summed(_pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0], weight)
+        return _summed(_losses(hidden, weight, bias, targets, softcap)[0], weight)
     loss: Tensor = _HeadLoss.apply(hidden, weight, bias, targets, softcap)
     return loss
 
@@ -133,12 +139,9 @@ def head_losses(
     """
     hidden = as_computed(hidden, weight)
     if not torch.is_grad_enabled():
-        return _pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0]
+        return _losses(hidden, weight, bias, targets, softcap)[0]
     losses: Tensor = _HeadLosses.apply(hidden, weight, bias, targets, softcap)
     return losses
-
-
-_NOTHING = (False, False, False)  # no gradient is wanted
 
 
 def as_computed(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -159,17 +162,13 @@ class _HeadLoss(torch.autograd.Function):
         softcap: float | None,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:3]
-        losses, *gradients = _pieces(hidden, weight, bias, targets, softcap, wanted)
-        ctx.gradients = gradients
+        losses, ctx.gradients = _losses(hidden, weight, bias, targets, softcap, wanted)
         return _summed(losses, weight)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients
-        del ctx.gradients  # scaled in place, so good for one backward
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.mul_(upstream[0])
+        gradients = scaled(ctx.gradients, upstream[0])
+        del ctx.gradients
         return (*gradients, None, None)
 
 
@@ -187,8 +186,8 @@ class _HeadLosses(torch.autograd.Function):
         ctx.softcap, ctx.again = softcap, wanted[1] or wanted[2]
         if ctx.again:
             ctx.save_for_backward(hidden, weight, bias, targets)
-            return _pieces(hidden, weight, bias, targets, softcap, _NOTHING)[0]
-        losses, ctx.for_hidden, _, _ = _pieces(hidden, weight, bias, targets, softcap, wanted)
+            return _losses(hidden, weight, bias, targets, softcap)[0]
+        losses, ctx.gradients = _losses(hidden, weight, bias, targets, softcap, wanted)
         return losses
 
     @staticmethod
@@ -196,13 +195,11 @@ class _HeadLosses(torch.autograd.Function):
         if ctx.again:
             hidden, weight, bias, targets = ctx.saved_tensors
             wanted = ctx.needs_input_grad[:3]
-            _, *found = _pieces(hidden, weight, bias, targets, ctx.softcap, wanted, upstream[0])
+            found = _losses(hidden, weight, bias, targets, ctx.softcap, wanted, upstream[0])[1]
             return (*found, None, None)
-        for_hidden = ctx.for_hidden
-        del ctx.for_hidden  # scaled in place, so good for one backward
-        if for_hidden is not None:
-            for_hidden.mul_(upstream[0][:, None])
-        return (for_hidden, None, None, None, None)
+        gradients = scaled(ctx.gradients, upstream[0][:, None])  # of hidden alone
+        del ctx.gradients
+        return (*gradients, None, None)
 
 
 def piece_length(weight: Tensor) -> int:
@@ -219,73 +216,105 @@ def _summed(losses: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def _pieces(
+def in_pieces(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
-    softcap: float | None,
-    wanted: tuple[bool, bool, bool],
-    scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Each loss (S,), and the gradients of their sum for hidden, weight and bias where wanted.
+    of_logits: OfLogits[T],
+    wanted: Sequence[bool] = NOTHING,
+) -> tuple[list[T], list[Tensor | None]]:
+    """What ``of_logits`` finds in each piece, and the gradients for hidden, weight and bias where wanted.
 
-    ``scale`` (S,) weighs the losses in those gradients.
+    Args:
+        hidden: (S, H), in the dtype of the product.
+        wanted: by gradient.
     """
     compute = weight.to(hidden.dtype)
     offset = None if bias is None else bias.to(hidden.dtype)
     for_hidden = torch.empty_like(hidden) if wanted[0] else None
     for_weight = torch.zeros_like(weight) if wanted[1] else None
     for_bias = torch.zeros_like(bias) if wanted[2] and bias is not None else None
-    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    found: list[T] = []
     length = piece_length(weight)
     for start in range(0, hidden.shape[0], length):
-        place = slice(start, start + length)
-        piece = hidden[place]
-        losses[place], slopes = _losses_and_slopes(
-            nn.functional.linear(piece, compute, offset),
-            targets[place],
-            softcap,
-            any(wanted),
-            None if scale is None else scale[place],
-        )
+        part = slice(start, start + length)
+        piece = hidden[part]
+        logits = nn.functional.linear(piece, compute, offset)
+        of_piece, slopes = of_logits(logits, part, any(wanted))
+        found.append(of_piece)
         if slopes is None:
             continue
         if for_bias is not None:
             for_bias += slopes.sum(0, dtype=torch.float32).to(for_bias.dtype)
         slopes = slopes.to(hidden.dtype)
         if for_hidden is not None:
-            torch.mm(slopes, compute, out=for_hidden[place])
+            torch.mm(slopes, compute, out=for_hidden[part])
         if for_weight is not None:
             for_weight += slopes.t() @ piece
-    return losses, for_hidden, for_weight, for_bias
+    return found, [for_hidden, for_weight, for_bias]
 
 
-def _losses_and_slopes(
-    logits: Tensor, targets: Tensor, softcap: float | None, wanted: bool, scale: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The losses (S,) of logits (S, V), which are used up, and the gradient of their sum where wanted."""
-    if fused(logits):
-        from luthier.kernels.triton.cross_entropy import losses_
+def capped(of_logits: OfLogits[T], softcap: float | None) -> OfLogits[T]:
+    """``of_logits`` of capped logits, as a function of those before the cap."""
+    if softcap is None:
+        return of_logits
 
-        losses = losses_(logits, targets, softcap=softcap, slopes=wanted, scale=scale)
-        return losses, logits if wanted else None
-    chosen = targets[:, None]
-    slope = None
-    if softcap is not None:
+    def of_uncapped(logits: Tensor, part: slice, wanted: bool) -> tuple[T, Tensor | None]:
         logits = logits.float().div_(softcap).tanh_()
         slope = 1 - logits.square()
-        logits.mul_(softcap)
-    chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
-    # log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32.
-    normaliser = logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
-    losses = (normaliser - logits.gather(1, chosen).float())[:, 0]
-    if not wanted:
-        return losses, None
-    # d loss / d logits = softmax(logits) - one at the target.
-    slopes = chances.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=chances.dtype))
-    if slope is not None:
-        slopes.mul_(slope)
-    if scale is not None:
-        slopes.mul_(scale[:, None])
-    return losses, slopes
+        found, slopes = of_logits(logits.mul_(softcap), part, wanted)
+        return found, None if slopes is None else slopes.mul_(slope)
+
+    return of_uncapped
+
+
+def scaled(gradients: list[Tensor | None], upstream: Tensor) -> list[Tensor | None]:
+    """``gradients`` times ``upstream``, in place: good for one backward."""
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(upstream)
+    return gradients
+
+
+def normaliser(logits: Tensor, chances: Tensor) -> Tensor:
+    """log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32."""
+    return logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
+
+
+def _losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    softcap: float | None,
+    wanted: Sequence[bool] = NOTHING,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Each cross-entropy (S,), and the gradients of their sum weighed by ``scale`` (S,), as ``in_pieces``."""
+
+    def of_capped(logits: Tensor, part: slice, slopes: bool) -> tuple[Tensor, Tensor | None]:
+        chosen = targets[part, None]
+        chances = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        losses = (normaliser(logits, chances) - logits.gather(1, chosen).float())[:, 0]
+        if not slopes:
+            return losses, None
+        # d loss / d logits = softmax(logits) - one at the target.
+        less = torch.full_like(chosen, -1, dtype=chances.dtype)
+        return losses, chances.scatter_add_(1, chosen, less)
+
+    def of_logits(logits: Tensor, part: slice, slopes: bool) -> tuple[Tensor, Tensor | None]:
+        weights = None if scale is None else scale[part]
+        if fused(logits):
+            from luthier.kernels.triton.cross_entropy import losses_
+
+            losses = losses_(logits, targets[part], softcap=softcap, slopes=slopes, scale=weights)
+            return losses, logits if slopes else None
+        losses, found = capped(of_capped, softcap)(logits, part, slopes)
+        if found is not None and weights is not None:
+            found.mul_(weights[:, None])
+        return losses, found
+
+    losses, gradients = in_pieces(hidden, weight, bias, of_logits, wanted)
+    if not losses:
+        return torch.empty(0, dtype=torch.float32, device=hidden.device), gradients
+    return torch.cat(losses), gradients

@@ -1,13 +1,13 @@
 """Head and the losses of distillation in one, a piece of the positions at a time (see ``head.py``)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from luthier.kernels.head import as_computed, cap, piece_length
+from luthier.kernels.head import as_computed, capped, in_pieces, normaliser, scaled
 
 # Of a probability in float32: log of it is finite, and it is nothing beside 1.
 _LEAST = torch.finfo(torch.float32).tiny
@@ -30,13 +30,13 @@ class Soft:
     temperature: float
     alpha: float
 
-    def part(self, start: int, end: int) -> "Soft":
-        """Of the positions from ``start`` to before ``end``."""
+    def part(self, part: slice) -> "Soft":
+        """Of the positions of ``part``."""
         return replace(
             self,
-            ids=self.ids[start:end],
-            log_probs=self.log_probs[start:end],
-            targets=self.targets[start:end],
+            ids=self.ids[part],
+            log_probs=self.log_probs[part],
+            targets=self.targets[part],
         )
 
 
@@ -80,55 +80,33 @@ class _TaughtHeadLoss(torch.autograd.Function):
         trains: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = [trains and needed for needed in ctx.needs_input_grad[:3]]
-        gradients: list[Tensor | None] = [
-            torch.empty_like(hidden) if wanted[0] else None,
-            torch.zeros_like(weight) if wanted[1] else None,
-            torch.zeros_like(bias) if wanted[2] and bias is not None else None,
-        ]
+        found, ctx.gradients = in_pieces(
+            hidden,
+            weight,
+            bias,
+            capped(
+                lambda logits, part, slopes: _of_logits(logits, soft.part(part), slopes), softcap
+            ),
+            wanted,
+        )
         kl = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hard = torch.zeros_like(kl)
-        compute = weight.to(hidden.dtype)
-        offset = None if bias is None else bias.to(hidden.dtype)
-        for start, end in _pieces(hidden, weight):
-            piece = hidden[start:end]
-            logits = nn.functional.linear(piece, compute, offset)
-            slope = None
-            if softcap is not None:
-                logits = logits.float().div_(softcap).tanh_()
-                slope = 1 - logits.square()
-                logits.mul_(softcap)
-            found, of_targets, slopes = _of_logits(logits, soft.part(start, end), any(wanted))
-            kl += found
+        for of_teacher, of_targets in found:
+            kl += of_teacher
             hard += of_targets
-            if slopes is None:
-                continue
-            if slope is not None:
-                slopes.mul_(slope)
-            for_hidden, for_weight, for_bias = gradients
-            if for_bias is not None:
-                for_bias += slopes.sum(0).to(for_bias.dtype)
-            slopes = slopes.to(hidden.dtype)
-            if for_hidden is not None:
-                torch.mm(slopes, compute, out=for_hidden[start:end])
-            if for_weight is not None:
-                for_weight += slopes.t() @ piece
-        ctx.gradients = gradients
         ctx.mark_non_differentiable(kl, hard)
         return (1 - soft.alpha) * soft.temperature**2 * kl + soft.alpha * hard, kl, hard
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
-        gradients = ctx.gradients
-        del ctx.gradients  # scaled in place, so good for one backward
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.mul_(upstream[0])
+        gradients = scaled(ctx.gradients, upstream[0])
+        del ctx.gradients
         return (*gradients, None, None, None)
 
 
 def _of_logits(
     logits: Tensor, soft: Soft, with_slopes: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
     """Summed KL and cross-entropy of a piece, and d loss / d logits where it is wanted.
 
     With p the student at the temperature and q the teacher, whose bucket of other tokens is shared
@@ -139,24 +117,24 @@ def _of_logits(
     one = soft.temperature == 1
     scaled = logits if one else logits.float() / soft.temperature
     chances = torch.softmax(scaled, -1, dtype=torch.float32)
-    normaliser = _normaliser(scaled, chances)
-    log_p = scaled.gather(1, ids).float() - normaliser
+    total = normaliser(scaled, chances)
+    log_p = scaled.gather(1, ids).float() - total
     kept = chances.gather(1, ids)
     others = chances.scatter_(1, ids, 0).sum(-1, keepdim=True).clamp_(min=_LEAST)
     kl = (log_q.exp() * (log_q - torch.cat([log_p, others.log()], -1))).sum()
     own = torch.softmax(logits, -1, dtype=torch.float32) if with_slopes or not one else None
     if not one:
         assert own is not None
-        normaliser = _normaliser(logits, own)
-    hard = (normaliser - logits.gather(1, targets).float()).sum()
+        total = normaliser(logits, own)
+    hard = (total - logits.gather(1, targets).float()).sum()
     if not with_slopes:
-        return kl, hard, None
+        return (kl, hard), None
     assert own is not None
     q = log_q.exp()
     slopes = chances.mul_(1 - q[:, -1:] / others).scatter_(1, ids, kept - q[:, :-1])
     slopes.mul_((1 - soft.alpha) * soft.temperature)
     own.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=own.dtype))
-    return kl, hard, slopes.add_(own, alpha=soft.alpha)
+    return (kl, hard), slopes.add_(own, alpha=soft.alpha)
 
 
 @dataclass(frozen=True)
@@ -202,12 +180,12 @@ def taught_by_head(
 ) -> Found:
     """``taught_by`` of the logits of ``hidden`` (S, H), never all at once."""
     hidden = as_computed(hidden, weight)
-    compute = weight.to(hidden.dtype)
-    offset = None if bias is None else bias.to(hidden.dtype)
-    found = []
-    for start, end in _pieces(hidden, weight):
-        logits = nn.functional.linear(hidden[start:end], compute, offset).float()
-        found.append(taught_by(cap(logits, softcap), targets[start:end], top))
+    found, _ = in_pieces(
+        hidden,
+        weight,
+        bias,
+        capped(lambda logits, part, _: (taught_by(logits, targets[part], top), None), softcap),
+    )
     return joined(found)
 
 
@@ -219,13 +197,3 @@ def taught_by(logits: Tensor, targets: Tensor, top: Top) -> Found:
     kept, ids = chances.topk(top.k, -1)
     others = chances.exp_().scatter_(1, ids, 0).sum(-1, keepdim=True).clamp_(min=_LEAST)
     return Found(ids.int(), torch.cat([kept, others.log()], -1), loss)
-
-
-def _normaliser(logits: Tensor, chances: Tensor) -> Tensor:
-    """log sum exp(x) = max x - log max softmax(x): two cheap passes, exact to float32."""
-    return logits.amax(-1, keepdim=True).float() - chances.amax(-1, keepdim=True).log()
-
-
-def _pieces(hidden: Tensor, weight: Tensor) -> Iterator[tuple[int, int]]:
-    length = piece_length(weight)
-    return ((start, start + length) for start in range(0, len(hidden), length))

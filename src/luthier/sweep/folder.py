@@ -56,6 +56,11 @@ class SweepFolder(WorkFolder):
         """Locked while a trial is drawn, so that parallel jobs draw one at a time."""
         return self.root / ".asking.lock"
 
+    @property
+    def teaching_path(self) -> Path:
+        """Locked while a teacher is asked, so that parallel jobs ask it once."""
+        return self.root / ".teaching.lock"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the sweep for this command alone.

@@ -1,4 +1,4 @@
-"""What all trials of a process share: rows, tokenised once, and a frozen base, loaded once."""
+"""What all trials share: rows, tokenised once, a frozen base, loaded once, a teacher, asked once."""
 
 import copy
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import PreTrainedModel
 
 from luthier.data.prepare import Prepared, count_tokens, prepare
@@ -15,11 +16,15 @@ from luthier.data.split import choose_held_out, split_key
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
+from luthier.files import link_file
 from luthier.models.load import load_model
 from luthier.models.source import ResolvedModel
 from luthier.recipe import Recipe
+from luthier.run import Run
+from luthier.sweep.folder import SweepFolder
 from luthier.train.session import Materials
 from luthier.train.setup import load_prepared_tokenizer, resolve_model
+from luthier.train.teaching import Asking
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ def _rows(rows: list[TokenRow]) -> int:
 class Shared:
     """The materials of trials. A trial trains the same to the bit as a run that read its own."""
 
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
+    def __init__(self, ground: Ground, folder: SweepFolder) -> None:
+        self.ground, self.folder = ground, folder
         self._base: PreTrainedModel | None = None
         self._key: tuple[Any, ...] = ()
 
@@ -96,7 +101,38 @@ class Shared:
             and method.init_lora_weights in (True, "gaussian", "eva")
         )
         load: Callable[..., PreTrainedModel] = self._frozen if frozen else load_model
-        return Materials(prepare=lambda *_: self.ground.prepared, load=load)
+        return Materials(prepare=lambda *_: self.ground.prepared, load=load, teach=self._teach)
+
+    def _teach(self, run: Run, dtype: str, load: Callable[[], Asking]) -> Asking:
+        """As an earlier trial was taught: rows and teacher are the same in all. Of jobs that begin
+        together one asks, and the others wait for it.
+        """
+        if self._taught(dtype) is not None:
+            return lambda: self._share(run, dtype)
+        ask = load()
+
+        def write() -> None:
+            with FileLock(self.folder.teaching_path):
+                if self._taught(dtype) is None:
+                    ask()
+                else:
+                    self._share(run, dtype)
+
+        return write
+
+    def _taught(self, dtype: str) -> Path | None:
+        """What a teacher that computed in ``dtype`` told a trial, where one was told."""
+        for root in sorted(self.folder.trials_path.glob("*")):
+            trial = Run(root)
+            if trial.teacher_path.is_file() and trial.provenance().dtype == dtype:
+                return trial.teacher_path
+        return None
+
+    def _share(self, run: Run, dtype: str) -> None:
+        found = self._taught(dtype)
+        assert found is not None
+        if found != run.teacher_path:
+            link_file(found, run.teacher_path)
 
     def _frozen(
         self, folder: Path, dtype: torch.dtype, *, on_event: OnEvent = ignore, **how: Any

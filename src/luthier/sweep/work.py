@@ -41,7 +41,7 @@ def work(asked: Asked, ground: Ground, on_event: OnEvent) -> str:
         UserError: the default cannot be trained.
         Interrupted: the user stopped a trial; it saved, and is first when the sweep goes on.
     """
-    study, shared = open_study(asked), Shared(ground)
+    study, shared = open_study(asked), Shared(ground, asked.folder)
     # One process draws at a time, so that no trial too many is drawn.
     asking = FileLock(asked.folder.asking_path)
     objective = Objective(study, asked, shared, on_event, asking.release)

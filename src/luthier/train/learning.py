@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -31,7 +32,7 @@ from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.loop import arithmetic
 from luthier.train.setup import Setup
-from luthier.train.teaching import load_teacher
+from luthier.train.teaching import Teach, load_teacher
 
 _PAIRS = 4  # of the loss that is known beforehand
 
@@ -58,8 +59,12 @@ def checked_objective(
     on_event: OnEvent,
     *,
     resumed: bool,
+    teach: Teach,
 ) -> Learning:
     """The recipe's objective and the fast paths of ``model``, held against the plain loss.
+
+    Args:
+        teach: how a new run comes to what its teacher finds likely.
 
     Raises:
         UserError: they differ, a teacher does not suit the model, or what a resumed run kept of its
@@ -94,8 +99,8 @@ def checked_objective(
         if resumed:
             lessons.check()
             return Learning(objective)
-        ask = load_teacher(recipe, setup, tokenizer, model, data, run, on_event, compiled)
-        return Learning(objective, ask)
+        load = partial(load_teacher, recipe, setup, tokenizer, model, data, run, on_event, compiled)
+        return Learning(objective, teach(run, setup.dtype_name, load))
     if not settings.has_reference:
         return Learning(choose(settings, packed, fast.head))
     with arithmetic(setup.device, setup.dtype):

@@ -54,6 +54,7 @@ from luthier.train.setup import (
 from luthier.train.skips import Skips
 from luthier.train.state import State, load_state
 from luthier.train.stop import StopRequest
+from luthier.train.teaching import Teach, ask_anew
 from luthier.train.validation import Probe, Validation
 from luthier.train.watch import Watch
 
@@ -78,10 +79,13 @@ class Forecast(Protocol):
 
 @dataclass(frozen=True)
 class Materials:
-    """Where a run gets its rows and its base: read anew, unless a caller shares them among runs."""
+    """Where a run gets its rows, its base and what its teacher finds likely: each anew, unless a caller
+    shares them among runs.
+    """
 
     prepare: Callable[[Recipe, PreTrainedTokenizerBase, OnEvent], Prepared] = prepare
     load: LoadModel = load_model
+    teach: Teach = ask_anew
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,9 @@ def open_session(asked: Asked) -> Session:
     check_embedding(model, data.train, len(tokenizer))
     check_untrained_tokens(model, data.train, tokenizer, on_event)
     learning = checked_objective(
-        recipe, setup, model, tokenizer, data, run, on_event, resumed=start.checkpoint is not None
-    )
+        recipe, setup, model, tokenizer, data, run, on_event,
+        resumed=start.checkpoint is not None, teach=asked.materials.teach,
+    )  # fmt: skip
     objective, together = learning.objective, recipe.objective.together
     batches = StepBatches(
         RowDataset(data.train, recipe.data.max_length, recipe.data.packing, together),

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from peft import PeftModel
@@ -22,6 +23,27 @@ from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.setup import Setup
 
+Asking = Callable[[], None]  # asks the teacher, keeps what it said, and lets it go
+
+
+class Teach(Protocol):
+    """Says how a new run comes to what its teacher finds likely; several runs may share it."""
+
+    def __call__(self, run: Run, dtype: str, load: Callable[[], Asking], /) -> Asking:
+        """What writes it into ``run``, once that has its folder.
+
+        Args:
+            dtype: that the teacher computes in.
+            load: loads the teacher, held against the student.
+        """
+        ...
+
+
+def ask_anew(_run: Run, _dtype: str, load: Callable[[], Asking]) -> Asking:
+    """By the teacher itself."""
+    return load()
+
+
 _TRIED = 8  # rows that both tokenizers write
 _NAMED = 3  # tokens in a message
 
@@ -35,7 +57,7 @@ def load_teacher(
     run: Run,
     on_event: OnEvent,
     compiled: bool,
-) -> Callable[[], None]:
+) -> Asking:
     """Load the recipe's teacher; what is returned asks it, keeps what it said in ``run`` and lets it go.
 
     Code that ships with it is not run.
