@@ -117,9 +117,9 @@ def step(
     for parameter in model.parameters():
         if parameter.requires_grad and method.name != "full":
             parameter.data = parameter.data.float()  # as adapters are
-    read, fast = Read(), install(model, KernelsGroup())
     monkeypatch.setattr(attention, "has_packed", lambda device: True)
     monkeypatch.setattr(switch, "_DEVICES", ("meta",))
+    read, fast = Read(), install(model, KernelsGroup())
     # All weights are bfloat16 but the adapters', which are cast where they are used.
     monkeypatch.setattr(loop, "arithmetic", lambda *_: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
