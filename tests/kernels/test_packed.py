@@ -14,7 +14,7 @@ from torch.nn.attention import flex_attention as flex
 
 from luthier.data.batches import collate
 from luthier.kernels import attention, packed
-from luthier.kernels.fast import install
+from luthier.kernels.fast import install, install_checked
 from luthier.kernels.packed import PackedRows, attend_packed
 from luthier.objectives.supervised import loss_sum
 from luthier.recipe import KernelsGroup
@@ -181,3 +181,25 @@ def test_dropout_of_attention_runs_row_by_row(calls: dict[str, int]) -> None:
         torch.nn.Module(), query, query, query, None, 0.5, row_lengths=(4, 2), packed_rows=rows
     )
     assert calls["varlen"] == calls["flex"] == 0
+
+
+def test_a_gpu_without_the_kernel_runs_with_a_mask(
+    calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("FlashAttention was not compiled\nfor this card")
+
+    monkeypatch.setattr(packed, "_is_for_flash", lambda q, v: True)
+    monkeypatch.setattr(packed, "varlen_attn", missing)
+    model = make_model("llama", 96)
+    fast = install_checked(model, ALL)
+    said = (
+        "attention: RuntimeError: FlashAttention was not compiled; the reference path runs instead"
+    )
+    assert fast.missing == [said]
+    assert model.config._attn_implementation == "sdpa"
+    assert fast.changed  # the other fast paths stay
+    monkeypatch.setattr("luthier.kernels.gated.gated", missing)
+    fast = install_checked(make_model("llama", 96), ALL)
+    assert [each.split(":")[0] for each in fast.missing] == ["attention", "all"]
+    assert fast.changed == []

@@ -1,6 +1,7 @@
 """4-bit weights: what trains through them is what their dequantised weights would give."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import attach_adapter
-from luthier.models.load import load_model, quantization
+from luthier.models.load import load_model, quantization, refuse_quantised
 from luthier.objectives.supervised import loss_sum
 from luthier.recipe import MethodGroup
 
@@ -102,3 +103,21 @@ def test_a_width_that_the_4_bit_kernel_gets_wrong_is_refused(tmp_path: Path) -> 
             quantization=quantization(METHOD, torch.float32),
             device=torch.device("cpu"),
         )
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "fp8", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_weights_quantised_for_inference_are_refused(kind: str, method: Any) -> None:
+    config = LlamaConfig(quantization_config={"quant_method": kind, "bits": 4})
+    with pytest.raises(UserError, match=rf"owner/name are quantised already \({kind}\)") as said:
+        refuse_quantised("owner/name", config, MethodGroup(name=method))
+    assert "method.name=qlora" in str(said.value)
+
+
+def test_weights_in_four_bits_are_for_adapters_alone() -> None:
+    config = LlamaConfig(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    for method in ("lora", "qlora"):
+        refuse_quantised("owner/name", config, MethodGroup(name=method))
+    with pytest.raises(UserError, match=r"such weights do not train; set method.name=qlora"):
+        refuse_quantised("owner/name", config, MethodGroup(name="full"))
+    refuse_quantised("owner/name", LlamaConfig(), MethodGroup(name="full"))

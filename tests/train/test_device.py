@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import config_of
-from helpers import random_rows
+from families import config_of, make_model
+from helpers import gradients, random_rows
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import get_scheduler
@@ -23,9 +24,10 @@ from luthier.kernels import attention
 from luthier.kernels.fast import install
 from luthier.kernels.triton import switch
 from luthier.objectives.sft import SFT
+from luthier.objectives.supervised import loss_sum
 from luthier.plan.fake import meta_model
 from luthier.recipe import KernelsGroup, MethodGroup, TrainGroup
-from luthier.train import loop
+from luthier.train import loop, offload
 from luthier.train.loop import Learner, train_step
 from luthier.train.optimizers import make_optimizer
 from luthier.train.setup import recompute_activations
@@ -117,9 +119,9 @@ def step(
     for parameter in model.parameters():
         if parameter.requires_grad and method.name != "full":
             parameter.data = parameter.data.float()  # as adapters are
-    read, fast = Read(), install(model, KernelsGroup())
     monkeypatch.setattr(attention, "has_packed", lambda device: True)
     monkeypatch.setattr(switch, "_DEVICES", ("meta",))
+    read, fast = Read(), install(model, KernelsGroup())
     # All weights are bfloat16 but the adapters', which are cast where they are used.
     monkeypatch.setattr(loop, "arithmetic", lambda *_: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
@@ -221,3 +223,31 @@ def test_the_next_step_is_made_while_one_runs() -> None:
     with pytest.raises(ValueError, match="the fifth"):
         next(steps)
     assert len(made) == 5
+
+
+def test_offloading_leaves_parameters_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of full fine-tuning, whose weights every product saves; the gradients are the same."""
+    sent: list[Tensor] = []
+
+    class Recording(save_on_cpu):
+        def __init__(self, pin_memory: bool) -> None:
+            super().__init__(pin_memory)
+            pack = self.pack_hook
+
+            def recorded(tensor: Tensor) -> Any:
+                sent.append(tensor)
+                return pack(tensor)
+
+            self.pack_hook = recorded
+
+    monkeypatch.setattr(offload, "save_on_cpu", Recording)
+    model = make_model("llama", 96)
+    batch = collate([[row] for row in random_rows(3)])
+    plain = gradients(model, loss_sum(model, batch))
+    with offload.offloaded():
+        loss = loss_sum(model, batch)
+    found = gradients(model, loss)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    places = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert sent
+    assert not any(t.untyped_storage().data_ptr() in places for t in sent)

@@ -59,7 +59,7 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
             fast.missing.append(f"lora: {adapted - known} of {adapted} layers run PEFT's own path")
     if wanted.norm:
         fast.changed += norm.install(base)
-        if wanted.triton:
+        if wanted.triton and switch.is_for(base.device):
             fast.changed += layer.install(base)
     if wanted.gated:
         fast.changed += gated.install(base)
@@ -84,17 +84,13 @@ def install_checked(
     if compiled and (trouble := _compile_trouble(model)) is not None:
         compiling.enable(False)
         fast.missing.append(f"compile: {trouble}")
+    after = _states_without_what_fails(model, fast)
+    if after is None:
+        remove(model, fast)
+        return fast
     if fast.head is not None and not head_agrees(model, fast.head):
         fast.head = None
         fast.missing.append("loss: this model changes its logits, so all of them are kept")
-    try:
-        after = _hidden_states(model)
-    except Exception as error:  # a GPU's compilers have errors of many kinds
-        if next(model.parameters()).device.type == "cpu":
-            raise
-        remove(model, fast)
-        fast.missing.append(f"all: {_first_line(error)}; the reference path runs instead")
-        return fast
     tolerance = 1e-4 if after.dtype == torch.float32 else 0.05
     if not _difference(after, before) <= tolerance:
         remove(model, fast)
@@ -128,6 +124,22 @@ def _compile_trouble(model: PreTrainedModel | PeftModel) -> str | None:
         return _first_line(error)
     agree = all(torch.allclose(a, b, rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True))
     return None if agree else "its outputs differ from the reference"
+
+
+def _states_without_what_fails(model: PreTrainedModel | PeftModel, fast: Fast) -> Tensor | None:
+    """``_hidden_states``, where a GPU has no kernel for its attention without it; None where all fails.
+
+    A fast path that fails on a CPU is an error of ours.
+    """
+    for part in ("attention", "all"):
+        try:
+            return _hidden_states(model)
+        except Exception as error:  # a GPU's compilers have errors of many kinds
+            if not attention.has_packed(inner(model).device):
+                raise
+            fast.missing.append(f"{part}: {_first_line(error)}; the reference path runs instead")
+            attention.remove(inner(model))
+    return None
 
 
 def start_triton(model: PreTrainedModel | PeftModel) -> str | None:

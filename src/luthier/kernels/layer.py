@@ -8,6 +8,7 @@ gradients of h up.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ def install(model: nn.Module) -> list[nn.Module]:
     written = _body(LlamaDecoderLayer)
     kinds: dict[type, bool] = {}
     changed: list[nn.Module] = []
+    layer: Any
     for layer in model.modules():
         kind = type(layer)
         if not kind.__name__.endswith("DecoderLayer"):
@@ -77,9 +79,14 @@ def _forward_of(layer: Any, eps: float) -> Callable[..., Tensor]:
     plain = type(layer).forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or not fused(hidden_states):
+        if args or kwargs.get("past_key_values") is not None or not fused(hidden_states):
             result: Tensor = plain(layer, hidden_states, *args, **kwargs)
             return result
+        if layer.gradient_checkpointing and layer.training:  # which Transformers does in the class
+            return layer._gradient_checkpointing_func(partial(body, **kwargs), hidden_states)
+        return body(hidden_states, **kwargs)
+
+    def body(hidden_states: Tensor, **kwargs: Any) -> Tensor:
         attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
         weight = layer.post_attention_layernorm.weight
         normed, total = add_rms_norm(attended, hidden_states, weight, eps)

@@ -51,6 +51,30 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     return found
 
 
+# Which of Transformers' kinds of quantised weights an adapter can be trained on here: bitsandbytes', and
+# gpt-oss's, which are expanded as they are loaded.
+_TRAINED_ON = {"bitsandbytes", "mxfp4"}
+
+
+def refuse_quantised(source: str, config: PreTrainedConfig, method: MethodGroup) -> None:
+    """Raise UserError where the weights of ``source`` are quantised in a way that nothing is trained on."""
+    stored: Any = getattr(config, "quantization_config", None)
+    if stored is None:
+        return
+    kind = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    kind = str(getattr(kind, "value", kind))
+    if kind not in _TRAINED_ON:
+        raise UserError(
+            f"the weights of {source} are quantised already ({kind}), which is for inference; train on "
+            "the model that they were made of, with method.name=qlora if it is to take as little memory"
+        )
+    if method.name == "full":
+        raise UserError(
+            f"the weights of {source} are quantised already ({kind}), and such weights do not train; "
+            "set method.name=qlora, or take the model that they were made of"
+        )
+
+
 def load_model(
     folder: Path,
     dtype: torch.dtype,

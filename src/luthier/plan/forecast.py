@@ -7,10 +7,11 @@ from luthier.data.prepare import Prepared
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
 from luthier.files import write_json
-from luthier.models.load import load_config
+from luthier.models.load import load_config, refuse_quantised
 from luthier.models.source import ResolvedModel, is_on_hub
 from luthier.plan.calibrate import load_calibration
 from luthier.plan.capacity import changes_to_fit
+from luthier.plan.catalogues import find_config
 from luthier.plan.estimate import make_plan, memory_of
 from luthier.plan.from_recipe import dtype_on, job_of_data, job_of_shape
 from luthier.plan.machine import framework_bytes, resident_bytes, this_machine
@@ -29,10 +30,13 @@ def refuse_what_cannot_fit(recipe: Recipe, on_event: OnEvent) -> None:
     depends on the rows is predicted once they are read; see ``forecast``.
 
     Raises:
-        UserError: it is so; the message says what would fit.
+        UserError: it is so, and the message says what would fit; or its weights are quantised in a
+            way that nothing is trained on.
     """
     if not is_on_hub(recipe.model.source):
         return
+    config = find_config(recipe.model.source, recipe.model.trust_remote_code)
+    refuse_quantised(recipe.model.source, config, recipe.method)
     device = this_machine()
     dtype = dtype_on(recipe.model.dtype, device, here=True)
     try:

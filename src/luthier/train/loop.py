@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,6 +23,7 @@ from luthier.runtime import peak_memory
 from luthier.train.checkpoints import Checkpoints
 from luthier.train.course import Course, Due
 from luthier.train.figures import StepResult, Window
+from luthier.train.offload import offloaded
 from luthier.train.skips import NonFinite, Skips
 from luthier.train.state import State
 from luthier.train.stop import StopRequest
@@ -103,7 +103,7 @@ def train_step(
     total, part_sums = torch.zeros((), device=device), dict[str, Tensor]()
     for number, batch in enumerate(batches, 1):
         with learner.sharing_gradients(last=number == len(batches)):
-            with learner.arithmetic(), save_on_cpu(True) if learner.offloads else nullcontext():
+            with learner.arithmetic(), offloaded() if learner.offloads else nullcontext():
                 loss_sum, parts = objective.loss(model, batch.to(device))
             loss = loss_sum / count
             if learner.steps_in_backward:

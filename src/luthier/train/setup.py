@@ -21,6 +21,7 @@ from luthier.models.load import (
     load_tokenizer,
     max_positions,
     quantization,
+    refuse_quantised,
 )
 from luthier.models.names import choose_trained
 from luthier.models.new_tokens import add_tokens
@@ -156,11 +157,13 @@ def resolve_model(recipe: Recipe, on_event: OnEvent = ignore) -> ResolvedModel:
     """Find the recipe's model and check that rows of ``max_length`` fit it.
 
     Raises:
-        UserError: no such model, or it has fewer positions than ``data.max_length``.
+        UserError: no such model, or it has fewer positions than ``data.max_length``, or its weights
+            are quantised in a way that nothing is trained on.
     """
     resolved = resolve(recipe.model.source, recipe.model.revision, on_event=on_event)
     model = recipe.model
     config = load_config(resolved.folder, model.trust_remote_code, model.rope_scaling)
+    refuse_quantised(model.source, config, recipe.method)
     most = max_positions(config)
     if most is not None and recipe.data.max_length > most:
         raise UserError(
