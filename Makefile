@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick lint release-check bench bench-gpu llama-cpp faults fuzz fuzz-coverage soak reliability format setup clean
+.PHONY: demo test test-quick lint release-check docs bench bench-gpu llama-cpp faults fuzz fuzz-coverage soak reliability format setup clean
 
 demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show before and after
 	$(BIN)/luthier demo
@@ -32,6 +32,10 @@ lint: $(READY)  ## ruff (lint and format) and mypy
 format: $(READY)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(READY)  ## the site of the documentation, in build/site: open index.html, no server is needed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 bench: $(READY)  ## measure on this machine; benchmarks/RESULTS.md keeps what was found
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -444,9 +444,6 @@ def find_run(
         base_model: the base of a PEFT folder that does not say its own, or says a place that is gone.
         trust: trust what the run of someone else asks for, from now on (SECURITY.md).
 
-    Args:
-        trust: trust what the run of someone else asks for, from now on (SECURITY.md).
-
     Raises:
         UserError: there is no run folder there.
     """

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from luthier.errors import UserError
-from luthier.files import is_unfinished, remove_unfinished, write_json, write_text
+from luthier.files import is_unfinished, remove_unfinished, user_path, write_json, write_text
 from luthier.recipe import Recipe, stored_recipe
 from luthier.recipe.json_schema import schema_comment
 from luthier.records import (
@@ -406,12 +406,13 @@ def _read_lines(kind: type[R], path: Path) -> list[R]:
     return lines
 
 
-def open_run(root: Path) -> Run:
+def open_run(root: Path | str) -> Run:
     """The run at ``root``, which must exist.
 
     Raises:
         UserError: there is no run folder there.
     """
+    root = user_path(str(root))
     run = Run(root)
     try:
         found = root.is_dir()
