@@ -169,6 +169,21 @@ def test_the_recipe_shown_is_the_one_that_is_made(
     assert yaml.safe_load(shown) == yaml.safe_load(made)
 
 
+@pytest.mark.parametrize(
+    ("page", "outcomes"),
+    [
+        ("guides/why.md", ["prepare", "few-shot", "fine-tune"]),
+        ("guides/rag-or-tuning.md", ["rag", "hybrid"]),
+    ],
+)
+def test_the_advice_ends_where_the_page_says(
+    page: str, outcomes: list[str], stand_in: Forked, tmp_path: Path
+) -> None:
+    (block,) = (text for language, _, text in blocks(page) if language == "sh")
+    said = [stand_in.run([*words[1:], "--json"], "", tmp_path).stdout for words in typed(block)]
+    assert [json.loads(advice)["outcome"] for advice in said] == outcomes
+
+
 def test_the_names_are_those_that_the_conversion_knows() -> None:
     """After a change: `python tests/recipe_tables.py`."""
     from recipe_tables import FROM, page
