@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from luthier.errors import UserError
 from luthier.events import Note
@@ -104,3 +105,20 @@ def test_cards_are_known_by_all_words_of_their_name(
 ) -> None:
     found = card_named(name, memory)
     assert (found.name if found else None) == key
+
+
+def test_what_the_hub_does_not_give_is_said_by_what_fetches_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise UserError("the hub does not answer")
+
+    monkeypatch.setattr(forecast, "find_config", offline)
+    forecast.refuse_what_cannot_fit(model_recipe("owner/name"), lambda _: None)
+
+
+def test_weights_quantised_for_inference_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4})
+    monkeypatch.setattr(forecast, "find_config", lambda *_: config)
+    with pytest.raises(UserError, match="owner/name are quantised already"):
+        forecast.refuse_what_cannot_fit(model_recipe("owner/name"), lambda _: None)

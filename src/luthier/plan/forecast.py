@@ -35,8 +35,12 @@ def refuse_what_cannot_fit(recipe: Recipe, on_event: OnEvent) -> None:
     """
     if not is_on_hub(recipe.model.source):
         return
-    config = find_config(recipe.model.source, recipe.model.trust_remote_code)
-    refuse_quantised(recipe.model.source, config, recipe.method)
+    try:
+        config = find_config(recipe.model.source, recipe.model.trust_remote_code)
+    except UserError:  # what fetches the model says it better
+        return
+    if recipe.model.revision is None:
+        refuse_quantised(recipe.model.source, config, recipe.method)
     device = this_machine()
     dtype = dtype_on(recipe.model.dtype, device, here=True)
     try:

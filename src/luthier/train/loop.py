@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from luthier.data.batches import Batch, StepBatches
 from luthier.events import Evaluation, Note, OnEvent, Started, Step
+from luthier.models.adapters import inner
 from luthier.objectives.objective import Objective
 from luthier.records import MetricsLine
 from luthier.runtime import peak_memory
@@ -95,7 +96,7 @@ def train_step(
         NonFinite: the loss, where the weights would change before anybody could look at it.
     """
     model, objective, device = learner.model, learner.objective, learner.device
-    if not model.training:  # a walk over thousands of modules
+    if not (model.training and inner(model).training):  # train() walks over thousands of modules
         model.train()
     # A GPU fills this in its turn; to copy a number there would wait for all that it has to do.
     count = torch.full((), float(sum(map(objective.count, batches))), device=device)
