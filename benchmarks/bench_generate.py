@@ -28,7 +28,7 @@ from typing import Any
 
 DATA = Path(__file__).parents[2] / "shared/data/nl2bash.jsonl"
 WAYS = ("products", "own", "own, no guesses", "generate", "continuous batching", "llama.cpp")
-SIDES = ("Transformers, 16 of a side", "own")
+SIDES = ("Transformers, 16 of a side", "ours, both sides at once")
 AT_ONCE = (1, 8, 16)
 ASKED = 48  # questions of the second table
 
@@ -208,7 +208,7 @@ def both_sides(way: str, run: Path, new: int) -> dict[str, Any]:
     sampling, stops = Sampling(max_new_tokens=new), stop_token_ids(models.tokenizer)
     made: dict[int, list[int]] = {}
     started, cpu = time.perf_counter(), time.process_time()
-    if way == "own":
+    if way == SIDES[1]:
         decoder = find_decoder(models.tuned)
         assert decoder is not None
         tasks = [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from openai import OpenAI
 
 from luthier.serve.app import create_app
 from luthier.serve.backend import Backend
@@ -53,6 +54,11 @@ def running(
     if thread.is_alive():
         faulthandler.dump_traceback(all_threads=True)  # which of them does not end
         raise AssertionError("the server did not end within 20 seconds")
+
+
+def client_of(url: str) -> OpenAI:
+    """A client of a server at ``url`` that tries once."""
+    return OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
 
 
 @contextmanager

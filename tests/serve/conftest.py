@@ -8,7 +8,7 @@ import torch
 from helpers import write_rows
 from openai import OpenAI
 from safetensors.torch import load_file, save_file
-from serving import KEY, running
+from serving import KEY, client_of, running
 
 from luthier.recipe import parse_recipe
 from luthier.run import Run, claim_run
@@ -73,4 +73,4 @@ def address(models: Models, runs: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(address: str) -> OpenAI:
-    return OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=60)
+    return client_of(address)

@@ -16,7 +16,7 @@ import openai
 import pytest
 from helpers import Notes
 from openai import OpenAI
-from serving import KEY, running, started
+from serving import KEY, client_of, running, started
 from shipping import llama_cpp_python
 
 from luthier.errors import UserError
@@ -59,20 +59,22 @@ def found() -> Iterator[None]:
         yield
 
 
+def named(runs: Path) -> list[str]:
+    return [str(runs / "one"), f"second={runs / 'two'}", str(runs / "dora"), str(runs / "whole")]
+
+
 @pytest.fixture(scope="module")
 def theirs(runs: Path) -> Iterator[OpenAI]:
     """llama.cpp with two adapters over one base, one that is merged, and a full run; in float32."""
-    names = [str(runs / "one"), f"second={runs / 'two'}", str(runs / "dora"), str(runs / "whole")]
-    models = LlamaCppModels(names, LIMITS, "f32")
+    models = LlamaCppModels(named(runs), LIMITS, "f32")
     with running(models, LIMITS, KEY, backend=LlamaCppEngine(models, LIMITS)) as url:
-        yield OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+        yield client_of(url)
 
 
 @pytest.fixture(scope="module")
 def ours(runs: Path) -> Iterator[OpenAI]:
-    names = [str(runs / "one"), f"second={runs / 'two'}", str(runs / "dora"), str(runs / "whole")]
-    with running(Models(names), LIMITS, KEY) as url:
-        yield OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+    with running(Models(named(runs)), LIMITS, KEY) as url:
+        yield client_of(url)
 
 
 def chat(client: OpenAI, model: str, text: str, **more: Any) -> Any:
@@ -174,7 +176,7 @@ def test_limits_and_keys_are_ours(runs: Path) -> None:
     models = LlamaCppModels([str(runs / "one")], limits, "f32")
     backend = LlamaCppEngine(models, limits)
     with running(models, limits, KEY, backend=backend) as url:
-        client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+        client = client_of(url)
         wrong = OpenAI(base_url=f"{url}/v1", api_key="no", max_retries=0)
         with pytest.raises(openai.AuthenticationError):
             wrong.models.list()

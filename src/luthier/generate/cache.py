@@ -18,7 +18,8 @@ class Cache:
 
     Attributes:
         slots: how many there are.
-        layers: of each layer, keys then values of each token (slots, room, 2 x heads, d).
+        layers: of each layer, the heads' keys, then their values (slots, 2 x heads, room, d), so that
+            what a head looks at lies in one piece.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Cache:
     ) -> None:
         row = layers * room * 2 * heads * width * dtype.itemsize
         self.slots = rows_in_memory(slots, row, device)
-        shape = self.slots, room, 2 * heads, width
+        shape = self.slots, 2 * heads, room, width
         self.layers = [_zeros(shape, dtype, device) for _ in range(layers)]
         self.heads = heads
         self.room = room
@@ -41,7 +42,7 @@ class Cache:
     def copy(self, source: int, target: int, count: int) -> None:
         """Give slot ``target`` the first ``count`` tokens of slot ``source``."""
         for layer in self.layers:
-            layer[target, :count] = layer[source, :count]
+            layer[target, :, :count] = layer[source, :, :count]
 
 
 def bytes_of_token(config: PreTrainedConfig, size: int) -> int:
@@ -130,10 +131,11 @@ class Sight:
         cache = pieces[0].cache
         self._device = cache.layers[0].device
         self._dtype = cache.layers[0].dtype
-        self._places: Tensor | None = None
+        self._places: tuple[Tensor, Tensor] | None = None  # slots and positions
         if all(piece.cache is cache for piece in pieces):
-            places = [p.slot * cache.room + at for p in pieces for at in range(p.start, p.end)]
-            self._places = torch.tensor(places, device=self._device)
+            places = [(p.slot, at) for p in pieces for at in range(p.start, p.end)]
+            slots, positions = torch.tensor(places, device=self._device).unbind(1)
+            self._places = slots, positions
         self._count = sum(len(piece.tokens) for piece in pieces)
         self._groups = list(self._grouped())
 
@@ -209,7 +211,7 @@ class Sight:
         whole = len(self._groups) == 1  # then all tokens, in their order
         outputs = query.new_empty(0) if whole else query.new_empty(len(query), query[0].numel())
         for group in self._groups:
-            kept = group.cache.layers[layer][group.slots, : group.longest]
+            kept = group.cache.layers[layer][group.slots, :, : group.longest]
             part = query if whole else query[group.rows]
             asked = part.view(len(kept), -1, heads, self._shared, query.shape[-1])
             mask = group.masks[self._windows[layer]]
@@ -223,14 +225,14 @@ class Sight:
     def _write(self, layer: int, new: Tensor) -> None:
         """``new`` (N, 2 x heads, d) to where it belongs."""
         if self._places is not None:
-            storage = self._pieces[0].cache.layers[layer]
-            storage.view(-1, *storage.shape[2:]).index_copy_(0, self._places, new)
+            slots, positions = self._places
+            self._pieces[0].cache.layers[layer][slots, :, positions] = new
             return
         start = 0
         for piece in self._pieces:
             count = len(piece.tokens)
-            target = piece.cache.layers[layer][piece.slot, piece.start : piece.end]
-            target.copy_(new[start : start + count])
+            target = piece.cache.layers[layer][piece.slot, :, piece.start : piece.end]
+            target.copy_(new[start : start + count].transpose(0, 1))
             start += count
 
 
@@ -238,7 +240,7 @@ def _side_by_side(pieces: list[Piece]) -> int:
     """How many of ``pieces``, from the first on, attend in one call: until padding costs more."""
     first = pieces[0]
     storage = first.cache.layers[0]
-    size = storage.shape[2] * storage.shape[3] * storage.element_size()
+    size = storage.shape[1] * storage.shape[3] * storage.element_size()
     longest = total = 0
     for count, piece in enumerate(pieces):
         if piece.cache is not first.cache or piece.slot != first.slot + count:
@@ -254,11 +256,11 @@ def _side_by_side(pieces: list[Piece]) -> int:
 def _attention(
     query: Tensor, kept: Tensor, mask: Tensor | None, scale: float, softcap: float | None
 ) -> Tensor:
-    """Scaled dot-product attention of ``query`` (B, heads, n, d) over ``kept`` (B, T, 2 x heads, d).
+    """Scaled dot-product attention of ``query`` (B, heads, n, d) over ``kept`` (B, 2 x heads, T, d).
 
     The query heads that share a key head are its ``n`` queries, so that no key is repeated.
     """
-    keys, values = kept.transpose(1, 2).chunk(2, dim=1)
+    keys, values = kept.chunk(2, dim=1)
     if softcap is None:
         return torch.nn.functional.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, scale=scale

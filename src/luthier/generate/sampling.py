@@ -63,16 +63,21 @@ def choose(
     """
     scores = logits.float()
     if sampling.repetition_penalty != 1.0:
-        penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
-        rows = [
-            penalty(torch.tensor([list(tokens)], device=scores.device), row[None].clone())
-            for tokens, row in zip(seen, scores, strict=True)
-        ]
-        scores = torch.cat(rows)
+        scores = penalised(scores, sampling.repetition_penalty, seen)
     if sampling.greedy:
         best: list[int] = scores.argmax(-1).tolist()
         return best
     return draw(scores, sampling, generators)
+
+
+def penalised(scores: Tensor, penalty: float, seen: Sequence[Sequence[int]]) -> Tensor:
+    """``scores`` (rows, V) with the tokens that each row has ``seen`` less likely, above 1."""
+    process = RepetitionPenaltyLogitsProcessor(penalty)
+    rows = [
+        process(torch.tensor([list(tokens)], device=scores.device), row[None].clone())
+        for tokens, row in zip(seen, scores, strict=True)
+    ]
+    return torch.cat(rows)
 
 
 def draw(scores: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:

@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
 
-from luthier.generate.sampling import Sampling, draw
+from luthier.generate.sampling import Sampling, draw, penalised
 from luthier.serve.grammar import Grammar
 
 
@@ -50,11 +49,7 @@ class Chooser:
         self.grammar = grammar
         self._seen = list(prompt)
         self._counts: dict[int, int] = {}
-        self._random = torch.Generator()
-        if choice.sampling.seed is None:
-            self._random.seed()
-        else:
-            self._random.manual_seed(choice.sampling.seed)
+        self._random = choice.sampling.generator(0)
 
     def choose(self, logits: Tensor) -> Chosen:
         """The next token by its ``logits`` (V,), in whatever dtype the model gives them."""
@@ -74,8 +69,8 @@ class Chooser:
     def _adjusted(self, raw: Tensor) -> Tensor:
         choice, scores = self.choice, raw.clone()
         if choice.sampling.repetition_penalty != 1.0:
-            penalty = RepetitionPenaltyLogitsProcessor(choice.sampling.repetition_penalty)
-            scores = penalty(torch.tensor([self._seen]), scores[None])[0]
+            penalty = choice.sampling.repetition_penalty
+            scores = penalised(scores[None], penalty, [self._seen])[0]
         if self._counts and (choice.presence_penalty or choice.frequency_penalty):
             counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
             scores[list(self._counts)] -= (
