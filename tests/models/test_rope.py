@@ -79,7 +79,7 @@ def test_old_names_are_read(make_recipe: Callable[..., Recipe]) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_reads_longer_rows_and_keeps_its_scaling(
-    method: str, make_recipe: Callable[..., Recipe], tiny_model: Path
+    method: str, make_recipe: Callable[..., Recipe], tiny_model: Path, tmp_path: Path
 ) -> None:
     positions = load_config(tiny_model).max_position_embeddings
     longer = f"data.max_length={2 * positions}"
@@ -97,3 +97,12 @@ def test_a_run_reads_longer_rows_and_keeps_its_scaling(
     wanted = load_model(tiny_model, torch.float32, rope=recipe.model.rope_scaling)
     found = next(m for n, m in tuned.named_modules() if n.endswith("rotary_emb"))
     assert torch.equal(found.inv_freq, wanted.model.rotary_emb.inv_freq)
+    if method == "full":
+        return
+    luthier.merge(run, tmp_path / "merged", check_rows=4)  # the outputs are compared, too
+    config = load_config(tmp_path / "merged")
+    assert config.rope_parameters == tuned.config.rope_parameters
+    assert config.max_position_embeddings == 2 * positions
+    adapter = pytest.importorskip("luthier.export.gguf_adapter")
+    with pytest.raises(UserError, match=r"model\.rope_scaling"):
+        adapter.write_adapter_gguf(run, tmp_path / "x.gguf", "x")

@@ -23,11 +23,17 @@ def write_adapter_gguf(run: Run, file: Path, name: str) -> int:
     into its B, since the file has one alpha for all.
 
     Raises:
-        UserError: it is a full run, or llama.cpp has no such adapter (DoRA, embeddings).
+        UserError: it is a full run, or llama.cpp has no such adapter (DoRA, embeddings,
+            scaled positions).
     """
     recipe = run.recipe()
     if recipe.method.name == "full":
         raise UserError(f"{run.root} is a full fine-tuning run and has no adapter; use --to gguf")
+    if recipe.model.rope_scaling is not None:
+        raise UserError(
+            f"{run.root} scaled the base's rotary positions (model.rope_scaling), which an adapter cannot "
+            "hold; use --to gguf, which merges it and keeps them"
+        )
     _, config = base_of(run, recipe)
     made = architecture(config)
     model = adapted(config, {"default": run.adapter_path}, recipe.model.trust_remote_code)

@@ -105,7 +105,10 @@ def load_model(
     more: dict[str, Any] = {"config": config} if rope is not None else {}
     if scores:
         kind = AutoModelForSequenceClassification
-        more["num_labels"] = 1
+        if rope is None:
+            more["num_labels"] = 1
+        else:
+            config.num_labels = 1
         if quantization is not None:
             quantization.llm_int8_skip_modules = ["score"]
     with _told(folder), during("loading the model", on_event):
