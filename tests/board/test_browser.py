@@ -1,6 +1,5 @@
 """The board in a browser: Debian's Chromium, real runs, real processes."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,58 +139,6 @@ def test_runs_that_are_selected_are_compared(tab: Any) -> None:
     tab.get_by_text("Which of them is better").wait_for()
     tab.get_by_text("rows that all of them answered").wait_for()
     assert tab.locator(".forest .axis.no-evidence").count() > 0
-
-
-def test_data_are_uploaded_and_a_plan_is_made_to_fit(
-    tab: Any, narrow_model: Path, shown_runs: Path, tmp_path: Path
-) -> None:
-    rows = tmp_path / "mine.jsonl"
-    long = [{"prompt": f"Say {n}", "completion": f"{n} " * 3000} for n in range(40)]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in long))
-    tab.goto(f"{tab.root}/new")
-    tab.get_by_label("Model", exact=True).fill(str(narrow_model))
-    tab.locator("input[type=file]").set_input_files(rows)
-    wait_until(lambda: (shown_runs / ".board/uploads/mine.jsonl").is_file(), "the file is kept")
-    path = tab.get_by_label("Path, several with commas")
-    wait_until(lambda: path.input_value().endswith("mine.jsonl"), "its path is filled in")
-    tab.get_by_role("button", name="Check the data").click()
-    tab.get_by_role("region", name="Table of severity").get_by_text("mine.jsonl").first.wait_for()
-
-    def planned() -> str:
-        return tab.locator(".stack").first.get_attribute("aria-label") or ""
-
-    tab.locator(".stack").first.wait_for()
-    before = planned()
-    tab.get_by_label("data.max_length", exact=True).fill("4096")
-    tab.get_by_label("train.per_device_train_batch_size", exact=True).fill("512")
-    tab.get_by_text("it does not fit").wait_for()
-    assert planned() != before
-    tab.get_by_role("button", name="Make it fit").click()
-    tab.get_by_text(": it fits").wait_for()
-    batch = tab.get_by_label("train.per_device_train_batch_size", exact=True)
-    assert batch.input_value() != "512"
-
-
-def test_several_runs_answer_and_a_thumb_is_a_row(tab: Any, shown_runs: Path) -> None:
-    tab.goto(f"{tab.root}/chat?run=first")
-    tab.get_by_label("Runs", exact=True).click()
-    tab.get_by_role("option", name=EVIL).click()
-    tab.keyboard.press("Escape")
-    scale = tab.get_by_role("slider", name="Scale of the adapter")
-    scale.focus()
-    for _ in range(5):
-        tab.keyboard.press("ArrowRight")
-    assert scale.get_attribute("aria-valuenow") == "1.5"
-    tab.get_by_label("Longest answer, in tokens").fill("8")
-    tab.get_by_label("Your question").fill("Repeat the number 3")
-    tab.get_by_role("button", name="Ask").click()
-    tab.get_by_role("button", name="Tuned answer 3 is best").wait_for()
-    assert tab.locator(".turn").count() == 3
-    tab.get_by_role("button", name="Tuned answer 2 is best").click()
-    tab.get_by_text("first is preferred: 1 kept").wait_for()
-    row = json.loads((shown_runs / ".board/preferences.jsonl").read_text().splitlines()[-1])
-    assert row["prompt"] == [{"role": "user", "content": "Repeat the number 3"}]
-    assert row["chosen"] != row["rejected"]
 
 
 def test_the_filter_finds_and_tags_are_kept(tab: Any, shown_runs: Path) -> None:

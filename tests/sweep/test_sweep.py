@@ -453,30 +453,6 @@ def test_other_settings_need_another_folder_and_more_trials_go_further(
         luthier.sweep(base, space=SPACE, out=out)
 
 
-def test_who_looks_on_sees_what_stands_so_far(base: dict[str, Any], tmp_path: Path) -> None:
-    folder = SweepFolder(tmp_path / "sweep")
-    seen: list[Sweep] = []
-
-    def look(_event: object) -> None:
-        assert folder.worker() == os.getpid()
-        if folder.record_path.is_file():
-            seen.append(Sweep.from_file(folder.record_path))
-
-    sweep = luthier.sweep(base, space=SPACE, trials=2, out=folder.root, on_event=look)
-    on_the_way = [found for found in seen if found.ended is None]
-    assert {trial.state for found in on_the_way for trial in found.trials} == {
-        "running",
-        "finished",
-    }
-    assert all(found.verdict is None and found.recipe is None for found in on_the_way)
-    assert sweep.ended is not None and folder.worker() is None
-    # A verdict from before stays while a sweep goes further.
-    seen.clear()
-    further = luthier.sweep(base, space=SPACE, trials=3, out=folder.root, on_event=look)
-    assert next(found.verdict for found in seen if found.ended is None) == sweep.verdict
-    assert len(further.trials) == 3
-
-
 def test_jobs_run_at_a_time_and_none_too_many(
     base: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

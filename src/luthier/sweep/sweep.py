@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.events import Event, Note, OnEvent, ignore
+from luthier.events import OnEvent, ignore
 from luthier.extras import need
 from luthier.files import user_path
 from luthier.plan.machine import this_machine
@@ -18,7 +18,7 @@ from luthier.sweep.defaults import default_space
 from luthier.sweep.folder import SweepFolder
 from luthier.sweep.forecast import forecast
 from luthier.sweep.page import write_page
-from luthier.sweep.results import conclude, keep_so_far
+from luthier.sweep.results import conclude
 from luthier.sweep.shared import find_ground
 from luthier.sweep.space import make_space, parse_space, shown
 from luthier.sweep.study import begin, open_study
@@ -110,14 +110,7 @@ def run_sweep(asked: Asked, on_event: OnEvent = ignore) -> Sweep:
         ground = find_ground(asked.recipe, on_event)
         begin(study, asked)
         planned = forecast(asked, ground, on_event)
-
-        def told(event: Event) -> None:
-            on_event(event)
-            if isinstance(event, Note):  # a trial was drawn, or has ended
-                keep_so_far(study, asked, ground, planned)
-
-        keep_so_far(study, asked, ground, planned)
-        ended = work(asked, ground, told) if asked.jobs == 1 else work_together(asked, told)
+        ended = work(asked, ground, on_event) if asked.jobs == 1 else work_together(asked, on_event)
         sweep = conclude(study, asked, ground, planned, ended, on_event)
         write_page(sweep, folder)
     return sweep
