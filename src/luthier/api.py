@@ -36,11 +36,14 @@ if TYPE_CHECKING:
     from luthier.advise.recipe import make_recipe as make_advised_recipe
     from luthier.compare.approaches import Question as ApproachQuestion
     from luthier.compare.decision import compare_approaches as compare_approaches
+    from luthier.compare.folder import ComparisonFolder as ComparisonFolder
     from luthier.compare.methods import compare_methods as compare_methods
     from luthier.compare.page import write_approaches as write_approaches
     from luthier.compare.page import write_methods as write_methods
     from luthier.compare.prompts import APPROACHES as APPROACHES
     from luthier.compare.prompts import Approach as Approach
+    from luthier.compare.side_by_side import RunsCompared as RunsCompared
+    from luthier.compare.side_by_side import compare_runs as compare_runs
     from luthier.compare.tables import approaches_table as approaches_table
     from luthier.compare.tables import groups_table as groups_table
     from luthier.compare.tables import quality_table as quality_table
@@ -119,6 +122,7 @@ if TYPE_CHECKING:
     from luthier.serve.vllm import hand_over as hand_over_to_vllm
     from luthier.serve.which import pick_engine as pick_engine
     from luthier.sockets import bind as bind
+    from luthier.sweep.folder import SweepFolder as SweepFolder
     from luthier.sweep.sweep import ask as ask_sweep
     from luthier.sweep.sweep import run_sweep as run_sweep
     from luthier.sweep.tables import importance_text as importance_text
@@ -146,6 +150,7 @@ __all__ = [
     "Capacity",
     "Change",
     "Combination",
+    "ComparisonFolder",
     "Decision",
     "Difference",
     "Embedder",
@@ -166,9 +171,11 @@ __all__ = [
     "Planned",
     "Question",
     "Range",
+    "RunsCompared",
     "Sampling",
     "ServedModels",
     "Shape",
+    "SweepFolder",
     "TunedModel",
     "Variant",
     "Way",
@@ -193,6 +200,7 @@ __all__ = [
     "compare_approaches",
     "compare_costs",
     "compare_methods",
+    "compare_runs",
     "convert_data",
     "decide",
     "encode_row",
@@ -291,6 +299,10 @@ _PARTS = {
     "make_advised_recipe": ("luthier.advise.recipe", "make_recipe"),
     "ApproachQuestion": ("luthier.compare.approaches", "Question"),
     "compare_approaches": ("luthier.compare.decision", "compare_approaches"),
+    "ComparisonFolder": ("luthier.compare.folder", "ComparisonFolder"),
+    "RunsCompared": ("luthier.compare.side_by_side", "RunsCompared"),
+    "compare_runs": ("luthier.compare.side_by_side", "compare_runs"),
+    "SweepFolder": ("luthier.sweep.folder", "SweepFolder"),
     "compare_methods": ("luthier.compare.methods", "compare_methods"),
     "write_approaches": ("luthier.compare.page", "write_approaches"),
     "write_methods": ("luthier.compare.page", "write_methods"),
@@ -513,6 +525,7 @@ def compare(
         UserError: a variant is wrong, or a run cannot begin.
         Interrupted: as ``train``.
     """
+    from luthier.compare.folder import ComparisonFolder
     from luthier.compare.methods import compare_methods
     from luthier.compare.page import write_methods
     from luthier.compare.variants import make_variants
@@ -521,7 +534,7 @@ def compare(
     folder = Path(out)
     grid = {key: list(values) for key, values in (vary or {}).items()}
     full = as_recipe(recipe, **changes)
-    variants = make_variants(full, list(methods), grid, seeds, folder / "runs")
+    variants = make_variants(full, list(methods), grid, seeds, ComparisonFolder(folder).runs_path)
     comparison = compare_methods(
         variants,
         folder,

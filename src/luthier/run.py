@@ -41,10 +41,58 @@ R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder at ``root``; whether its parts exist depends on how far the run got."""
+class WorkFolder:
+    """A folder at ``root`` that one process at a time works on."""
 
     root: Path
+
+    @property
+    def worker_path(self) -> Path:
+        """Which process works on the folder, beside it."""
+        return self.root.parent / f".{self.root.name}.worker.json"
+
+    def worker(self) -> int | None:
+        """The id of the process that works on the folder; None where none does.
+
+        A number is not enough: the process may have been killed, and its number given to another.
+        """
+        import psutil
+
+        try:
+            told = json.loads(self.worker_path.read_bytes())
+            process = psutil.Process(int(told["pid"]))
+            same = abs(process.create_time() - float(told["started"])) < _CLOCKS
+            alive = same and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            return None
+        return process.pid if alive else None
+
+    def note_worker(self, process: int) -> None:
+        """Keep that ``process`` works on the folder, for ``worker``.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        import psutil
+
+        with suppress(psutil.NoSuchProcess):  # it has ended already
+            started = psutil.Process(process).create_time()
+            write_json(self.worker_path, {"pid": process, "started": started})
+
+    @contextmanager
+    def worked_on(self) -> Iterator[None]:
+        """This process works on the folder until the block ends."""
+        with suppress(UserError):  # a full disk is told by what has to be written
+            self.note_worker(os.getpid())
+        try:
+            yield
+        finally:
+            self.worker_path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Run(WorkFolder):
+    """A run folder at ``root``; whether its parts exist depends on how far the run got."""
 
     def __str__(self) -> str:
         return str(self.root)
@@ -156,11 +204,6 @@ class Run:
     @property
     def log_path(self) -> Path:
         return self.root / "log.txt"
-
-    @property
-    def worker_path(self) -> Path:
-        """Which process works on the run, beside its lock."""
-        return self.root.parent / f".{self.root.name}.worker.json"
 
     @property
     def output_path(self) -> Path:
@@ -307,34 +350,6 @@ class Run:
         """True once the best weights were written; ``measured.json`` is the last file of a run."""
         return self.measured_path.is_file()
 
-    def worker(self) -> int | None:
-        """The id of the process that works on the run; None where none does.
-
-        A number is not enough: the process may have been killed, and its number given to another.
-        """
-        import psutil
-
-        try:
-            told = json.loads(self.worker_path.read_bytes())
-            process = psutil.Process(int(told["pid"]))
-            same = abs(process.create_time() - float(told["started"])) < _CLOCKS
-            alive = same and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-            return None
-        return process.pid if alive else None
-
-    def note_worker(self, process: int) -> None:
-        """Keep that ``process`` works on the run, for ``worker``.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        import psutil
-
-        with suppress(psutil.NoSuchProcess):  # it has ended already
-            started = psutil.Process(process).create_time()
-            write_json(self.worker_path, {"pid": process, "started": started})
-
     def require_finished(self) -> None:
         """Raise UserError unless the run is finished."""
         if not self.finished:
@@ -366,11 +381,9 @@ class Run:
                 remove_unfinished(self.root)
                 remove_unfinished(self.teacher_path.parent)
                 remove_unfinished(self.checkpoints_path)
-            with suppress(UserError):  # a full disk is told by what has to be written
-                self.note_worker(os.getpid())
-            yield
+            with self.worked_on():
+                yield
         finally:
-            self.worker_path.unlink(missing_ok=True)
             lock.release()
             if not self.root.exists():  # nothing came of it: leave nothing behind
                 path.unlink(missing_ok=True)

@@ -45,4 +45,40 @@ def shown_runs(
     own = run.root.parent / ".board"
     own.mkdir()
     (own / "tags.json").write_text(json.dumps({EVIL: [EVIL, SCRIPT], "first": ["good"]}))
+    make_studies(run, folder)
     return run.root.parent
+
+
+def make_studies(run: Run, folder: Path) -> None:
+    """Records of real comparisons and of a real sweep, with a hostile text wherever one may be."""
+    comparison, sweep = folder / "comparison", folder / "sweeps/first"
+    shutil.copytree(run.root, comparison / "runs" / EVIL)
+    shutil.copytree(run.root, sweep / "trials/000")
+    (comparison / "comparison.json").write_text(hostile("variants"))
+    (folder / "sweeps/approaches").mkdir()
+    (folder / "sweeps/approaches/comparison.json").write_text(hostile("approaches"))
+    (sweep / "sweep.json").write_text(hostile("sweep"))
+    (sweep / "best.yaml").write_text(f"# {EVIL}{SCRIPT}\n")
+    # One that has only begun.
+    shutil.copytree(run.root, folder / "sweeps/begun/trials/000")
+
+
+def hostile(name: str) -> str:
+    """A record whose names, labels and texts are hostile; what is compared keeps its name."""
+    found = json.loads((Path(__file__).parent / "records" / f"{name}.json").read_text())
+    texts = {"label", "question", "reference", "data", "why", "because", "model", "ended"}
+
+    def changed(value: object, key: str = "") -> object:
+        if isinstance(value, dict):
+            return {k: changed(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [changed(inner, key) for inner in value]
+        hit = isinstance(value, str) and (key in texts or (key == "name" and name == "variants"))
+        return f"{EVIL}{SCRIPT}{value}" if hit else value
+
+    metrics = found.get("metrics", [])
+    names = [metric["name"] for metric in metrics]
+    found = changed(found)
+    for metric, own in zip(found.get("metrics", []), names, strict=True):  # type: ignore[attr-defined]
+        metric["name"] = own
+    return json.dumps(found)

@@ -36,6 +36,13 @@ def everywhere(root: str) -> dict[str, str]:
         "new": f"{root}/new",
         "advise": f"{root}/advise",
         "chat": f"{root}/chat?run=first",
+        "comparisons": f"{root}/compare",
+        "variants": f"{root}/compare/comparison",
+        "approaches": f"{root}/compare/approaches",
+        "sweeps": f"{root}/sweep",
+        "sweep": f"{root}/sweep/first",
+        "begun sweep": f"{root}/sweep/begun",
+        "trial": f"{root}/run/first:000",
     }
 
 
@@ -87,8 +94,51 @@ def test_names_rows_and_answers_are_text(tab: Any) -> None:
         assert part in text
     tab.goto(f"{tab.root}/chat?run={quote(EVIL, safe='')}")
     settle(tab)
-    assert tab.evaluate("document.querySelectorAll('.content img, img[src=x]').length") == 0
+    for where in everywhere(tab.root).values():
+        tab.goto(where)
+        settle(tab)
+        for details in tab.locator("details").all():
+            details.evaluate("node => { node.open = true }")
+        assert tab.evaluate("document.querySelectorAll('.content img, img[src=x]').length") == 0
+    tab.goto(f"{tab.root}/compare/approaches")
+    assert tab.get_by_text(EVIL).count() > 0
     assert tab.dialogs == []
+
+
+def test_the_verdict_is_seen_before_any_figure(tab: Any) -> None:
+    tab.goto(f"{tab.root}/sweep")
+    tab.get_by_role("link", name="first", exact=True).click()
+    tab.wait_for_url("**/sweep/first")
+    first = tab.locator(".answer").first
+    assert first.locator(".pill").first.inner_text().endswith("better")
+    picture = first.locator(".axis.better")
+    assert "trial 12 against the recipe as it was given: -0.598" in str(
+        picture.get_attribute("aria-label")
+    )
+    # Better is right of the middle, though a better loss is lower.
+    middle = picture.bounding_box()
+    mark = picture.locator("b").bounding_box()
+    assert mark["x"] > middle["x"] + middle["width"] / 2
+    tab.get_by_role("link", name="trial 0", exact=True).click()
+    tab.wait_for_url("**/run/first:000")
+    tab.get_by_text("Is it better at the task?").wait_for()
+    tab.get_by_text("Files", exact=True).click()
+    with tab.expect_navigation():
+        tab.get_by_role("link", name="recipe.yaml").click()
+    assert "model:" in tab.inner_text("body")
+
+
+def test_runs_that_are_selected_are_compared(tab: Any) -> None:
+    tab.goto(tab.root)
+    boxes = tab.locator(
+        ".ag-center-cols-container input[type=checkbox], .ag-pinned-left-cols-container input"
+    )
+    boxes.nth(1).wait_for()
+    boxes.nth(0).click()
+    boxes.nth(1).click()
+    tab.get_by_text("Which of them is better").wait_for()
+    tab.get_by_text("rows that all of them answered").wait_for()
+    assert tab.locator(".forest .axis.no-evidence").count() > 0
 
 
 def test_the_filter_finds_and_tags_are_kept(tab: Any, shown_runs: Path) -> None:

@@ -1,16 +1,28 @@
 """The list of runs, and the files that grow."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+import luthier
 from luthier.board import index as board_index
 from luthier.board.folders import Folders
 from luthier.board.following import Followed, last_lines
 from luthier.board.index import Index, read_tags, state_of, write_tags
+from luthier.files import write_json
 from luthier.recipe import Recipe
 from luthier.records import MetricsLine
 from luthier.run import Run
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call looks at the folder."""
+    monkeypatch.setattr(board_index, "_OFTEN", 0.0)
+    monkeypatch.setattr(board_index, "_REST", 0.0)
 
 
 def make_run(folders: Folders, name: str, steps: int = 3, **files: object) -> Run:
@@ -53,7 +65,7 @@ def test_the_state_of_a_run_is_read_from_its_files(tmp_path: Path) -> None:
     assert rows["killed"].step == 3 and rows["killed"].loss == 1 / 3
 
 
-def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: object) -> None:
+def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
     folders = Folders(tmp_path)
     for number in range(5):
         make_run(folders, f"run-{number}")
@@ -83,6 +95,41 @@ def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: object) ->
         assert {row.state for row in late.rows()} == {"stopped"}
     finally:
         board_index.summarise = original
+
+
+def test_finished_runs_are_known_to_the_next_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = Folders(tmp_path)
+    for name in ("a", "b"):
+        make_run(folders, name, measured__json={"steps": 3, "best_eval_loss": 0.5})
+    make_run(folders, "stopped")
+    monkeypatch.setattr(board_index, "_WORTH_KEEPING", 1)
+    before = Index(folders).rows()
+    read: list[str] = []
+    original = board_index.summarise
+
+    def counted(run: Run, signature: object) -> object:
+        read.append(run.root.name)
+        return original(run, signature)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(board_index, "summarise", counted)
+    index = Index(folders)
+    assert index.rows() == before
+    assert read == ["stopped"]
+    # A record is written beside its place and renamed, which changes the folder.
+    read.clear()
+    write_json(Run(tmp_path / "a").measured_path, {"steps": 9})
+    assert {row.name: row.steps for row in index.rows()}["a"] == 9
+    assert read == ["a"]
+    # An evaluation of a finished run is work on it, though none of its files changed yet.
+    Run(tmp_path / "b").note_worker(os.getpid())
+    assert {row.name: row.state for row in index.rows()}["b"] == "running"
+    Run(tmp_path / "b").worker_path.unlink()
+    assert {row.name: row.state for row in index.rows()}["b"] == "finished"
+    # What cannot be read is read again from the runs.
+    folders.index.write_text('{"version": "' + luthier.__version__ + '", "runs": {"a": 3}}')
+    assert {row.name: row.steps for row in Index(folders).rows()}["a"] == 9
 
 
 def test_tags_are_kept_beside_the_runs(tmp_path: Path) -> None:

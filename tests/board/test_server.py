@@ -48,6 +48,7 @@ def test_nothing_is_served_without_the_token(served: Served) -> None:
     for path in (
         "/",
         "/run/first",
+        "/rows",
         "/file/first/recipe.yaml",
         "/report/first",
         "/_nicegui_ws/socket.io/",
@@ -56,7 +57,7 @@ def test_nothing_is_served_without_the_token(served: Served) -> None:
 
 
 def test_pages_and_files_of_a_run(client: "httpx.Client") -> None:
-    for path in ("/", "/run/first", "/new", "/advise", "/chat"):
+    for path in ("/", "/run/first", "/new", "/compare", "/sweep", "/advise", "/chat"):
         found = client.get(path)
         assert found.status_code == 200, path
         assert "script-src-attr 'none'" in found.headers["content-security-policy"]
@@ -78,6 +79,8 @@ def test_pages_and_files_of_a_run(client: "httpx.Client") -> None:
         "/file/..%2F..%2Fetc/passwd",
         "/file/first/%2e%2e/%2e%2e/secret.txt",
         "/report/%2e%2e%2fsecret.txt",
+        "/file/sweep:..%2F..%2F/secret.txt",
+        "/report/sweep:..",
         "/_nicegui/3/static/..%2f..%2f..%2fsecret.txt",
     ],
 )

@@ -1,17 +1,19 @@
 """The board as an ASGI application: its pages, its files, and the guard around them."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import FastAPI
 from nicegui import ui
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from luthier.board import look
 from luthier.board.folders import Folders
 from luthier.board.guard import Guard
-from luthier.board.pages import advise, chat, new, run, runs
+from luthier.board.listing import MOST, page_of
+from luthier.board.pages import advise, chat, compare, new, run, runs, sweep
 from luthier.board.state import Board
 from luthier.errors import UserError
 
@@ -58,14 +60,20 @@ def create_app(folders: Folders, token: str, port: int) -> ASGIApp:
             {"Content-Disposition": "attachment; filename=preferences.jsonl"},
         )
 
+    def rows(
+        start: int = 0, end: int = MOST, sort: str = "", order: str = "", text: str = ""
+    ) -> Response:
+        return JSONResponse(page_of(board.index, start, end, sort, order, text))
+
     for path, handler in (
+        ("/rows", rows),
         ("/report/{name}", report),
         ("/file/{name}/{path:path}", file),
         ("/preferences", preferences),
     ):
         app.add_api_route(path, handler, methods=["GET"], response_model=None)
     look.prepare()
-    for page in (runs, run, new, advise, chat):
+    for page in (runs, run, new, compare, sweep, advise, chat):
         page.add(board)
     ui.run_with(
         app,
@@ -77,6 +85,7 @@ def create_app(folders: Folders, token: str, port: int) -> ASGIApp:
         show_welcome_message=False,
         reconnect_timeout=10,
     )
+    threading.Thread(target=board.index.read_all, name="board-index", daemon=True).start()
     return Guard(app, token, port)
 
 

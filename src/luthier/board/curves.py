@@ -37,6 +37,11 @@ class Chart:
     percent: bool = False
 
 
+def _extra(name: str) -> Callable[[MetricsLine], float | None]:
+    """What an objective measures besides the loss."""
+    return lambda line: line.extra.get(name)
+
+
 CHARTS = (
     Chart(
         "Loss",
@@ -51,6 +56,28 @@ CHARTS = (
         "share of general questions answered right, the first by the base model",
         (Line("general questions", lambda x: x.eval_probe_accuracy, "probe"),),
         percent=True,
+    ),
+    Chart(
+        "Preference margin",
+        "reward of the chosen answer less that of the rejected one",
+        (
+            Line("training", _extra("rewards/margins"), "base"),
+            Line("validation", _extra("eval_rewards/margins"), "tuned"),
+        ),
+    ),
+    Chart(
+        "Preference accuracy",
+        "share of pairs whose chosen answer has the higher reward",
+        (
+            Line("training", _extra("rewards/accuracies"), "base"),
+            Line("validation", _extra("eval_rewards/accuracies"), "tuned"),
+        ),
+        percent=True,
+    ),
+    Chart(
+        "KL",
+        "nats from the reference or the teacher",
+        (Line("training", _extra("kl"), "base"), Line("validation", _extra("eval_kl"), "tuned")),
     ),
     Chart("Learning rate", "by step", (Line("rate", lambda x: x.learning_rate, "tuned"),)),
     Chart("Gradient norm", "before it is clipped", (Line("norm", lambda x: x.grad_norm, "tuned"),)),
@@ -92,51 +119,38 @@ def thinned(found: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [*kept, found[-1]]
 
 
-def options(
-    series: Sequence[tuple[str, Sequence[Point], str]], palette: Palette, *, percent: bool = False
-) -> dict[str, Any]:
-    """ECharts' options for lines of (name, points, colour).
-
-    Tooltips are drawn, not made of HTML: a name is text, whatever it says. A key that begins with a
-    colon is JavaScript to the component library, so keys are never anything but our own words.
-    """
-    form = "v => v == null ? '–' : (100 * v).toFixed(1) + ' %'"
-    if not percent:
-        form = "v => v == null ? '–' : Number(v).toPrecision(4)"
+def frame(palette: Palette, *, legend: bool, percent: bool = False) -> dict[str, Any]:
+    """Axes, legend and tooltip, in the colours of the page; without series."""
     labels = {"color": palette.soft, "fontSize": 11}
     return {
         "animation": False,
         "grid": {
             "left": 8,
             "right": 16,
-            "top": 30 if len(series) > 1 else 12,
+            "top": 30 if legend else 12,
             "bottom": 4,
             "containLabel": True,
         },
         "legend": {
-            "show": len(series) > 1,
+            "show": legend,
             "type": "scroll",
             "top": 0,
             "left": 0,
             "icon": "roundRect",
-            "itemWidth": 14,
-            "itemHeight": 4,
+            "itemWidth": 12,
+            "itemHeight": 12,  # a legend that is scrolled is cut to this
             "textStyle": {"color": palette.soft},
             "pageTextStyle": {"color": palette.soft},
         },
         "tooltip": {
-            "trigger": "axis",
+            "trigger": "item",
             "renderMode": "richText",
             "backgroundColor": palette.panel,
             "borderColor": palette.line,
             "textStyle": {"color": palette.ink, "fontSize": 12},
-            ":valueFormatter": form,
         },
         "xAxis": {
             "type": "value",
-            "min": "dataMin",
-            "max": "dataMax",
-            "minInterval": 1,
             "axisLine": {"lineStyle": {"color": palette.line}},
             "axisLabel": {**labels, "hideOverlap": True},
             "splitLine": {"show": False},
@@ -150,6 +164,24 @@ def options(
             else labels,
             "splitLine": {"lineStyle": {"color": palette.line}},
         },
+    }
+
+
+def options(
+    series: Sequence[tuple[str, Sequence[Point], str]], palette: Palette, *, percent: bool = False
+) -> dict[str, Any]:
+    """ECharts' options for lines of (name, points, colour).
+
+    Tooltips are drawn, not made of HTML: a name is text, whatever it says. A key that begins with a
+    colon is JavaScript to the component library, so keys are never anything but our own words.
+    """
+    form = "v => v == null ? '–' : (100 * v).toFixed(1) + ' %'"
+    if not percent:
+        form = "v => v == null ? '–' : Number(v).toPrecision(4)"
+    drawing = frame(palette, legend=len(series) > 1, percent=percent)
+    drawing["tooltip"] |= {"trigger": "axis", ":valueFormatter": form}
+    drawing["xAxis"] |= {"min": "dataMin", "max": "dataMax", "minInterval": 1}
+    return drawing | {
         "series": [
             {
                 "type": "line",

@@ -1,10 +1,12 @@
 """The folders that the board was given: it reads and writes nothing elsewhere."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.api import ComparisonFolder, SweepFolder
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe import Recipe
@@ -15,11 +17,65 @@ _NAME = re.compile(r"[\w][\w .+=@-]*")
 
 
 @dataclass(frozen=True)
+class Study:
+    """A comparison or a sweep, and what it is called here."""
+
+    name: str
+    folder: ComparisonFolder | SweepFolder
+
+    @property
+    def is_sweep(self) -> bool:
+        return isinstance(self.folder, SweepFolder)
+
+    @property
+    def runs_path(self) -> Path:
+        """Where its runs are."""
+        folder = self.folder
+        return folder.trials_path if isinstance(folder, SweepFolder) else folder.runs_path
+
+    def runs(self) -> list[Run]:
+        """Its runs so far, by name."""
+        found = [Run(root) for root in _folders(self.runs_path)]
+        return [run for run in found if run.recipe_path.is_file()]
+
+    def run_name(self, run: Run) -> str:
+        """What ``Folders.run`` finds a run of this study by."""
+        return f"{self.name}:{run.root.name}"
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders in ``place`` by name, links and hidden ones left out."""
+    try:
+        with os.scandir(place) as entries:
+            return sorted(
+                Path(entry.path)
+                for entry in entries
+                if entry.name[0] != "." and entry.is_dir(follow_symlinks=False)
+            )
+    except OSError:
+        return []
+
+
+def _kind(root: Path) -> type[ComparisonFolder] | type[SweepFolder] | None:
+    """What ``luthier compare`` or ``luthier sweep`` has made of a folder, as soon as it began."""
+    sweep, comparison = SweepFolder(root), ComparisonFolder(root)
+    if sweep.record_path.is_file() or sweep.trials_path.is_dir():
+        return SweepFolder
+    begun = (comparison.record_path.is_file(), comparison.answers_path.is_file())
+    return ComparisonFolder if any(begun) or comparison.runs_path.is_dir() else None
+
+
+@dataclass(frozen=True)
 class Folders:
-    """Where runs are, and where else data and models may be read; absolute, links resolved."""
+    """Where runs are, and where else data and models may be read; absolute, links resolved.
+
+    Attributes:
+        results: folders that are, or hold, comparisons and sweeps.
+    """
 
     runs: Path
     data: tuple[Path, ...] = ()
+    results: tuple[Path, ...] = ()
 
     @property
     def own(self) -> Path:
@@ -35,26 +91,28 @@ class Folders:
         return self.own / "tags.json"
 
     @property
+    def index(self) -> Path:
+        """What the list shows of finished runs, so that not all are read again."""
+        return self.own / "index.json"
+
+    @property
     def preferences(self) -> Path:
         """Answers that a person preferred, one JSON object a line."""
         return self.own / "preferences.jsonl"
 
     def run(self, name: str) -> Run:
-        """The run called ``name``.
+        """The run called ``name``: one in the folder of runs, or ``STUDY:NAME``, one of a study.
 
         Raises:
-            UserError: there is none in the folder of runs.
+            UserError: there is none.
         """
-        root = self.runs / name
-        inside = "/" not in name and "\\" not in name and not name.startswith(".")
-        try:
-            # A link may lead anywhere.
-            there = inside and root.resolve().parent == self.runs and root.is_dir()
-        except (OSError, ValueError):
-            there = False
-        if not there or not Run(root).recipe_path.is_file():
-            raise UserError(f"there is no run {name!r} in {self.runs}")
-        run = Run(root)
+        study, colon, inner = name.partition(":")
+        folder = self.runs
+        if colon and not self._is_run(folder, name):
+            folder, name = self.study(study).runs_path, inner
+        if not self._is_run(folder, name):
+            raise UserError(f"there is no run {name!r} in {folder}")
+        run = Run(folder / name)
         for path in (
             *(run.recipe_path, run.provenance_path, run.plan_path, run.metrics_path),
             *(run.events_path, run.measured_path, run.evaluation_path, run.answered_rows_path),
@@ -62,6 +120,56 @@ class Folders:
             if not self._within(path, (run.root,)):
                 raise UserError(f"{path} is a link that leads out of its run, so it is not shown")
         return run
+
+    def _is_run(self, folder: Path, name: str) -> bool:
+        inside = "/" not in name and "\\" not in name and not name.startswith(".")
+        root = folder / name
+        try:
+            # A link may lead anywhere.
+            there = inside and root.resolve().parent == folder and root.is_dir()
+        except (OSError, ValueError):
+            return False
+        return there and Run(root).recipe_path.is_file()
+
+    def studies(self) -> list[Study]:
+        """The comparisons and sweeps, each under a name of its own."""
+        found: dict[str, Study] = {}
+        for place in self.results:
+            for root in (place, *_folders(place)):
+                kind = _kind(root)
+                if kind is not None and self._within(kind(root).record_path, (root,)):
+                    name, number = root.name, 2
+                    while name in found:
+                        name, number = f"{root.name}-{number}", number + 1
+                    found[name] = Study(name, kind(root))
+        return list(found.values())
+
+    def study(self, name: str) -> Study:
+        """The comparison or sweep called ``name``.
+
+        Raises:
+            UserError: there is none.
+        """
+        for study in self.studies():
+            if study.name == name:
+                return study
+        places = ", ".join(map(str, self.results)) or "no folder of results"
+        raise UserError(f"there is no comparison or sweep {name!r} in {places}")
+
+    def best_recipe(self, sweep: Study) -> str:
+        """The best trial's recipe of a sweep.
+
+        Raises:
+            UserError: it cannot be read, or is a link that leads elsewhere.
+        """
+        assert isinstance(sweep.folder, SweepFolder)
+        path = sweep.folder.best_path
+        if not self._within(path, (sweep.folder.root,)):
+            raise UserError(f"{path} is a link that leads out of its sweep, so it is not shown")
+        try:
+            return path.read_text("utf-8", "replace")
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
 
     def starting(self, name: str) -> Run | None:
         """A run that was started here and has no settings yet: its process still imports, or failed."""

@@ -15,6 +15,8 @@ _THEME = "luthier-theme"  # the cookie that keeps the choice
 _PAGES = (
     ("/", "Runs", "list"),
     ("/new", "New run", "add_circle_outline"),
+    ("/compare", "Compare", "balance"),
+    ("/sweep", "Sweep", "scatter_plot"),
     ("/advise", "Advise", "alt_route"),
     ("/chat", "Chat", "forum"),
 )
@@ -100,7 +102,7 @@ def heading(text: str, level: int = 2) -> None:
     ui.label(text).classes(f"h{level}").props(f'role="heading" aria-level="{level}"')
 
 
-_ICONS = {
+SIGNS = {
     "better": "trending_up",
     "worse": "trending_down",
     "mixed": "swap_vert",
@@ -116,15 +118,21 @@ _ICONS = {
     "warning": "warning_amber",
     "info": "info_outline",
     "clean": "check_circle_outline",
+    "confirmed": "verified",
+    "contradicted": "report",
+    "undecided": "help_outline",
+    "pruned": "content_cut",
+    "best": "star_outline",
+    "default": "flag",
 }
-_SAID = {"no evidence": "not enough evidence"}
+SAID = {"no evidence": "not enough evidence"}
 
 
 def pill(word: str) -> None:
     """A verdict or a state: a word, its colour and its sign, so that colour is not all."""
     with ui.element("span").classes(f"pill {word.replace(' ', '-')}"):
-        ui.icon(_ICONS.get(word, "circle")).props('aria-hidden="true"')
-        ui.label(_SAID.get(word, word))
+        ui.icon(SIGNS.get(word, "circle")).props('aria-hidden="true"')
+        ui.label(SAID.get(word, word))
 
 
 def failure(error: Exception) -> None:

@@ -1,26 +1,38 @@
 """Parts that several pages are made of; every text of data and models goes in as text."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nicegui import ui
 
 from luthier.board.differences import differences
-from luthier.records.evaluation import Compared, Interval, MetricCompared, PerplexityCompared
+from luthier.board.look import SIGNS, pill
+from luthier.records.evaluation import (
+    Compared,
+    Interval,
+    MetricCompared,
+    PairedTest,
+    PerplexityCompared,
+)
 
 Cell = str | Callable[[], Any]  # a text, or what builds the cell
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: Sequence[int] = ()
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    numbers: Sequence[int] = (),
+    name: str = "",
 ) -> None:
     """A table.
 
     Args:
         numbers: the columns that hold figures.
+        name: for those who cannot see it; no other table of the page has it. Default: its headings.
     """
-    scroll = ui.element("div").classes("scroll")
-    scroll.props('tabindex=0 role=region aria-label="Table"')
+    scroll = ui.element("div").classes("scroll").props("tabindex=0 role=region")
+    scroll.props["aria-label"] = name or f"Table of {', '.join(heads)}"
     with scroll, ui.element("table").classes("plain"):
         with ui.element("thead"), ui.element("tr"):
             for column, head in enumerate(heads):
@@ -36,6 +48,74 @@ def table(
                                 content()
                             else:
                                 ui.label(content)
+
+
+def words_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of texts; a cell that is a verdict or a state gets its sign and colour."""
+
+    def shown(cell: str) -> Cell:
+        return (lambda: pill(cell)) if cell in SIGNS else cell
+
+    table(
+        [head or "name" for head in heads],
+        [[shown(cell) for cell in row] for row in rows],
+        numbers=[
+            column
+            for column in range(1, len(heads))
+            if all(row[column][:1] in _FIGURES for row in rows)
+        ],
+    )
+
+
+_FIGURES = set("0123456789+-–<$×") | {""}
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One side held against a reference on the same rows."""
+
+    name: str
+    test: PairedTest
+
+
+def forest(rows: Sequence[Versus], reference: str, share: bool, higher_is_better: bool) -> None:
+    """The difference of each from ``reference`` with its interval, on one axis: better is right.
+
+    An interval that covers the line in the middle is not enough evidence, which is seen before any
+    figure is read.
+    """
+    sign = 1 if higher_is_better else -1
+    ends = [sign * end for row in rows for end in (row.test.low, row.test.high)]
+    # With the reference in the middle, so that left and right mean the same in each picture.
+    reach = 1.05 * max(map(abs, ends), default=0.0) or 1.0
+
+    def place(difference: float) -> float:
+        return 50 + 50 * sign * difference / reach
+
+    scale, form = (100, "+.1f") if share else (1, "+.3g")
+    with ui.element("div").classes("forest"):
+        for row in rows:
+            test = row.test
+            left, right = sorted((place(test.low), place(test.high)))
+            ui.label(row.name).classes("forest-name wrap")
+            with ui.element("div"):
+                pill(test.verdict)
+            said = (
+                f"{row.name} against {reference}: {scale * test.difference:{form}}, "
+                f"{scale * test.low:{form}} to {scale * test.high:{form}}"
+            )
+            axis = ui.element("div").classes(f"axis {test.verdict.replace(' ', '-')}")
+            axis.props("role=img")
+            axis.props["aria-label"] = said  # not parsed: a name may hold quotes
+            with axis:
+                ui.element("i").style(f"left:{left:.2f}%;width:{max(0.4, right - left):.2f}%")
+                ui.element("b").style(f"left:{place(test.difference):.2f}%")
+        ui.element("span").classes("forest-foot")
+        ui.element("span")
+        with ui.element("div").classes("ends soft small"):
+            ui.label("← worse")
+            ui.label(f"as {reference}").classes("wrap")
+            ui.label("better →")
 
 
 def figure(value: float, share: bool) -> str:

@@ -137,7 +137,7 @@ def compare(
     """
     names = split_list(metrics)
     if recipe is not None and approaches is None:
-        from luthier.api import make_variants, parse_vary
+        from luthier.api import ComparisonFolder, make_variants, parse_vary
 
         grid = parse_vary(vary or [])
         variants = make_variants(
@@ -145,7 +145,7 @@ def compare(
             split_list(methods),
             grid,
             seeds,
-            folder / "runs",
+            ComparisonFolder(folder).runs_path,
         )
         comparison = _variants(variants, folder, data, names, price_per_hour)
     elif recipe is None and approaches is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from luthier.compare.folder import ComparisonFolder
 from luthier.compare.prompts import KINDS, Approach, Kind, make_prompt, searched_for
 from luthier.data.conversation import Conversation
 from luthier.data.prepare import read_for_evaluation, trained_on
@@ -81,7 +82,7 @@ def ask_all(question: Question, out: Path, on_event: OnEvent = ignore) -> Asked:
     if not rows:
         raise UserError(f"{question.data} has no row with a question and an answer to compare on")
     examples = _examples(question, rows, on_event) if any(kind.shots for kind in kinds) else []
-    store = Store(out / "answers.jsonl")
+    store = Store(ComparisonFolder(out).answers_path)
     records: dict[Approach, list[Record]] = {}
     with _index(question, kinds, out, on_event) as index, _models(question, on_event) as pick:
         for name, kind in zip(question.approaches, kinds, strict=True):

@@ -11,6 +11,7 @@ import numpy as np
 from luthier.advise.answers import Goal
 from luthier.advise.costs import Prices
 from luthier.compare.approaches import Asked, Question, Record, ask_all
+from luthier.compare.folder import ComparisonFolder
 from luthier.compare.prompts import KINDS, Approach
 from luthier.compare.rules import check_rules
 from luthier.data.prepare import trained_on
@@ -22,7 +23,6 @@ from luthier.files import write_json
 from luthier.retrieve.index import Manifest
 from luthier.run import Run
 
-COMPARISON = "comparison.json"
 _SAMPLES = 30
 
 Scores = dict[str, dict[Approach, list[float]]]  # one per row, by metric and approach
@@ -50,7 +50,9 @@ def compare_approaches(
     Raises:
         UserError: as ``ask_all`` and ``make_metrics``.
     """
-    asked = ask_all(question, out, on_event)
+    folder = ComparisonFolder(out)
+    with folder.worked_on():
+        asked = ask_all(question, out, on_event)
     evaluate = question.recipe.evaluate
     metrics = make_metrics(evaluate.metrics, evaluate, asked.rows, out / "judge.jsonl")
     scores: Scores = {
@@ -93,7 +95,7 @@ def compare_approaches(
         "max_new_tokens": evaluate.max_new_tokens,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(out / COMPARISON, comparison)
+    write_json(folder.record_path, comparison)
     return comparison
 
 

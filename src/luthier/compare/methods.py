@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.compare.folder import ComparisonFolder
 from luthier.compare.variants import Variant
 from luthier.errors import UserError
 from luthier.evaluate.before_after import evaluate_run
@@ -18,8 +19,6 @@ from luthier.files import write_json
 from luthier.records import AnsweredRow, Evaluation, Measured
 from luthier.run import Run, claim_run
 from luthier.runs import train_run_apart
-
-COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,17 @@ def compare_methods(
         UserError: a run cannot start, or failed.
         Interrupted: the user stopped a run; it saved, and the same command goes on.
     """
+    folder = ComparisonFolder(out)
+    with folder.worked_on():
+        comparison = _summary(_train(variants, data, metrics, on_event), data, price_per_hour)
+        write_json(folder.record_path, comparison)
+    return comparison
+
+
+def _train(
+    variants: Sequence[Variant], data: str | None, metrics: Sequence[str] | None, on_event: OnEvent
+) -> list[Trained]:
+    """All variants, trained and evaluated."""
     runs = [claim_run(variant.recipe, "compare") for variant in variants]  # before any work
     for number, (variant, run) in enumerate(zip(variants, runs, strict=True), start=1):
         if not run.finished:
@@ -69,9 +79,7 @@ def compare_methods(
         evaluation = run.evaluation()
         assert evaluation is not None
         trained.append(Trained(variant, run, run.measured(), evaluation, run.answered_rows()))
-    comparison = _summary(trained, data, price_per_hour)
-    write_json(out / COMPARISON, comparison)
-    return comparison
+    return trained
 
 
 def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_event: OnEvent) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from luthier.compare.folder import ComparisonFolder
 from luthier.compare.tables import (
     approaches_table,
     groups_table,
@@ -17,8 +18,6 @@ from luthier.compare.tables import (
     tests_table,
 )
 from luthier.files import write_text
-
-PAGE, DOCUMENT = "comparison.html", "comparison.md"
 
 
 def write_approaches(comparison: dict[str, Any], out: Path) -> None:
@@ -32,7 +31,7 @@ def write_approaches(comparison: dict[str, Any], out: Path) -> None:
         parts += [f"## By {comparison['by']}", markdown(groups_table(comparison))]
     if comparison["rules"]:
         parts += ["## What the advisor says", markdown(rules_table(comparison))]
-    write_text(out / DOCUMENT, "\n\n".join(parts) + "\n")
+    write_text(ComparisonFolder(out).document_path, "\n\n".join(parts) + "\n")
 
     def quality(metric: dict[str, Any]) -> list[dict[str, Any]]:
         scores = [(e["name"], e["scores"][metric["name"]]) for e in comparison["approaches"]]
@@ -42,7 +41,7 @@ def write_approaches(comparison: dict[str, Any], out: Path) -> None:
     group_head, group_rows = groups_table(comparison)
     page = _environment().get_template("approaches.html.j2")
     write_text(
-        out / PAGE,
+        ComparisonFolder(out).page_path,
         page.render(
             comparison=comparison,
             head=head,
@@ -61,7 +60,7 @@ def write_methods(comparison: dict[str, Any], out: Path) -> None:
     head = f"{comparison['rows']} rows of `{comparison['data']}`; 95% intervals over them."
     quality, resources = quality_table(comparison), resources_table(comparison)
     parts = ["# Variants compared", head, *map(markdown, (quality, resources, tests))]
-    write_text(out / DOCUMENT, "\n\n".join(parts) + "\n")
+    write_text(ComparisonFolder(out).document_path, "\n\n".join(parts) + "\n")
     metric = comparison["metrics"][0]
     entries = comparison["variants"]
     points = [
@@ -84,7 +83,7 @@ def write_methods(comparison: dict[str, Any], out: Path) -> None:
     }
     page = _environment().get_template("methods.html.j2")
     write_text(
-        out / PAGE,
+        ComparisonFolder(out).page_path,
         page.render(
             comparison=comparison,
             metric=metric,

@@ -104,7 +104,7 @@ class Sweep(Record):
             trials.
         seconds: of all trials together, on all machines.
         cost: US dollars, where a price is known.
-        ended: why no further trial is started.
+        ended: why no further trial is started; None while trials run.
         no_verdict: why there is none.
         when: ISO 8601, UTC.
     """
@@ -125,7 +125,7 @@ class Sweep(Record):
     forecast: SweepForecast
     seconds: float
     cost: float | None = None
-    ended: str
+    ended: str | None = None
     verdict: SweepVerdict | None = None
     no_verdict: str | None = None
     when: str

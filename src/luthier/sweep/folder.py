@@ -9,14 +9,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from luthier.errors import UserError
-from luthier.run import Run
+from luthier.run import Run, WorkFolder
 
 
 @dataclass(frozen=True)
-class SweepFolder:
+class SweepFolder(WorkFolder):
     """A sweep at ``root``: trials are run folders in it, numbered from 000."""
-
-    root: Path
 
     @property
     def trials_path(self) -> Path:
@@ -77,6 +75,7 @@ class SweepFolder:
         except OSError as error:
             raise UserError(f"cannot write in {self.root}: {error}") from error
         try:
-            yield
+            with self.worked_on():
+                yield
         finally:
             lock.release()

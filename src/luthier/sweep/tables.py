@@ -79,7 +79,7 @@ def verdict_text(sweep: Sweep) -> str:
     return (
         f"{word}: on {test.rows} rows that chose nothing its loss is {found.best.mean:.4f} against "
         f"{found.default.mean:.4f}, a change of {test.difference:+.4f} "
-        f"[{test.low:+.4f}, {test.high:+.4f}] (p {test.p:.3f}, {test.confidence:.4g} confidence, paired "
+        f"[{test.low:+.4f}, {test.high:+.4f}] (p {'< 0.001' if test.p < 0.001 else f'{test.p:.3f}'}, {test.confidence:.4g} confidence, paired "
         "by row)."
     )
 

@@ -18,6 +18,7 @@ from luthier.errors import UserError
 
 _EVERY = 0.1  # seconds between two updates of an answer
 _MOST = 4  # runs at once
+_MOST_OFFERED = 500  # runs to choose from, those that changed last
 
 
 def add(board: Board) -> None:
@@ -26,9 +27,20 @@ def add(board: Board) -> None:
     @ui.page("/chat", response_timeout=LISTING)
     async def show(request: Request, run: str = "") -> None:
         rows = await background.io_bound(board.index.rows)
-        names = [row.name for row in rows or [] if row.state == "finished"]
+        names = [row.name for row in rows or [] if row.state == "finished"][:_MOST_OFFERED]
+        if run not in names and _is_finished(
+            board, run
+        ):  # of a comparison, a sweep, or an older one
+            names.insert(0, run)
         with frame(request, "Chat", "/chat"):
             _Chat(board, run).build(names)
+
+
+def _is_finished(board: Board, name: str) -> bool:
+    try:
+        return board.folders.run(name).finished
+    except UserError:
+        return False
 
 
 @dataclass
@@ -62,7 +74,7 @@ class _Chat:
                 )
                 self.runs.props(f"dense outlined use-chips max-values={_MOST}").classes("grow")
                 self.base = ui.switch("the base beside them", value=True)
-            with ui.element("div").classes("line"):
+            with ui.element("div").classes("line under-bubble"):
                 ui.label("Scale of the adapter").classes("small")
                 self.scale = (
                     ui.slider(min=0, max=2, step=0.1, value=1.0)
@@ -75,9 +87,11 @@ class _Chat:
                 self.temperature = ui.number(
                     "Temperature", value=0.0, min=0, max=2, step=0.1
                 ).props("dense outlined")
-                self.longest = ui.number(
-                    "Longest answer, in tokens", value=256, min=1, max=4096
-                ).props("dense outlined")
+                self.longest = (
+                    ui.number("Longest answer, in tokens", value=256, min=1, max=4096)
+                    .props("dense outlined")
+                    .classes("wide-figure")
+                )
                 ui.button("New conversation", on_click=self._restart).props(
                     "flat no-caps dense"
                 ).classes("quiet")
@@ -119,7 +133,9 @@ class _Chat:
         found = [self.board.folders.run(name) for name in names]
         voices = [_Voice("base", Speaker(found[0], base=True))] if self.base.value else []
         scale = round(float(self.scale.value), 2)
-        return voices + [_Voice(run.root.name, Speaker(run, scale)) for run in found]
+        return voices + [
+            _Voice(name, Speaker(run, scale)) for name, run in zip(names, found, strict=True)
+        ]
 
     async def _ask(self) -> None:
         text = (self.question.value or "").strip()

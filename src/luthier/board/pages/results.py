@@ -17,7 +17,7 @@ from luthier.board.parts import (
 )
 from luthier.errors import UserError
 from luthier.records import AnsweredRow, Evaluation, Measured, Plan
-from luthier.records.evaluation import AnyCompared, Compared, Forgetting
+from luthier.records.evaluation import AnyCompared, Compared, Forgetting, PreferenceFindings
 from luthier.run import Run
 
 _AT_ONCE = 10  # samples
@@ -56,9 +56,34 @@ def show_evaluation(evaluation: Evaluation) -> None:
             _key("base", "before")
             _key("tuned", "after")
         rows: dict[str, AnyCompared] = {**evaluation.metrics, **evaluation.tasks}
-        _compared([(entry.label, entry) for entry in rows.values()])
+        _compared("Measures", [(entry.label, entry) for entry in rows.values()])
+        if evaluation.preference is not None:
+            _preference(evaluation.preference)
         if evaluation.forgetting is not None:
             _forgetting(evaluation.forgetting)
+
+
+def _preference(found: PreferenceFindings) -> None:
+    heading("Pairs of a better and a worse answer", 3)
+    lengths = found.lengths
+    table(
+        ("of held-out pairs", "mean"),
+        [
+            ("chosen answer has the higher reward", interval(found.accuracy, share=True)),
+            ("margin of the rewards", interval(found.margin, share=False)),
+            ("reward of chosen answers", interval(found.chosen, share=False)),
+            ("reward of rejected answers", interval(found.rejected, share=False)),
+            *(
+                []
+                if lengths is None
+                else [
+                    ("characters of an answer, before", interval(lengths.base, share=False)),
+                    ("characters of an answer, after", interval(lengths.tuned, share=False)),
+                ]
+            ),
+        ],
+        numbers=(1,),
+    )
 
 
 def _forgetting(found: Forgetting) -> None:
@@ -70,7 +95,8 @@ def _forgetting(found: Forgetting) -> None:
         *found.areas.items(),
     ]
     _compared(
-        [*rows, (found.text.perplexity.label, found.text.perplexity), ("leaks", found.leakage)]
+        "General skill, by area",
+        [*rows, (found.text.perplexity.label, found.text.perplexity), ("leaks", found.leakage)],
     )
     for remedy in found.remedies:
         with ui.element("div").classes("boxed"):
@@ -80,6 +106,7 @@ def _forgetting(found: Forgetting) -> None:
 
 
 def _compared(
+    name: str,
     rows: "list[tuple[str, AnyCompared]] | list[tuple[str, AnyCompared | Compared]]",
 ) -> None:
     table(
@@ -96,6 +123,7 @@ def _compared(
             for label, entry in rows
         ],
         numbers=(2, 3, 5),
+        name=name,
     )
 
 

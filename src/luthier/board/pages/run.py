@@ -65,7 +65,7 @@ def add(board: Board) -> None:
                 else:
                     _show_start(starting)
                 return
-            _RunPage(board, found, palette(request)).build()
+            _RunPage(board, name, found, palette(request)).build()
 
 
 def _has_points(drawn: dict[str, Any]) -> bool:
@@ -74,8 +74,9 @@ def _has_points(drawn: dict[str, Any]) -> bool:
 
 
 class _RunPage:
-    def __init__(self, board: Board, run: Run, colours: Palette) -> None:
+    def __init__(self, board: Board, name: str, run: Run, colours: Palette) -> None:
         self.board = board
+        self.address = quote(name, safe=":")  # of a run in a study, the study's name is in it
         self.run = run
         self.colours = colours
         self.metrics = Followed(MetricsLine, run.metrics_path)
@@ -225,11 +226,9 @@ class _RunPage:
             _button("Stop", "stop", lambda: self._do(self._stop)).props("color=negative")
         elif self.state == "finished":
             _button("Evaluate", "rule", lambda: self._do(self._evaluate))
-            _button(
-                "Chat", "forum", lambda: ui.navigate.to(f"/chat?run={quote(self.run.root.name)}")
-            )
+            _button("Chat", "forum", lambda: ui.navigate.to(f"/chat?run={self.address}"))
             if self.run.report_path.is_file():
-                ui.link("Report", f"/report/{quote(self.run.root.name)}", new_tab=True)
+                ui.link("Report", f"/report/{self.address}", new_tab=True)
         else:
             _button("Resume", "play_arrow", lambda: self._do(self._resume))
         _button("New run like this", "content_copy", self._copy)
@@ -338,7 +337,7 @@ class _RunPage:
 
     def _link(self, path: Path) -> Callable[[], Any]:
         relative = path.relative_to(self.run.root).as_posix()
-        address = f"/file/{quote(self.run.root.name, safe='')}/{quote(relative)}"
+        address = f"/file/{self.address}/{quote(relative)}"
         return lambda: ui.link(relative, address)
 
 

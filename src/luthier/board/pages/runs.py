@@ -1,6 +1,6 @@
 """The list of runs, and their curves on top of each other."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from nicegui import run as background
@@ -9,14 +9,20 @@ from starlette.requests import Request
 
 from luthier.board.curves import options, points
 from luthier.board.index import Summary, read_tags, write_tags
-from luthier.board.look import card, failure, frame, palette
+from luthier.board.listing import MOST
+from luthier.board.look import card, failure, frame, heading, palette
+from luthier.board.parts import Versus, forest, interval, table
 from luthier.board.state import Board
+from luthier.board.work import work
 from luthier.errors import UserError
+
+if TYPE_CHECKING:
+    from luthier.api import RunsCompared
 
 _EVERY = 3.0  # seconds between two looks at the folder
 LISTING = 60.0  # seconds that a busy machine may take to list its runs
-_FIRST = 0.5  # seconds to read before the page is shown; the rest comes with the next looks
 _FEW = 12  # runs that are shown without a scroll bar
+_ROW, _HEAD = 42, 49  # pixels
 _MOST_CURVES = 8  # on top of each other
 
 # Cells are made of nodes and text, never of HTML: a run may be called anything.
@@ -46,6 +52,12 @@ _WHOLE = "p => p.value == null ? '–' : Math.round(p.value).toLocaleString('en'
 _WHEN = "p => p.value ? new Date(p.value * 1000).toISOString().slice(0, 16).replace('T', ' ') : '–'"
 _TOOK = """p => p.value == null ? '–' : p.value < 60 ? Math.round(p.value) + ' s' :
   p.value < 3600 ? Math.round(p.value / 60) + ' min' : (p.value / 3600).toFixed(1) + ' h'"""
+_SOURCE = """{ getRows: p => {
+  const by = p.sortModel[0] || {};
+  const asked = new URLSearchParams({start: p.startRow, end: p.endRow, text: p.context?.text || '',
+    sort: by.colId || '', order: by.sort || ''});
+  fetch('/rows?' + asked).then(r => r.json()).then(d => p.successCallback(d.rows, d.count), () => p.failCallback());
+} }"""
 # On a telephone: which run, what it does, whether it is better.
 _NARROW = """p => p.api.setColumnsVisible(
   ['model', 'method', 'step', 'loss', 'speed', 'memory', 'seconds', 'changed', 'tags'], p.clientWidth > 720)"""
@@ -56,26 +68,25 @@ def add(board: Board) -> None:
 
     @ui.page("/", response_timeout=LISTING)
     async def show(request: Request) -> None:
-        rows = await background.io_bound(board.index.rows, _FIRST)
+        some = await background.io_bound(board.index.any)
         with frame(request, "Runs", "/"):
-            _List(board, request).build(rows or [])
+            _List(board, request).build(bool(some))
 
 
 class _List:
     grid: ui.aggrid
+    box: ui.element
     count: ui.label
 
     def __init__(self, board: Board, request: Request) -> None:
         self.board = board
         self.colours = palette(request)
-        self.shown: dict[str, dict[str, Any]] = {}
+        self.shown: list[Summary] = []
         self.selected: list[str] = []
         self.kept = "loss"
 
-    def build(self, summaries: list[Summary]) -> None:
-        rows = [_row(summary) for summary in summaries]
-        self.shown = {row["name"]: row for row in rows}
-        if not rows:
+    def build(self, some: bool) -> None:
+        if not some:
             with ui.column().classes("part empty"):
                 ui.label(f"There are no runs in {self.board.folders.runs} yet.")
                 ui.link("Start the first one", "/new")
@@ -83,52 +94,45 @@ class _List:
             return
         with ui.element("section").classes("part"):
             with ui.element("div").classes("line"):
-                search = ui.input(placeholder="Filter: a name, a model, a tag, a verdict …")
+                search = ui.input(placeholder="Filter: a name, a model, a tag, loss<1.5 …")
                 search.props('dense outlined clearable debounce=200 aria-label="Filter the runs"')
-                search.classes("grow").on_value_change(
-                    lambda e: self.grid.run_grid_method(
-                        "setGridOption", "quickFilterText", e.value or ""
-                    )
-                )
-                self.count = ui.label(self._counted(len(rows))).classes("soft small num")
-            self.grid = ui.aggrid(_grid(rows), auto_size_columns=False).classes("grid-of-runs")
-            if len(rows) <= _FEW:
-                self.grid.classes("few")
+                search.classes("grow").on_value_change(lambda e: self._filter(e.value or ""))
+                self.count = ui.label().classes("soft small num")
+            # The height is that of a box around it: a change of the grid itself would make it anew.
+            self.box = ui.element("div").classes("grid-of-runs")
+            with self.box:
+                self.grid = ui.aggrid(_grid(), auto_size_columns=False)
             self.grid.on("selectionChanged", self._select, throttle=0.2, leading_events=False)
             ui.label(
-                "Select runs to lay their curves over each other and to tag them; a click on a heading sorts."
+                "Select runs to compare them, to lay their curves over each other and to tag them; "
+                "a click on a heading sorts."
             ).classes("soft small")
         self.beside = ui.column().classes("content-part")
-        ui.timer(_EVERY, self._refresh, immediate=False)
+        ui.timer(_EVERY, self._refresh)
 
     async def _first(self) -> None:
-        if await background.io_bound(self.board.index.rows):
+        if await background.io_bound(self.board.index.any):
             ui.navigate.reload()
+
+    def _filter(self, text: str) -> None:
+        self.grid.run_grid_method("setGridOption", "context", {"text": text})
+        self.grid.run_grid_method("purgeInfiniteCache")
 
     async def _refresh(self) -> None:
         rows = await background.io_bound(self.board.index.rows)
         if rows is None:  # the board is shutting down
             return
-        fresh = {summary.name: _row(summary) for summary in rows}
-        change = {
-            "add": [row for name, row in fresh.items() if name not in self.shown],
-            "update": [
-                row for name, row in fresh.items() if self.shown.get(name) not in (None, row)
-            ],
-            "remove": [{"name": name} for name in self.shown if name not in fresh],
-        }
-        if any(change.values()):
-            self.shown = fresh
-            self.grid.run_grid_method("applyTransaction", change)
-        self.count.set_text(self._counted(len(fresh)))
-
-    def _counted(self, count: int) -> str:
-        said = f"{count:,} run" + ("" if count == 1 else "s")
-        return said if self.board.index.complete else f"{said}, reading …"
+        said = f"{len(rows):,} run" + ("" if len(rows) == 1 else "s")
+        self.count.set_text(said if self.board.index.complete else f"{said}, reading …")
+        if rows != self.shown:
+            if self.shown:
+                self.grid.run_grid_method("refreshInfiniteCache")
+            self.shown = rows
+            # As high as its rows, so that few of them leave no gap.
+            self.box.style(f"height: {_HEAD + _ROW * min(_FEW, max(2, len(rows))) + 2}px")
 
     async def _select(self) -> None:
-        chosen = await self.grid.get_selected_rows()
-        self.selected = [row["name"] for row in chosen if row["name"] in self.shown]
+        self.selected = [row["name"] for row in await self.grid.get_selected_rows()]
         await self._draw()
 
     async def _draw(self) -> None:
@@ -162,6 +166,50 @@ class _List:
                 chart.props('role=img aria-label="Loss of the selected runs by step"')
             else:
                 ui.label("None of them has such a curve yet.").classes("soft")
+        if len(names) > 1:
+            with self.beside, card("Which of them is better"):
+                waiting = ui.label("Comparing row by row …").classes("soft")
+                place = ui.column().classes("content-part").props("aria-live=polite")
+            await self._compare(names, waiting, place)
+
+    async def _compare(self, names: list[str], waiting: ui.label, place: ui.column) -> None:
+        """The runs against the first of them, on the rows that all answered."""
+        try:
+            found: RunsCompared | UserError = await work(_compared, self.board, names)
+        except UserError as error:
+            found = error
+        if place.is_deleted:  # others were selected meanwhile
+            return
+        waiting.delete()
+        with place:
+            if isinstance(found, UserError):
+                ui.label(f"Not to be compared: {found}").classes("soft wrap")
+                return
+            first = found.runs[0].name
+            for metric in found.metrics:
+                heading(metric.label, 3)
+                forest(
+                    [
+                        Versus(run.name, run.against_first[metric.name])
+                        for run in found.runs
+                        if run.against_first
+                    ],
+                    first,
+                    metric.share,
+                    metric.higher_is_better,
+                )
+            ui.label(
+                f"{found.rows:,} rows that all of them answered, paired; intervals of 95% over them"
+            ).classes("soft small")
+            table(
+                ("run", *(metric.label for metric in found.metrics)),
+                [
+                    (run.name, *(interval(run.scores[m.name], m.share) for m in found.metrics))
+                    for run in found.runs
+                ],
+                numbers=range(1, len(found.metrics) + 1),
+                name="Scores of the selected runs",
+            )
 
     def _curves(self, names: list[str]) -> list[tuple[str, Any, str]]:
         found = []
@@ -196,29 +244,14 @@ class _List:
         await self._refresh()
 
 
-def _row(summary: Summary) -> dict[str, Any]:
-    """What is known of a run; ten thousand of these go to the browser."""
-    row = {
-        "name": summary.name,
-        "state": summary.state,
-        "verdict": summary.verdict,
-        "forgetting": summary.forgetting,
-        "model": summary.model,
-        "method": summary.method,
-        "step": summary.step,
-        "loss": summary.loss,
-        "eval_loss": summary.eval_loss,
-        "speed": summary.tokens_per_second,
-        "memory": None if summary.memory_bytes is None else summary.memory_bytes / 2**30,
-        "seconds": summary.seconds,
-        "changed": round(summary.changed),
-        "tags": list(summary.tags),
-    }
-    return {name: value for name, value in row.items() if value not in (None, "", [])}
+def _compared(board: Board, names: list[str]) -> "RunsCompared":
+    from luthier.api import compare_runs
+
+    return compare_runs([board.folders.run(name) for name in names])
 
 
-def _grid(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    number = {"filter": "agNumberColumnFilter", "type": "rightAligned"}
+def _grid() -> dict[str, Any]:
+    number = {"type": "rightAligned"}
     return {
         "columnDefs": [
             {
@@ -237,7 +270,7 @@ def _grid(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 ":cellRenderer": _PILL,
             },
             {
-                "field": "eval_loss",
+                "field": "validation",
                 "headerName": "Validation",
                 "width": 130,
                 ":valueFormatter": _NUMBER,
@@ -295,12 +328,22 @@ def _grid(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 ":valueFormatter": "p => (p.value || []).join(', ')",
             },
         ],
-        "defaultColDef": {"sortable": True, "filter": True, "resizable": True},
-        "rowData": rows,
+        "defaultColDef": {"sortable": True, "resizable": True},
+        "rowModelType": "infinite",
+        "cacheBlockSize": MOST,
+        "infiniteInitialRowCount": 1,
+        "context": {"text": ""},
+        ":datasource": _SOURCE,
+        "rowHeight": _ROW,
+        "headerHeight": _HEAD,
         ":getRowId": "p => p.data.name",
-        "rowSelection": {"mode": "multiRow", "enableClickSelection": False},
+        "rowSelection": {
+            "mode": "multiRow",
+            "enableClickSelection": False,
+            "headerCheckbox": False,
+        },
+        "selectionColumnDef": {"headerName": "✓", "width": 52, "sortable": False},
         ":onGridSizeChanged": _NARROW,
-        "domLayout": "autoHeight" if len(rows) <= _FEW else "normal",
         "ensureDomOrder": True,
         "suppressFieldDotNotation": True,
     }
