@@ -151,7 +151,7 @@ def test_a_reward_model_judges_the_answers_of_a_run(
     done = cli("evaluate", str(run.root))
     assert "win rate against the base" in done.stdout
     wrong = cli("evaluate", str(run.root), "--set", "train.seed=2")
-    assert wrong.returncode == 1 and "keys of the group evaluate" in wrong.stderr
+    assert wrong.returncode == 2 and "keys of the group evaluate" in wrong.stderr
 
 
 def test_what_cannot_judge(make_recipe: Make, train: Train, tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ def show_preference(found: PreferenceFindings) -> None:
 
 def show_wins(found: Wins) -> None:
     """Whose answers are better by each judge, and how long they are."""
-    table = _figures("win rate against the base", "", "won", "tied", "lost", "p", "verdict")
+    out.print("win rate against the base")
+    table = Table("judged by", "", "won", "tied", "lost", "p", "verdict", box=SIMPLE_HEAD)
     for rate in found.rates:
         table.add_row(
             Text(rate.judge),
