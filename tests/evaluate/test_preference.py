@@ -71,8 +71,9 @@ def test_a_run_of_pairs_is_evaluated_on_them(make_recipe: Make, train: Train, pa
     assert write_report(run).is_file()
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_reward_model_is_measured_merged_and_refuses_to_write(
-    make_recipe: Make, train: Train, pairs: Path, tmp_path: Path
+    method: str, make_recipe: Make, train: Train, pairs: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -80,6 +81,7 @@ def test_a_reward_model_is_measured_merged_and_refuses_to_write(
         make_recipe(
             "objective.name=reward", f"data.train={pairs}", "train.max_steps=20",
             "train.eval_steps=20", "data.validation_fraction=0.3", "evaluate.probe=true",
+            f"method.name={method}",
         )
     )  # fmt: skip
     evaluation = evaluate_run(run)
