@@ -48,13 +48,24 @@ ALLOWED = {
         *("recipe", "run", "models", "data", "kernels"),
         *("train", "plan", "evaluate", "compare"),
     },
+    "launch": {"recipe"},
     "export": {"recipe", "run", "models", "data", "kernels", "objectives", "generate"},
     "demo": {"api", "recipe", "run", "evaluate"},  # evaluate: the scripts that make its task
     "board": {"api", "recipe", "run"},
     "cli": {"api", "recipe", "run", "trust", "demo", "board"},
     "api": {
         *("recipe", "run", "runs", "models", "data", "advise", "plan"),
-        *("train", "generate", "serve", "evaluate", "retrieve", "compare", "sweep", "export"),
+        *(
+            "train",
+            "generate",
+            "serve",
+            "evaluate",
+            "retrieve",
+            "compare",
+            "sweep",
+            "export",
+            "launch",
+        ),
     },
 }
 FREE = {

@@ -83,6 +83,11 @@ if TYPE_CHECKING:
     from luthier.generate.batch import answer_file as answer_file
     from luthier.generate.batching import Pace as Pace
     from luthier.generate.sides import answer_sides as answer_sides
+    from luthier.launch.engine import Engine as Engine
+    from luthier.launch.job import Needs as Needs
+    from luthier.launch.job import make_job as make_job
+    from luthier.launch.slurm import Slurm as Slurm
+    from luthier.launch.ssh import Ssh as Ssh
     from luthier.models.known import KNOWN_MODELS as KNOWN_MODELS
     from luthier.models.pull import cached as cached
     from luthier.models.pull import pull as pull
@@ -158,6 +163,7 @@ __all__ = [
     "Decision",
     "Difference",
     "Embedder",
+    "Engine",
     "GgufType",
     "Goal",
     "Headline",
@@ -170,6 +176,7 @@ __all__ = [
     "Merged",
     "Messages",
     "Model",
+    "Needs",
     "Onto",
     "Pace",
     "Plan",
@@ -182,6 +189,8 @@ __all__ = [
     "Sampling",
     "ServedModels",
     "Shape",
+    "Slurm",
+    "Ssh",
     "SweepFolder",
     "TunedModel",
     "Variant",
@@ -231,6 +240,7 @@ __all__ = [
     "load_prices",
     "load_tuned",
     "make_advised_recipe",
+    "make_job",
     "make_variants",
     "marks",
     "memory_needed",
@@ -346,6 +356,11 @@ _PARTS = {
     "Difference": ("luthier.export.same", "Difference"),
     "Model": ("luthier.generate.answer", "Model"),
     "Pace": ("luthier.generate.batching", "Pace"),
+    "Engine": ("luthier.launch.engine", "Engine"),
+    "Needs": ("luthier.launch.job", "Needs"),
+    "make_job": ("luthier.launch.job", "make_job"),
+    "Slurm": ("luthier.launch.slurm", "Slurm"),
+    "Ssh": ("luthier.launch.ssh", "Ssh"),
     "Sampling": ("luthier.generate.answer", "Sampling"),
     "stream_answer": ("luthier.generate.answer", "stream_answer"),
     "answer_file": ("luthier.generate.batch", "answer_file"),
@@ -468,6 +483,7 @@ def evaluate(
     data: Path | str | None = None,
     *,
     metrics: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     adapter_scale: float = 1.0,
     probe: bool | None = None,
     tasks: Sequence[str] = (),
@@ -481,6 +497,8 @@ def evaluate(
     Args:
         data: rows to evaluate on instead of the run's validation rows.
         metrics: names instead of the recipe's.
+        settings: values of the recipe's ``evaluate`` group to use instead:
+            ``{"reward_model": "runs/reward"}``.
         adapter_scale: multiplies what the adapter adds.
         probe: whether to look for forgetting; None: as the recipe says.
         tasks: of lm-evaluation-harness, and ``tasks_limit`` rows of each.
@@ -500,6 +518,7 @@ def evaluate(
         None if data is None else str(data),
         on_event,
         metrics=metrics,
+        settings=settings,
         adapter_scale=adapter_scale,
         probe=probe,
         tasks=tasks,

@@ -29,6 +29,7 @@ from luthier.records import (
     Plan,
     Provenance,
     Record,
+    ScoredPair,
 )
 from luthier.tables import as_html
 from luthier.trust import consent, require
@@ -168,6 +169,11 @@ class Run(WorkFolder):
     def answered_rows_path(self) -> Path:
         """What `luthier evaluate` asked, with both answers and their scores."""
         return self.root / "evaluation" / "rows.jsonl"
+
+    @property
+    def scored_pairs_path(self) -> Path:
+        """What a reward model makes of each pair that `luthier evaluate` shows it."""
+        return self.root / "evaluation" / "pairs.jsonl"
 
     @property
     def probe_answers_path(self) -> Path:
@@ -323,6 +329,14 @@ class Run(WorkFolder):
             UserError: a line is damaged.
         """
         return _read_lines(AnsweredRow, self.answered_rows_path)
+
+    def scored_pairs(self) -> list[ScoredPair]:
+        """All pairs that the evaluation of a reward model scored, none where there is no file yet.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        return _read_lines(ScoredPair, self.scored_pairs_path)
 
     def metrics(self) -> list[MetricsLine]:
         """The lines of metrics.jsonl, none where there is no file yet; a last line that a kill cut

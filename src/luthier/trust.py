@@ -190,7 +190,7 @@ def _of_evaluation(recipe: Recipe, root: Path) -> Iterator[Risk]:
     fields = EvaluateGroup.model_fields
     target = (settings.judge_url, settings.judge_key_env)
     usual = (fields["judge_url"].default, fields["judge_key_env"].default)
-    if "judge" in settings.metrics or target != usual:
+    if "judge" in settings.metrics or recipe.judge_compares or target != usual:
         does = "sends questions, references and answers to this address"
         yield Risk("evaluate.judge_url", settings.judge_url, does, target)
         does = f"sends the value of this environment variable to {settings.judge_url}"
@@ -200,6 +200,9 @@ def _of_evaluation(recipe: Recipe, root: Path) -> Iterator[Risk]:
         yield Risk(
             "evaluate.sql_databases", settings.sql_databases, does, (settings.sql_databases,)
         )
+    if settings.reward_model is not None:
+        reward = settings.reward_model
+        yield Risk("evaluate.reward_model", reward, "reads the reward model there", (reward,))
     if settings.json_schema is not None:
         yield Risk(
             "evaluate.json_schema", settings.json_schema, "reads this file", (settings.json_schema,)

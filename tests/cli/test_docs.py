@@ -112,12 +112,25 @@ def test_the_commands_of_the_preference_guide(cli: Cli, tiny_model: Path, tmp_pa
     text += "evaluate: {probe: false, max_rows: 2, max_new_tokens: 4}\n"
     (tmp_path / "recipes" / "dpo.yaml").write_text(text, "utf-8")
     typed = commands("docs/preference.md")
-    assert [line[0] for line in typed] == ["data", "train", "evaluate"]
+    assert [line[0] for line in typed] == ["data", *["train", "evaluate"] * 2]
     for line in typed:
         done = cli(*line, cwd=tmp_path)
         fell_short = 1 if line[1] == "check" else 0  # there are fewer than 500 rows
         assert done.returncode == fell_short, (line, done.stderr)
     assert "chosen answer has the higher reward" in done.stdout
+    assert "win rate against the base" in done.stdout
+
+
+def test_the_commands_of_the_launch_guide(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: {source: tiny}\ndata: {train: my.jsonl}\n")
+    typed = commands("docs/launch.md")
+    assert [line[:4] for line in typed] == [
+        ["launch", "recipe.yaml", "--on", engine] for engine in ("slurm", "ssh")
+    ]
+    for line in typed:
+        done = cli(*line, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
+        assert "luthier.cli.main train runs/.recipe-" in done.stdout
 
 
 def test_the_commands_of_the_distillation_guide(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Cli, wait_for_step, write_rows
+from preferences import preference_rows
 
 from luthier.run import Run
 
@@ -65,6 +66,39 @@ def test_the_table_is_what_the_runs_say(compared: Path) -> None:
     assert lora["trainable_parameters"] < full["trainable_parameters"]
     assert lora["weights_bytes"] < full["weights_bytes"]
     assert full["learning_rate"] == pytest.approx(1e-2 * 2e-5 / 3e-4, rel=1e-2)
+
+
+def test_reward_models_are_compared_by_the_pairs_they_get_right(
+    cli: Cli, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "pairs.jsonl", preference_rows(40))
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{source: {tiny_model}, dtype: float32}}\n"
+        "objective: {name: reward}\n"
+        "data: {train: pairs.jsonl, max_length: 128, validation_fraction: 0.3}\n"
+        "train: {max_steps: 3, eval_steps: 3, save_steps: 3}\n"
+    )
+    done = cli(
+        *("compare", "recipe.yaml", "--vary", "train.learning_rate=1e-9,3e-2", "--out", "out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    comparison = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert comparison["rows"] == 12 and comparison["base"] == {}
+    assert [metric["name"] for metric in comparison["metrics"]] == ["preference_accuracy"]
+    for variant in comparison["variants"]:
+        run = Run(tmp_path / variant["runs"][0])
+        right = [pair.chosen > pair.rejected for pair in run.scored_pairs()]
+        score = variant["scores"]["preference_accuracy"]
+        assert score["mean"] == pytest.approx(sum(right) / 12) and score["rows"] == 12
+        assert variant["eval_loss"] == pytest.approx(run.measured().best_eval_loss)
+    assert "prefers chosen answer" in done.stdout
+    assert (tmp_path / "out/comparison.html").is_file()
+    again = cli(
+        *("compare", "recipe.yaml", "--vary", "train.learning_rate=1e-9,3e-2", "--out", "out"),
+        cwd=tmp_path,
+    )
+    assert again.returncode == 0 and "run 1 of 2" not in again.stderr
 
 
 def test_the_page_stands_alone(compared: Path) -> None:

@@ -13,6 +13,7 @@ from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.likelihood import RowLoss
 from luthier.evaluate.preference import findings, grown, preferred
 from luthier.evaluate.report.page import write_report
+from luthier.evaluate.wins import compare_lengths
 from luthier.export.merge import MergeOptions, merge
 from luthier.models.tuned import load_tuned
 from luthier.recipe import Recipe
@@ -43,13 +44,11 @@ def test_rewards_are_what_training_gained() -> None:
 
 
 def test_answers_that_grow_are_told_of() -> None:
-    base, tuned = losses(*[1, 2] * 12), losses(*[1, 2] * 12)
     short, long = ["a" * (10 + n % 3) for n in range(12)], ["a" * (20 + n % 5) for n in range(12)]
-    said = grown(findings(base, tuned, (short, long)))
+    said = grown(compare_lengths(short, long))
     assert said is not None and "answers grew from 11 to 22 characters" in said
-    assert grown(findings(base, tuned, (long, short))) is None
-    assert grown(findings(base, tuned, (short, short))) is None
-    assert grown(findings(base, tuned, ([], []))) is None
+    assert grown(compare_lengths(long, short)) is None
+    assert grown(compare_lengths(short, short)) is None
 
 
 def test_a_run_of_pairs_is_evaluated_on_them(make_recipe: Make, train: Train, pairs: Path) -> None:
@@ -72,8 +71,9 @@ def test_a_run_of_pairs_is_evaluated_on_them(make_recipe: Make, train: Train, pa
     assert write_report(run).is_file()
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_reward_model_is_measured_merged_and_refuses_to_write(
-    make_recipe: Make, train: Train, pairs: Path, tmp_path: Path
+    method: str, make_recipe: Make, train: Train, pairs: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -81,6 +81,7 @@ def test_a_reward_model_is_measured_merged_and_refuses_to_write(
         make_recipe(
             "objective.name=reward", f"data.train={pairs}", "train.max_steps=20",
             "train.eval_steps=20", "data.validation_fraction=0.3", "evaluate.probe=true",
+            f"method.name={method}",
         )
     )  # fmt: skip
     evaluation = evaluate_run(run)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,6 +14,8 @@ from luthier.cli.app import AdapterScale, Json, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
 from luthier.cli.trusting import Trust
 from luthier.cli.tuned import BaseModel, open_tuned
+from luthier.errors import UserError
+from luthier.recipe import parse_overrides
 from luthier.records import AnsweredRow, Evaluation
 from luthier.records.evaluation import (
     AnyCompared,
@@ -23,6 +25,7 @@ from luthier.records.evaluation import (
     Outcome,
     PerplexityCompared,
     PreferenceFindings,
+    Wins,
 )
 
 
@@ -38,6 +41,16 @@ def evaluate(
         typer.Option(
             help="Metrics instead of the recipe's, separated by commas; a .py file with "
             "score(answer, row) is a metric of your own."
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="evaluate.KEY=VALUE",
+            help="Use another value of the recipe's evaluate group, such as "
+            "evaluate.reward_model=runs/reward, evaluate.judge_model=gpt-4o or evaluate.win_rate=true; "
+            "may be repeated.",
         ),
     ] = None,
     adapter_scale: AdapterScale = 1.0,
@@ -72,7 +85,11 @@ def evaluate(
     interruption and it goes on where it stopped.
 
     Example: `luthier evaluate runs/first --data test.jsonl --metrics exact_match,chrf`
+
+    Whose answers are better, by a reward model: `luthier evaluate runs/dpo --set
+    evaluate.reward_model=runs/reward`
     """
+    settings = _settings(overrides or [])
     run = open_tuned(run_path, base_model, trust)
     from luthier.api import evaluate_run
 
@@ -82,6 +99,7 @@ def evaluate(
             data,
             on_event,
             metrics=split_list(metrics) or None,
+            settings=settings,
             adapter_scale=adapter_scale,
             probe=probe,
             tasks=split_list(lm_eval),
@@ -97,10 +115,23 @@ def evaluate(
         show_comparison(evaluation)
     if evaluation.preference is not None:
         show_preference(evaluation.preference)
+    if evaluation.wins is not None:
+        show_wins(evaluation.wins)
     if evaluation.forgetting is not None:
         show_forgetting(evaluation.forgetting)
     show_samples(evaluation, samples)
     out.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _settings(overrides: list[str]) -> dict[str, Any]:
+    changes = parse_overrides(overrides)
+    others = [group for group in changes if group != "evaluate"]
+    if others:
+        raise UserError(
+            f"--set changes keys of the group evaluate here, not of {others[0]}: the run was trained with "
+            "its recipe"
+        )
+    return changes.get("evaluate", {})
 
 
 def show_comparison(evaluation: Evaluation) -> None:
@@ -152,6 +183,34 @@ def show_preference(found: PreferenceFindings) -> None:
     accuracy = found.accuracy
     if accuracy.low <= 0.5 <= accuracy.high:
         out.print("not enough evidence that it prefers the chosen answers", style="yellow")
+
+
+def show_wins(found: Wins) -> None:
+    """Whose answers are better by each judge, and how long they are."""
+    out.print("win rate against the base")
+    table = Table("judged by", "", "won", "tied", "lost", "p", "verdict", box=SIMPLE_HEAD)
+    for rate in found.rates:
+        table.add_row(
+            Text(rate.judge),
+            _with_interval(rate.rate, _percent),
+            str(rate.wins),
+            str(rate.ties),
+            str(rate.losses),
+            _p(rate.test.p),
+            Text(rate.test.verdict, style=VERDICT_STYLES[rate.test.verdict]),
+        )
+    out.print(table)
+    for rate in found.rates:
+        if rate.swayed:
+            text = f"{rate.judge} said otherwise in the other order for {rate.swayed} rows: ties"
+            out.print(text, markup=False, highlight=False)
+        if rate.longer is not None:
+            longer = _with_interval(rate.longer, _percent)
+            out.print(Text(f"by {rate.judge} the longer answer wins: ") + longer)
+    before, after = (
+        _with_interval(side, "{:.0f}".format) for side in (found.lengths.base, found.lengths.tuned)
+    )
+    out.print(Text("characters of an answer: base ") + before + Text(", tuned ") + after)
 
 
 def _change(entry: AnyCompared) -> str:

@@ -24,6 +24,7 @@ from luthier.cli import (  # noqa: F401  # they register
     export,
     gate,
     generate,
+    launch,
     merge,
     models,
     plan,

@@ -12,24 +12,31 @@ from luthier.compare.folder import ComparisonFolder
 from luthier.compare.variants import Variant
 from luthier.errors import UserError
 from luthier.evaluate.before_after import evaluate_run
+from luthier.evaluate.preference import PREFERS
 from luthier.evaluate.report.page import write_report
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.events import Event, Note, OnEvent, Progress, ignore
 from luthier.files import write_json
-from luthier.records import AnsweredRow, Evaluation, Measured
+from luthier.records import Evaluation, Measured
 from luthier.run import Run, claim_run
 from luthier.runs import train_run_apart
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A variant with what its run left behind."""
+    """A variant with what its run left behind.
+
+    Attributes:
+        rows: what it was asked, as it is known again: prompts with their references, or pairs.
+        scores: by metric, one per row.
+    """
 
     variant: Variant
     run: Run
     measured: Measured
     evaluation: Evaluation
-    rows: list[AnsweredRow]
+    rows: list[Any]
+    scores: dict[str, list[float]]
 
 
 def compare_methods(
@@ -78,8 +85,21 @@ def _train(
             _evaluate(run, data, wanted, on_event)
         evaluation = run.evaluation()
         assert evaluation is not None
-        trained.append(Trained(variant, run, run.measured(), evaluation, run.answered_rows()))
+        trained.append(Trained(variant, run, run.measured(), evaluation, *_asked(run)))
     return trained
+
+
+def _asked(run: Run) -> tuple[list[Any], dict[str, list[float]]]:
+    """Rows and scores of an evaluation; a reward model's are pairs, and whether it prefers the chosen."""
+    if run.recipe().objective.scores:
+        pairs = run.scored_pairs()
+        return [pair.row for pair in pairs], {PREFERS: [float(pair.is_right) for pair in pairs]}
+    rows = run.answered_rows()
+    names = rows[0].scores.tuned if rows else {}
+    return (
+        [(row.messages, row.reference) for row in rows],
+        {name: [row.scores.tuned[name] for row in rows] for name in names},
+    )
 
 
 def _evaluate(run: Run, data: str | None, metrics: Sequence[str], on_event: OnEvent) -> None:
@@ -102,7 +122,9 @@ def _is_evaluated(run: Run, data: str | None, metrics: Sequence[str]) -> bool:
         evaluation = run.evaluation()
     except UserError:  # damaged, or of a version that measured less
         evaluation = None
-    if evaluation is None or not run.answered_rows_path.is_file():
+    scores = run.recipe().objective.scores
+    rows = run.scored_pairs_path if scores else run.answered_rows_path
+    if evaluation is None or not rows.is_file():
         return False
     written = run.evaluation_path.stat().st_mtime
     # A metric of the user's own goes by the stem of its file.
@@ -111,7 +133,7 @@ def _is_evaluated(run: Run, data: str | None, metrics: Sequence[str]) -> bool:
         all(path.stat().st_mtime <= written for path in made_of if path.exists())
         and evaluation.data == str(source if data is None else data)
         and evaluation.adapter_scale == 1
-        and names <= set(evaluation.metrics)
+        and (scores or names <= set(evaluation.metrics))
     )
 
 
@@ -123,11 +145,10 @@ def _summary(
         groups.setdefault(one.variant.name, []).append(one)
     first = trained[0].evaluation
     _check_rows(trained)
-    scored = [one.rows[0].scores.tuned for one in trained]
     metrics = [
-        {"name": name, **{key: getattr(first.metrics[name], key) for key in _ABOUT}}
-        for name in scored[0]
-        if all(name in scores for scores in scored)  # one may have been evaluated for more
+        {"name": name, **_about(first, name)}
+        for name in trained[0].scores
+        if all(name in one.scores for one in trained)  # one may have been evaluated for more
     ]
     reference = next(
         (n for n, ones in groups.items() if ones[0].variant.recipe.method.name == "full"),
@@ -143,13 +164,17 @@ def _summary(
         "model": trained[0].variant.recipe.model.source,
         "train": trained[0].variant.recipe.train_files,
         "data": data or "the validation rows of the runs",
-        "rows": first.answered_rows,
+        "rows": len(trained[0].rows),
         "seen_in_training": max(one.evaluation.seen_in_training for one in trained),
         "seeds": len(groups[reference]),
         "varied": list(trained[0].variant.changes),
         "reference": reference,
         "metrics": metrics,
-        "base": {m["name"]: kept.evaluation.metrics[m["name"]].base.to_dict() for m in metrics},
+        "base": {
+            m["name"]: kept.evaluation.metrics[m["name"]].base.to_dict()
+            for m in metrics
+            if m["name"] in kept.evaluation.metrics  # a reward model's base scores nothing
+        },
         "variants": entries,
         "dtypes": sorted({one.measured.dtype for one in trained}),
         "device": trained[0].measured.device,
@@ -159,21 +184,24 @@ def _summary(
 
 
 def _check_rows(trained: Sequence[Trained]) -> None:
-    asked = [[(row.messages, row.reference) for row in one.rows] for one in trained]
-    if not asked[0]:
+    if not trained[0].rows:
         raise UserError(
             "no row was answered, so there is nothing to compare: the rows are plain text, or "
             "evaluate.max_rows is 0; give rows with questions by --data"
         )
-    for one, rows in zip(trained, asked, strict=True):
-        if rows != asked[0]:
+    for one in trained:
+        if one.rows != trained[0].rows:
             raise UserError(
                 f"{one.run.root.name} answered different rows from {trained[0].run.root.name}: a varied "
                 "key changes the validation split; give the rows to compare on with --data"
             )
 
 
-_ABOUT = ("label", "share", "higher_is_better")
+def _about(evaluation: Evaluation, metric: str) -> dict[str, Any]:
+    if metric not in evaluation.metrics:
+        return {"label": "prefers chosen answer", "share": True, "higher_is_better": True}
+    found = evaluation.metrics[metric]
+    return {key: getattr(found, key) for key in ("label", "share", "higher_is_better")}
 
 
 def _entry(
@@ -209,7 +237,7 @@ def _entry(
             ).to_dict()
             for m in metrics
         },
-        "eval_loss": _mean(one.evaluation.tuned["loss"] for one in ones),
+        "eval_loss": _loss(ones),
         "forgetting": _forgetting(ones),
         "trainable_parameters": measured[0].trainable_parameters,
         "total_parameters": measured[0].total_parameters,
@@ -227,8 +255,15 @@ def _entry(
 
 def _scores(ones: Sequence[Trained], metric: str) -> list[float]:
     """One score per row: the mean over the seeds, which answered the same rows."""
-    columns = [[row.scores.tuned[metric] for row in one.rows] for one in ones]
+    columns = [one.scores[metric] for one in ones]
     return [sum(values) / len(values) for values in zip(*columns, strict=True)]
+
+
+def _loss(ones: Sequence[Trained]) -> float | None:
+    """On held-out rows: of the evaluation, or of a reward model the lowest of its training."""
+    found = [one.evaluation.tuned.get("loss", one.measured.best_eval_loss) for one in ones]
+    told = [loss for loss in found if loss is not None]
+    return _mean(told) if told else None
 
 
 def _forgetting(ones: Sequence[Trained]) -> dict[str, Any] | None:

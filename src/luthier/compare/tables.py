@@ -66,14 +66,17 @@ def quality_table(comparison: dict[str, Any]) -> Table:
     metrics, entries = comparison["metrics"], comparison["variants"]
     forgets = any(entry["forgetting"] for entry in entries)
     head = ["", *(metric["label"] for metric in metrics), f"% of {comparison['reference']}"]
-    rows = [["base", *(interval(comparison["base"][m["name"]], m["share"]) for m in metrics), ""]]
+    base = comparison["base"]  # none, where what is trained is a reward model
+    rows = [["base", *(interval(base[m["name"]], m["share"]) for m in metrics), ""]] if base else []
     for entry in entries:
         share = entry["share_of_reference"]
         scores = [interval(entry["scores"][m["name"]], m["share"]) for m in metrics]
         rows.append([entry["name"], *scores, "" if share is None else f"{share:.1%}"])
     if forgets:
         head.append("forgetting")
-        for row, found in zip(rows, [None, *(e["forgetting"] for e in entries)], strict=True):
+        for row, found in zip(
+            rows, [*[None] * bool(base), *(e["forgetting"] for e in entries)], strict=True
+        ):
             row.append(
                 f"{found['verdict']} ({100 * found['accuracy_change']:+.1f})" if found else ""
             )

@@ -48,11 +48,6 @@ def make_variants(
     Raises:
         UserError: there is no such method or key, or there is nothing to compare.
     """
-    if base.objective.scores:
-        raise UserError(
-            "variants are compared by their answers, and a reward model writes none: train each, and "
-            "look at `luthier evaluate`"
-        )
     known = get_args(MethodName)
     for method in methods:
         if method not in known:

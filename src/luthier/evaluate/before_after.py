@@ -1,9 +1,10 @@
 """Base against tuned on rows outside the training set: loss, perplexity, answers, and the confidence in each."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from luthier.data.prepare import (
     held_out,
@@ -27,6 +28,7 @@ from luthier.evaluate.preference import PREFERS, findings, grown, preferred, sco
 from luthier.evaluate.probe.forgetting import probe_forgetting
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store, key_of
+from luthier.evaluate.wins import Verdicts, compare_lengths, count_wins, who_is_asked
 from luthier.events import Note, OnEvent, ignore
 from luthier.files import sha256, write_json, write_jsonl
 from luthier.generate.answer import Model
@@ -65,6 +67,7 @@ def evaluate_run(
     on_event: OnEvent = ignore,
     *,
     metrics: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     adapter_scale: float = 1.0,
     probe: bool | None = None,
     tasks: Sequence[str] = (),
@@ -78,6 +81,7 @@ def evaluate_run(
     Args:
         data: file to evaluate on instead of the run's validation rows.
         metrics: names instead of the recipe's.
+        settings: values of the recipe's ``evaluate`` group to use instead.
         adapter_scale: of the tuned side, see ``load_tuned``.
         probe: whether to look for forgetting; None: as ``evaluate.probe`` of the recipe says.
         tasks: of lm-eval, and ``tasks_limit`` rows of each, see ``run_tasks``.
@@ -88,8 +92,11 @@ def evaluate_run(
     """
     started = time.perf_counter()
     recipe = run.recipe()
+    changes = dict(settings or {})
     if metrics is not None:
-        recipe = recipe.changed(evaluate={"metrics": list(metrics)})
+        changes["metrics"] = list(metrics)
+    if changes:
+        recipe = recipe.changed(evaluate=changes)
     rows = choose_rows(run, recipe, data, on_event)
     if recipe.objective.scores:
         return _evaluate_scores(run, rows, started, on_event)
@@ -99,6 +106,7 @@ def evaluate_run(
         rows.answered,
         run.grades_path,
     )
+    asked = who_is_asked(recipe, run.grades_path)
     training = trained_on(run, on_event)
     _, seen = without_overlap(rows.all, training)
     if seen:
@@ -127,8 +135,14 @@ def evaluate_run(
         forgetting = probe_forgetting(examination, training) if looks else None
         harness = run_tasks(examination, tasks, tasks_limit) if tasks else {}
         compared = _compare(sides, graded, rows)
-        preference = _preference(sides, on_event)
-        answered = _answered_rows(sides, rows)
+        answers = (sides.base.answers, sides.tuned.answers)
+        verdicts = asked.verdicts(rows.answered, *answers, on_event)
+        preference = _preference(sides)
+        if answers[0] and (verdicts or preference or recipe.objective.learns_from != "answers"):
+            longer = grown(compare_lengths(*answers))
+            if longer is not None:
+                on_event(Note(longer, warning=True))
+        answered = _answered_rows(sides, rows, verdicts)
         evaluation = Evaluation(
             data=rows.source,
             rows=len(rows.all),
@@ -143,6 +157,7 @@ def evaluate_run(
             samples=answered[:SAMPLES],
             forgetting=forgetting,
             preference=preference,
+            wins=count_wins(verdicts, *answers),
             tasks=harness,
             max_new_tokens=recipe.evaluate.max_new_tokens,
             seconds=round(time.perf_counter() - started, 1),
@@ -165,7 +180,7 @@ def _evaluate_scores(run: Run, rows: Rows, started: float, on_event: OnEvent) ->
         )
     _, seen = without_overlap(rows.all, trained_on(run, on_event))
     with run.locked():
-        found = score_pairs(models.tuned, pairs, on_event)
+        found, scored = score_pairs(models.tuned, pairs, on_event)
         evaluation = Evaluation(
             data=rows.source,
             rows=len(rows.all),
@@ -184,6 +199,7 @@ def _evaluate_scores(run: Run, rows: Rows, started: float, on_event: OnEvent) ->
             seconds=round(time.perf_counter() - started, 1),
             when=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        write_jsonl(run.scored_pairs_path, (pair.to_dict() for pair in scored))
         write_json(run.evaluation_path, evaluation.to_dict())
     return evaluation
 
@@ -286,15 +302,11 @@ def _compare(sides: _Sides, metrics: Sequence[Metric], rows: Rows) -> dict[str, 
     return compared
 
 
-def _preference(sides: _Sides, on_event: OnEvent) -> PreferenceFindings | None:
+def _preference(sides: _Sides) -> PreferenceFindings | None:
     if not sides.base.pairs:
         return None
     answers = (sides.base.answers, sides.tuned.answers)
-    found = findings(sides.base.pairs, sides.tuned.pairs, answers)
-    longer = grown(found)
-    if longer is not None:
-        on_event(Note(longer, warning=True))
-    return found
+    return findings(sides.base.pairs, sides.tuned.pairs, answers)
 
 
 def _classification(sides: _Sides, rows: Rows) -> Pair[Confusion] | None:
@@ -303,8 +315,8 @@ def _classification(sides: _Sides, rows: Rows) -> Pair[Confusion] | None:
     return Pair(base=base, tuned=tuned) if base is not None and tuned is not None else None
 
 
-def _answered_rows(sides: _Sides, rows: Rows) -> list[AnsweredRow]:
-    """One record per answered row: prompt, reference, both answers and their scores."""
+def _answered_rows(sides: _Sides, rows: Rows, verdicts: Sequence[Verdicts]) -> list[AnsweredRow]:
+    """One record per answered row: prompt, reference, both answers, their scores and who won."""
 
     def scores(side: Side, index: int) -> dict[str, float]:
         return {name: values[index] for name, values in side.scores.items()}
@@ -317,6 +329,7 @@ def _answered_rows(sides: _Sides, rows: Rows) -> list[AnsweredRow]:
             base=sides.base.answers[index],
             tuned=sides.tuned.answers[index],
             scores=Pair(base=scores(sides.base, index), tuned=scores(sides.tuned, index)),
+            winner={each.judge: each.winner(index) for each in verdicts},
         )
         for index, row in enumerate(rows.answered)
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.errors import UserError
 from luthier.records import Evaluation
-from luthier.records.evaluation import AnyCompared
+from luthier.records.evaluation import Outcome
 
 _ABSENT = (
     "{what} was asked for, but this evaluation did not measure forgetting; run luthier evaluate "
@@ -51,17 +51,17 @@ def check_gate(
         UserError: no condition, one that cannot be read, a metric that was not measured, or
             forgetting that was not measured.
     """
-    metrics: dict[str, AnyCompared] = {**evaluation.metrics, **evaluation.tasks}
+    metrics = _measured(evaluation)
     checks = []
     for conditions, sign, words in ((least, 1, "at least"), (most, -1, "at most")):
         for condition in conditions:
             name, limit = _condition(condition, metrics)
-            mean = metrics[name].tuned.mean
+            mean = metrics[name][0]
             checks.append(
                 Check(name, f"{mean:.4g}", f"{words} {limit:g}", sign * (mean - limit) >= 0)
             )
     for name in better:
-        test = _metric(name, metrics).test
+        test = _metric(name, metrics)[1]
         found = f"{test.verdict} (p {test.p:.2g})"
         checks.append(Check(name, found, "better than the base", test.verdict == "better"))
     forgetting = evaluation.forgetting
@@ -91,7 +91,22 @@ def check_gate(
     return checks
 
 
-def _condition(text: str, metrics: Mapping[str, AnyCompared]) -> tuple[str, float]:
+_Figure = tuple[float, Outcome]
+
+
+def _measured(evaluation: Evaluation) -> dict[str, _Figure]:
+    """The tuned mean of each metric and its test; of several judges the least win rate."""
+    compared = {**evaluation.metrics, **evaluation.tasks}
+    figures: dict[str, _Figure] = {
+        name: (found.tuned.mean, found.test) for name, found in compared.items()
+    }
+    if evaluation.wins is not None:
+        least = min(evaluation.wins.rates, key=lambda rate: rate.rate.mean)
+        figures["win_rate"] = (least.rate.mean, least.test)
+    return figures
+
+
+def _condition(text: str, metrics: Mapping[str, _Figure]) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     name = name.strip()
     try:
@@ -104,7 +119,7 @@ def _condition(text: str, metrics: Mapping[str, AnyCompared]) -> tuple[str, floa
     return name, limit
 
 
-def _metric(name: str, metrics: Mapping[str, AnyCompared]) -> AnyCompared:
+def _metric(name: str, metrics: Mapping[str, _Figure]) -> _Figure:
     if name not in metrics:
         raise UserError(f"'{name}' was not measured; there are {', '.join(metrics)}")
     return metrics[name]

@@ -11,7 +11,7 @@ from luthier.data.conversation import Conversation
 from luthier.errors import UserError
 from luthier.evaluate import text
 from luthier.evaluate.classification import find_labels, label_score
-from luthier.evaluate.judge import Judge
+from luthier.evaluate.judge import WORKERS, Judge
 from luthier.evaluate.sql_metric import sql_execution
 from luthier.evaluate.structured import json_valid, schema_metric
 from luthier.evaluate.user_metric import UserMetric, load_plugged_metric, load_user_metric
@@ -87,7 +87,7 @@ def make_metrics(
         "sql_execution": lambda: Metric(
             "sql_execution", "SQL execution", sql_execution(Path(settings.sql_databases or ""))
         ),
-        "judge": lambda: Metric("judge", "judge", Judge(settings, judged), workers=8),
+        "judge": lambda: Metric("judge", "judge", Judge(settings, judged), workers=WORKERS),
     }
     metrics = [available[name]() if name in available else _user(name) for name in named]
     twice = [name for name, count in Counter(m.name for m in metrics).items() if count > 1]

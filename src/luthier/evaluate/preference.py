@@ -2,22 +2,24 @@
 
 from collections.abc import Sequence
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from luthier.data.batches import by_length, collate
 from luthier.data.tokens import TokenRow
 from luthier.evaluate.likelihood import RowLoss
 from luthier.evaluate.statistics import mean_interval, paired_test
-from luthier.events import OnEvent, ignore, tracked
-from luthier.kernels.separation import rows_stay_apart
-from luthier.objectives.reward import rewards
-from luthier.records.evaluation import Compared, MetricCompared, PreferenceFindings
+from luthier.evaluate.wins import compare_lengths
+from luthier.events import OnEvent, ignore
+from luthier.objectives.reward import rewards_of
+from luthier.records.evaluation import (
+    Compared,
+    MetricCompared,
+    PreferenceFindings,
+    ScoredPair,
+)
 
 PREFERS = "preference_accuracy"  # among the metrics of an evaluation
 _GROWN = 1.2  # times as long: answers that grow so are told of
-_BATCH = 8
 
 
 def preferred(base: Sequence[RowLoss], tuned: Sequence[RowLoss]) -> MetricCompared:
@@ -55,16 +57,13 @@ def findings(
         margin=mean_interval(margins),
         chosen=mean_interval(gained[::2]),
         rejected=mean_interval(gained[1::2]),
-        lengths=_lengths(*answers) if answers[0] else None,
+        lengths=compare_lengths(*answers) if answers[0] else None,
     )
 
 
-def grown(found: PreferenceFindings) -> str | None:
+def grown(lengths: Compared) -> str | None:
     """The sentence for answers that became clearly longer; None where they did not."""
-    lengths = found.lengths
-    if lengths is None or lengths.test.low <= 0:
-        return None
-    if lengths.tuned.mean < _GROWN * lengths.base.mean:
+    if lengths.test.low <= 0 or lengths.tuned.mean < _GROWN * lengths.base.mean:
         return None
     return (
         f"answers grew from {lengths.base.mean:.0f} to {lengths.tuned.mean:.0f} characters: preference "
@@ -73,38 +72,25 @@ def grown(found: PreferenceFindings) -> str | None:
     )
 
 
-@torch.no_grad()
 def score_pairs(
     model: PreTrainedModel | PeftModel, rows: Sequence[TokenRow], on_event: OnEvent = ignore
-) -> PreferenceFindings:
-    """What a reward model makes of chosen and rejected rows by turns."""
-    device = next(model.parameters()).device
-    packed = rows_stay_apart(model)
-    margins, chosen, rejected = [], [], []
-    groups = by_length(rows, _BATCH, together=2)
-    for group in tracked(groups, "rewards of pairs", on_event, len(rows), size=len):
-        found = rewards(model, collate([group]).to(device), packed=packed).tolist()
-        chosen += found[::2]
-        rejected += found[1::2]
-    margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
-    return PreferenceFindings(
-        pairs=len(margins),
-        accuracy=mean_interval([float(margin > 0) for margin in margins]),
-        margin=mean_interval(margins),
-        chosen=mean_interval(chosen),
-        rejected=mean_interval(rejected),
+) -> tuple[PreferenceFindings, list[ScoredPair]]:
+    """What a reward model makes of chosen and rejected rows by turns, all together and pair by pair."""
+    found = rewards_of(model, rows, together=2, task="rewards of pairs", on_event=on_event)
+    pairs = [
+        ScoredPair(row=str(row.origin), chosen=chosen, rejected=rejected)
+        for row, chosen, rejected in zip(rows[::2], found[::2], found[1::2], strict=True)
+    ]
+    findings = PreferenceFindings(
+        pairs=len(pairs),
+        accuracy=mean_interval([float(pair.is_right) for pair in pairs]),
+        margin=mean_interval([pair.chosen - pair.rejected for pair in pairs]),
+        chosen=mean_interval(found[::2]),
+        rejected=mean_interval(found[1::2]),
         lengths=None,
     )
+    return findings, pairs
 
 
 def _pairs(losses: Sequence[RowLoss]) -> list[tuple[RowLoss, RowLoss]]:
     return list(zip(losses[::2], losses[1::2], strict=True))
-
-
-def _lengths(base: Sequence[str], tuned: Sequence[str]) -> Compared:
-    sides = [[float(len(answer)) for answer in answers] for answers in (base, tuned)]
-    return Compared(
-        base=mean_interval(sides[0]),
-        tuned=mean_interval(sides[1]),
-        test=paired_test(*sides, higher_is_better=False),
-    )

@@ -47,10 +47,15 @@ def mean_interval(
     rows = len(values)
     mean = float(values @ weighing / weighing.sum())
     if weights is None and np.isin(values, (0.0, 1.0)).all():
-        low, high = _wilson(mean, rows, confidence)
-    else:
-        low, high = _bootstrap(values, weighing, confidence, seed, resamples)
+        return share_interval(mean, rows, confidence=confidence)
+    low, high = _bootstrap(values, weighing, confidence, seed, resamples)
     return Interval(mean=mean, low=low, high=high, rows=rows, confidence=confidence)
+
+
+def share_interval(share: float, rows: int, *, confidence: float = CONFIDENCE) -> Interval:
+    """A share of ``rows`` with Wilson's interval (1927)."""
+    low, high = _wilson(share, rows, confidence)
+    return Interval(mean=share, low=low, high=high, rows=rows, confidence=confidence)
 
 
 def paired_test(

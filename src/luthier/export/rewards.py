@@ -4,21 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
 
-from luthier.data.batches import collate
 from luthier.data.prepare import tokenise_pairs
 from luthier.data.tokens import TokenRow
-from luthier.errors import CheckFailed, UserError
+from luthier.errors import CheckFailed
 from luthier.events import OnEvent, during
 from luthier.export.same import rows_of
 from luthier.files import staged_folder
-from luthier.kernels.separation import rows_stay_apart
+from luthier.models.adapters import load_adapter
 from luthier.models.load import load_model
-from luthier.models.tuned import load_tuned
-from luthier.objectives.reward import rewards
+from luthier.models.tuned import load_base, load_tuned, run_dtype
+from luthier.objectives.reward import rewards_of
 from luthier.run import Run
 
 _FAR = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}  # of rewards, relative
@@ -43,29 +42,29 @@ def write_reward_model(
 ) -> Written:
     """Fold the adapter of ``run`` into its base, and write that with its score to ``out``.
 
-    In memory as a whole, in float32.
+    In memory as a whole, in float32. Weights that training saw in 4 bits are written as it saw them.
 
     Args:
         dtype: of the weights; None for float32.
         checked: pairs whose rewards are compared before and after.
 
     Raises:
-        UserError: the run was trained in 4 bits, or cannot be read.
+        UserError: the run cannot be read.
         CheckFailed: what was written gives other rewards.
     """
     recipe = run.recipe()
-    if recipe.method.name == "qlora":
-        raise UserError(
-            f"{run.root} is a reward model beside weights in 4 bits, whose adapter this version does "
-            "not merge; use the adapter beside its base, or train with method.name lora"
-        )
     models = load_tuned(run, on_event=on_event, scores=True)
-    model: Any = models.tuned.float()
+    model: Any = models.tuned
+    quantised = recipe.method.name == "qlora"
+    if not quantised:
+        model.float()
     pairs: list[TokenRow] = []
     if checked:
         pairs = tokenise_pairs(rows_of(run, on_event), recipe.data, models.tokenizer, on_event)
     layers = sum(isinstance(module, LoraLayer) for module in model.modules())
-    before = _rewards(model, pairs[: 2 * checked])
+    before = rewards_of(model, pairs[: 2 * checked])
+    if quantised:
+        model = load_adapter(load_base(run, on_event).dequantize().float(), run.adapter_path)
     wanted = dtype or torch.float32
     with during("merging the reward model", on_event), staged_folder(out) as folder:
         whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
@@ -73,27 +72,14 @@ def write_reward_model(
         whole.to(wanted).save_pretrained(str(folder))
         models.tokenizer.save_pretrained(str(folder))
         far = None
-        if len(before):
-            after = _rewards(load_model(folder, wanted, scores=True), pairs[: 2 * checked])
-            spread = float(before.std()) + 1e-6
-            far = float((after - before).abs().max()) / spread
-            if not far <= _FAR[wanted]:
+        if before:
+            after = rewards_of(load_model(folder, wanted, scores=True).eval(), pairs[: 2 * checked])
+            spread = float(np.std(before)) + 1e-6
+            far = float(np.abs(np.subtract(after, before)).max()) / spread
+            most = max(_FAR[wanted], _FAR[run_dtype(run)] if quantised else 0)
+            if not far <= most:
                 raise CheckFailed(
                     f"the merged reward model gives other rewards, off by {far:.1%} of their spread, so "
                     "nothing was written; use the adapter beside its base, and report this"
                 )
     return Written(str(wanted).removeprefix("torch."), layers, far)
-
-
-@torch.no_grad()
-def _rewards(model: Any, rows: list[TokenRow]) -> Tensor:
-    if not rows:
-        return torch.zeros(0)
-    model.eval()
-    device = next(model.parameters()).device
-    packed = rows_stay_apart(model)
-    found = [
-        rewards(model, collate([rows[i : i + 8]]).to(device), packed=packed).cpu()
-        for i in range(0, len(rows), 8)
-    ]
-    return torch.cat(found)

@@ -9,11 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.data.batches import Batch, Item, collate
+from luthier.data.tokens import TokenRow
+from luthier.events import OnEvent, ignore, tracked
 from luthier.kernels.attention import row_inputs
+from luthier.kernels.separation import rows_stay_apart
 from luthier.models.adapters import inner
 from luthier.objectives import losses
 from luthier.objectives.objective import Parts
 from luthier.recipe import ObjectiveGroup
+
+_BATCH = 8  # rows, or groups of rows, that are scored at once
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,39 @@ def rewards(model: nn.Module, batch: Batch, *, packed: bool = True) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):  # few numbers, which are compared
             found.append(F.linear(hidden.float(), layer.weight.float())[:, 0])
     return torch.cat(found)
+
+
+@torch.no_grad()
+def rewards_of(
+    model: nn.Module,
+    rows: Sequence[TokenRow],
+    *,
+    together: int = 1,
+    task: str = "rewards",
+    on_event: OnEvent = ignore,
+) -> list[float]:
+    """The reward of each of ``rows``, in their order.
+
+    Args:
+        model: in evaluation mode.
+        together: rows in a row that go through the model in one batch.
+        task: what this is, in the events about its progress.
+    """
+    device = next(model.parameters()).device
+    packed = rows_stay_apart(model)
+    starts = range(0, len(rows), together)
+    ordered = sorted(starts, key=lambda start: sum(map(len, rows[start : start + together])))
+    batches = [
+        [place for start in ordered[i : i + _BATCH] for place in range(start, start + together)]
+        for i in range(0, len(ordered), _BATCH)
+    ]
+    found = [0.0] * len(rows)
+    for places in tracked(batches, task, on_event, len(rows), size=len):
+        batch = collate([[rows[place] for place in places]]).to(device)
+        scores = rewards(model, batch, packed=packed).tolist()
+        for place, score in zip(places, scores, strict=True):
+            found[place] = score
+    return found
 
 
 def _before_score(model: nn.Module, batch: Batch) -> Tensor:

@@ -857,6 +857,19 @@ class EvaluateGroup(Group):
         description="for judge: environment variable that holds the endpoint's API key",
         examples=["JUDGE_API_KEY"],
     )
+    reward_model: str | None = Field(
+        None,
+        description="folder of a finished run of the objective reward: it says which of two generated "
+        "answers is better, the base's or the tuned model's (win rate)",
+        examples=["runs/reward"],
+    )
+    win_rate: bool | None = Field(
+        None,
+        description="ask which of two generated answers is better, the base's or the tuned model's: "
+        "evaluate.judge_model, in both orders, and evaluate.reward_model; without this key a reward "
+        "model is always asked, and a judge for objectives that learn from preferences",
+        examples=[True],
+    )
 
     probe: bool = Field(
         True,
@@ -896,6 +909,11 @@ class EvaluateGroup(Group):
         for metric, key in _NEEDED_BY_METRIC.items():
             if metric in self.metrics and getattr(self, key) is None:
                 raise ValueError(f"evaluate.metrics {metric} needs evaluate.{key}")
+        if self.win_rate and self.judge_model is None and self.reward_model is None:
+            raise ValueError(
+                "evaluate.win_rate needs evaluate.judge_model or evaluate.reward_model, which say which "
+                "of two answers is better"
+            )
         return self
 
 

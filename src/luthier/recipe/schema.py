@@ -254,6 +254,14 @@ class Recipe(Group):
         """Whether rows are held out, given or taken from the training data."""
         return self.data.validation is not None or self.data.validation_fraction > 0
 
+    @property
+    def judge_compares(self) -> bool:
+        """Whether evaluate.judge_model is asked which of two generated answers is better."""
+        asked = self.evaluate.win_rate
+        if asked is None:
+            asked = self.objective.learns_from != "answers" and not self.objective.scores
+        return asked and self.evaluate.judge_model is not None
+
     def with_absolute_paths(self) -> "Recipe":
         """A copy that means the same from any working folder."""
         full = self.model_copy(deep=True)
@@ -272,6 +280,8 @@ class Recipe(Group):
             full.evaluate.sql_databases = absolute_path(self.evaluate.sql_databases)
         if self.evaluate.json_schema is not None:
             full.evaluate.json_schema = absolute_path(self.evaluate.json_schema)
+        if self.evaluate.reward_model is not None:
+            full.evaluate.reward_model = absolute_path(self.evaluate.reward_model)
         full.evaluate.metrics = [
             absolute_path(name) if name.endswith(".py") else name for name in self.evaluate.metrics
         ]

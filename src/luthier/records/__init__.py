@@ -5,7 +5,7 @@ about what is there. Runs of version 0.1 open too.
 """
 
 from luthier.records.data import DataReport, TokenizedData
-from luthier.records.evaluation import AnsweredRow, Evaluation
+from luthier.records.evaluation import AnsweredRow, Evaluation, ScoredPair
 from luthier.records.plan import Plan
 from luthier.records.record import Record
 from luthier.records.results import Comparison, DataCheck, Exported, Finding
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "Provenance",
     "Record",
+    "ScoredPair",
     "Sweep",
     "TokenizedData",
 ]

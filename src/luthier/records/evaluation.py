@@ -10,6 +10,7 @@ T = TypeVar("T")
 
 Verdict = Literal["better", "no evidence", "worse"]
 Judgement = Literal["kept", "some forgetting", "forgot"]
+Winner = Literal["base", "tie", "tuned"]
 
 
 class Pair(Record, Generic[T]):
@@ -212,6 +213,60 @@ class PreferenceFindings(Record):
     lengths: Compared | None
 
 
+class ScoredPair(Record):
+    """What a reward model makes of one pair, a line of ``evaluation/pairs.jsonl``.
+
+    Attributes:
+        row: file and line.
+        chosen, rejected: the rewards.
+    """
+
+    row: str
+    chosen: float
+    rejected: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the chosen answer has the higher reward."""
+        return self.chosen > self.rejected
+
+
+class WinRate(Record):
+    """How often one judge finds the tuned model's answer better than the base's to the same prompt.
+
+    Attributes:
+        judge: who said so.
+        wins, ties, losses: rows, of the tuned model.
+        rate: share of rows that it wins, a tie counting half, with Wilson's interval, which is a
+            little wide where there are ties.
+        swayed: rows where a judge that was asked in both orders said otherwise in the other order;
+            they are among the ties. None for a judge that is asked once.
+        longer: of rows with a winner, how often that was the longer answer; None without any.
+        test: against no preference.
+    """
+
+    judge: str
+    wins: int
+    ties: int
+    losses: int
+    rate: Interval
+    swayed: int | None
+    longer: Interval | None
+    test: Outcome
+
+
+class Wins(Record):
+    """Generated answers of the tuned model against those of the base.
+
+    Attributes:
+        rates: by judge.
+        lengths: of both, in characters.
+    """
+
+    rates: tuple[WinRate, ...]
+    lengths: Compared
+
+
 class AnsweredRow(Record):
     """One answered row, a line of ``evaluation/rows.jsonl``: both answers, and their scores.
 
@@ -219,6 +274,7 @@ class AnsweredRow(Record):
         row: file and line.
         messages: the prompt.
         scores: by metric.
+        winner: whose answer is the better one, by judge.
     """
 
     row: str
@@ -227,6 +283,7 @@ class AnsweredRow(Record):
     base: str
     tuned: str
     scores: Pair[dict[str, float]]
+    winner: dict[str, Winner] = Field(default_factory=dict)
 
 
 class Evaluation(Record):
@@ -240,6 +297,7 @@ class Evaluation(Record):
         classification: None where the references form no label set.
         forgetting: None where it was not measured.
         preference: None where no row is a pair.
+        wins: None where nobody was asked whose answers are better.
         tasks: those of lm-eval, by task and metric.
         samples: the first answered rows; all of them are in ``evaluation/rows.jsonl``.
         when: ISO 8601, UTC.
@@ -258,6 +316,7 @@ class Evaluation(Record):
     samples: list[AnsweredRow]
     forgetting: Forgetting | None
     preference: PreferenceFindings | None = None
+    wins: Wins | None = None
     tasks: dict[str, MetricCompared] = Field(default_factory=dict)
     max_new_tokens: int
     seconds: float

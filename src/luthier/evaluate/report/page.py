@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from luthier import __version__
 from luthier.data.conversation import flatten
+from luthier.evaluate.preference import grown
 from luthier.evaluate.probe.remedies import probe_curve
 from luthier.evaluate.report.drawing import Chart, chart, marks
 from luthier.files import write_text
@@ -50,6 +51,7 @@ def render_report(run: Run) -> str:
         measured=run.measured() if run.finished else None,
         evaluation=evaluation,
         headline=headline(evaluation) if evaluation else None,
+        grown=_grown(evaluation) if evaluation else None,
         samples=_samples(evaluation) if evaluation else [],
         marks=marks,
         loss_chart=_loss_chart(lines),
@@ -86,6 +88,11 @@ def headline(evaluation: Evaluation) -> Headline:
         worse=worse,
         forgetting=evaluation.forgetting.verdict if evaluation.forgetting else None,
     )
+
+
+def _grown(evaluation: Evaluation) -> str | None:
+    found = evaluation.wins or evaluation.preference
+    return grown(found.lengths) if found is not None and found.lengths is not None else None
 
 
 def _samples(evaluation: Evaluation) -> list[dict[str, str]]:

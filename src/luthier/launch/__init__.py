@@ -1,0 +1,1 @@
+"""Training on other machines, through the clients of the engines that own them."""
