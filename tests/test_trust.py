@@ -304,7 +304,7 @@ def test_what_the_table_says_needs_consent_is_asked_about(tmp_path: Path) -> Non
             "model.adapter=r", "data.train=[a.jsonl]", "data.validation=v.jsonl", "data.template=t.jinja",
             "data.replay={source: r.jsonl}", "train.report_to=[tensorboard, wandb]",
             "evaluate.metrics=[m.py, judge]", "evaluate.judge_model=j",
-            "evaluate.sql_databases=d", "evaluate.json_schema=s.json",
+            "evaluate.sql_databases=d", "evaluate.json_schema=s.json", "evaluate.reward_model=r",
             "objective.name=distill", "objective.teacher=t",
         ],
     )  # fmt: skip
