@@ -238,6 +238,7 @@ BESIDE = {
     "objective.temperature": ["objective.name=distill", "objective.teacher=t"],
     "objective.alpha": ["objective.name=distill", "objective.teacher=t"],
     "objective.precompute_ref_log_probs": ["objective.name=dpo"],
+    "evaluate.win_rate": ["evaluate.reward_model=runs/reward"],
 }
 
 
@@ -258,8 +259,9 @@ def test_the_page_tells_every_key_as_it_is() -> None:
 def test_the_page_holds(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its recipe, its commands and its program, as they stand there."""
     text = PAGE.read_text("utf-8")
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    example, longer = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
     assert parse_recipe(example).train_files == ["my.jsonl"]
+    assert parse_recipe(longer, ["data.train=my.jsonl"]).data.max_length == 32768
     (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     for line in block.splitlines():
         done = cli(*line.split()[1:], cwd=tmp_path)
