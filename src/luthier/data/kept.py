@@ -55,14 +55,21 @@ def split_hash(
 
 def find_split(key: str) -> Sides | None:
     """Token rows of both sides as they were kept; None where they are not, or damaged."""
-    folder = _folder() / key
+    found = read_split(_folder() / key)
+    if found is not None:
+        with suppress(OSError):
+            os.utime(_folder() / key)
+    return found
+
+
+def read_split(folder: Path) -> Sides | None:
+    """What ``write_split`` wrote; None where it did not, or it is damaged."""
     try:
         files = [TokenFile(folder / f"{side}.tokens") for side in ("train", "validation")]
         rows = RowFile.open(folder / "rows.jsonl", folder / "rows.npz", split_key)
         counts = [len(file.pieces) for file in files]
         if sum(counts) != len(rows):
             return None
-        os.utime(folder)
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
     train, validation = (
@@ -76,7 +83,7 @@ def keep_split(key: str, train: Sequence[TokenRow], validation: Sequence[TokenRo
     """Keep both sides. A cache that cannot be written is not an error."""
     try:
         with staged_folder(_folder() / key) as folder:
-            _write(folder, {"train": train, "validation": validation})
+            write_split(folder, train, validation)
         _make_room()
     except (OSError, UserError) as error:
         log.debug("prepared rows were not kept: %s", error)
@@ -120,7 +127,9 @@ def _folder() -> Path:
     return cache_folder().parent / "prepared"
 
 
-def _write(folder: Path, sides: Mapping[str, Sequence[TokenRow]]) -> None:
+def write_split(folder: Path, train: Sequence[TokenRow], validation: Sequence[TokenRow]) -> None:
+    """Write rows and tokens of both sides into ``folder``, for ``read_split``."""
+    sides = {"train": train, "validation": validation}
     with (folder / "rows.jsonl").open("w+b") as lines:
         rows = RowFile(split_key, lines)
         for name, kept in sides.items():
