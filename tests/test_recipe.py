@@ -149,7 +149,7 @@ ELSEWHERE = {
     "output_dir": "run.dir",
     "evaluation_strategy": "train.eval_steps",
     "train_on_inputs": "data.train_on: all",
-    "deepspeed": "has no counterpart: a run is one process",
+    "deepspeed": "has no counterpart: DeepSpeed is not used",
     "push_to_hub": "has no counterpart: training uploads nothing",
 }
 

@@ -121,6 +121,7 @@ if TYPE_CHECKING:
     from luthier.retrieve.models import load_answering as load_answering
     from luthier.retrieve.search import Index as Index
     from luthier.runs import train_run as train_run
+    from luthier.runs import train_run_together as train_run_together
     from luthier.serve.limits import Limits as Limits
     from luthier.serve.llama_cpp import LlamaCppEngine as LlamaCppEngine
     from luthier.serve.llama_cpp import LlamaCppModels as LlamaCppModels
@@ -275,6 +276,7 @@ __all__ = [
     "tokenize_data",
     "train",
     "train_run",
+    "train_run_together",
     "verdict_text",
     "verify_determinism",
     "vllm_command",
@@ -394,6 +396,7 @@ _PARTS = {
     "load_answering": ("luthier.retrieve.models", "load_answering"),
     "Index": ("luthier.retrieve.search", "Index"),
     "train_run": ("luthier.runs", "train_run"),
+    "train_run_together": ("luthier.runs", "train_run_together"),
     "Limits": ("luthier.serve.limits", "Limits"),
     "LlamaCppEngine": ("luthier.serve.llama_cpp", "LlamaCppEngine"),
     "LlamaCppModels": ("luthier.serve.llama_cpp", "LlamaCppModels"),
@@ -425,7 +428,12 @@ RecipeLike = Recipe | Path | str | Mapping[str, Any]
 
 
 def train(
-    recipe: RecipeLike, /, *, on_event: OnEvent = ignore, **changes: Mapping[str, Any]
+    recipe: RecipeLike,
+    /,
+    *,
+    processes: int = 1,
+    on_event: OnEvent = ignore,
+    **changes: Mapping[str, Any],
 ) -> Run:
     """Train by a recipe, or resume an interrupted run; returns the run folder.
 
@@ -433,6 +441,7 @@ def train(
 
     Args:
         recipe: a recipe, the path of a recipe file, or a mapping of groups.
+        processes: of this machine that train together, each with a GPU of its own where there are any.
         on_event: called with each thing that happens (``luthier.events``), ``print`` for instance.
         changes: keys and values by group, laid over the recipe.
 
@@ -440,13 +449,16 @@ def train(
         UserError: the recipe, the data or the machine does not allow it.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, and the same call resumes from it.
     """
-    from luthier.runs import train_run
+    from luthier.runs import train_run, train_run_together
 
     runtime.prepare()
     full = as_recipe(recipe, **changes)
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     run = claim_run(full, stem)
-    train_run(full, run, on_event)
+    if processes > 1:
+        train_run_together(full, run, processes, on_event)
+    else:
+        train_run(full, run, on_event)
     return run
 
 

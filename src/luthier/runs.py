@@ -8,8 +8,10 @@ from luthier.plan.forecast import forecast, refuse_what_cannot_fit
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
+from luthier.runtime import world
 from luthier.train.fit import fit
 from luthier.train.launch import train_apart
+from luthier.train.launch_many import train_together
 from luthier.trust import consent
 
 
@@ -28,13 +30,20 @@ def train_run(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
     try:
         return fit(recipe, run, on_event, probe=probe, forecast=forecast)
     finally:
-        if not finished:
+        if not finished and world().rank == 0:
             consent(recipe.with_absolute_paths(), run.root, to_train=True)
 
 
 def train_run_apart(recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> Measured:
     """``train_run`` in a process of its own, so that its peak memory is its own."""
     return train_apart(recipe, run, on_event, "luthier.runs:train_run")
+
+
+def train_run_together(
+    recipe: Recipe, run: Run, count: int, on_event: OnEvent = ignore
+) -> Measured:
+    """``train_run`` in ``count`` processes of this machine that train together."""
+    return train_together(recipe, run, count, on_event, "luthier.runs:train_run")
 
 
 def evaluate_and_report(_recipe: Recipe, run: Run, on_event: OnEvent = ignore) -> None:

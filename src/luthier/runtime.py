@@ -36,6 +36,8 @@ _OLDER = "PYTORCH_CUDA_ALLOC_CONF"
 # pieces of work are small (4-bit weights, updates of all weights).
 _SPINS = {"GOMP_SPINCOUNT": "100000"}
 _QUIET = 0.5  # load per core
+# At the import of torch. DistributedDataParallel warns where each batch has used each weight.
+_QUIET_RANKS = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 def prepare() -> None:
@@ -47,7 +49,8 @@ def prepare() -> None:
     waits = "OMP_WAIT_POLICY" in os.environ  # the user's choice, or ours of an earlier call
     spins = _SPINS if not waits and _load() < _QUIET else {}
     expands = _EXPANDS if sys.platform == "linux" and _OLDER not in os.environ else {}
-    for name, value in (_ENVIRONMENT | spins | expands).items():
+    quiet = _QUIET_RANKS if "WORLD_SIZE" in os.environ else {}
+    for name, value in (_ENVIRONMENT | spins | expands | quiet).items():
         os.environ.setdefault(name, value)
     _hide_bars()
     # Advice about optional kernels, told at each import.

@@ -1,6 +1,7 @@
 """What the documents tell people to type works as it stands there."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -131,6 +132,43 @@ def test_the_commands_of_the_launch_guide(cli: Cli, tmp_path: Path) -> None:
         done = cli(*line, cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
         assert "luthier.cli.main train runs/.recipe-" in done.stdout
+
+
+def test_the_commands_of_the_processes_guide(tiny_model: Path, tmp_path: Path) -> None:
+    """Each launcher, word for word; a run of its own for each."""
+    rows = [{"prompt": f"Number {n}?", "completion": f"It is {n % 9}."} for n in range(20)]
+    write_rows(tmp_path / "my.jsonl", rows)
+    text = (ROOT / "docs/processes.md").read_text("utf-8")
+    typed = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).splitlines()
+    assert [line.split()[0] for line in typed] == ["luthier", "torchrun", "accelerate"]
+    modules = {
+        "luthier": "luthier.cli.main",
+        "torchrun": "torch.distributed.run",
+        "accelerate": "accelerate.commands.accelerate_cli",
+    }
+    figures = []
+    for line in typed:
+        program, *arguments = shlex.split(line)
+        (tmp_path / "my.yaml").write_text(
+            f"model: {{source: {tiny_model}, dtype: float32}}\n"
+            "method: {lora_dropout: 0}\n"
+            "data: {train: my.jsonl, max_length: 128}\n"
+            "train: {max_steps: 2, report_to: none}\n"
+            f"evaluate: {{probe: false}}\nrun: {{name: {program}}}\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", modules[program], *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        assert done.stderr.count("2 processes: 32 rows per step") == 1
+        assert done.stdout.count("next: luthier evaluate") == 1
+        figures.append([line.loss for line in Run(tmp_path / "runs" / program).metrics()])
+    assert figures[0] == figures[1] == figures[2]
 
 
 def test_the_commands_of_the_distillation_guide(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,10 +1,6 @@
 """The training step against its slow reference, for any objective, over ranks, skipped or scaled."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,6 @@ import torch.nn.functional as F
 from families import MODEL_FAMILIES, make_model
 from helpers import random_rows
 from steps import DPO, adapted, learner, micro_batches
-from torch import Tensor
 
 from luthier.data.batches import IGNORED, collate
 from luthier.objectives.sft import SFT
@@ -152,36 +147,3 @@ def test_a_preference_objective_with_a_reference_needs_nothing_of_the_loop() -> 
     assert last.parts["margin"] > first.parts["margin"]
     frozen = [n for n in before if "lora_" not in n]
     assert all(torch.equal(before[n], dict(model.named_parameters())[n]) for n in frozen)
-
-
-def test_two_ranks_take_the_step_of_one(tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
-    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "ranks.py"), str(rank), "2", str(tmp_path)],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said
-    finally:
-        for process in ranks:
-            process.kill()
-    found = json.loads((tmp_path / "out.json").read_text())
-
-    mine = learner()
-    for seed, (loss, norm, parts) in zip((1, 2), found["steps"], strict=True):
-        result = train_step(mine, micro_batches(seed))
-        assert loss == pytest.approx(result.loss, rel=1e-6)
-        assert norm == pytest.approx(result.grad_norm, rel=1e-5)
-        assert parts == {}
-    sums: dict[str, Tensor] = {
-        n: p.detach().double().sum() for n, p in mine.model.named_parameters()
-    }
-    assert found["weights"] == {n: pytest.approx(s.item(), abs=1e-5) for n, s in sums.items()}

@@ -73,10 +73,12 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        if _speaks():
+            err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1 if isinstance(error, CheckFailed) else 2)
     except Interrupted as stop:
-        err.print(str(stop), style="yellow", highlight=False, markup=False, soft_wrap=True)
+        if _speaks():
+            err.print(str(stop), style="yellow", highlight=False, markup=False, soft_wrap=True)
         sys.exit(130)
     except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted", style="yellow")
@@ -89,6 +91,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _speaks() -> bool:
+    """Of processes that train together rank 0 does, for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _escape(text: str) -> str:

@@ -14,6 +14,7 @@ from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import Interrupted, UserError
 from luthier.recipe import Recipe, load_recipe
 from luthier.run import Run, claim_run
+from luthier.runtime import world
 
 if TYPE_CHECKING:
     from luthier.records import Measured
@@ -39,6 +40,16 @@ def train(
             help="Only train the first 10 steps twice and compare the bytes; exit 1 if they differ.",
         ),
     ] = False,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            "--nproc",
+            metavar="N",
+            min=1,
+            help="Train in N processes of this machine together, each with a GPU of its own where there "
+            "are any (docs/processes.md).",
+        ),
+    ] = 1,
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -51,18 +62,30 @@ def train(
 
     Example: `luthier train recipes/lora.yaml --set data.train=my.jsonl --set run.name=first`
     """
+    place = world()
+    if place.size > 1 and nproc > 1:
+        raise UserError(
+            f"{place.size} processes were started to train together already; leave --nproc out"
+        )
+    if check_determinism and max(place.size, nproc) > 1:
+        raise UserError("--verify-determinism compares runs of one process; start one")
     recipe, run = _find(recipe_path, overrides or [], trust)
     if check_determinism:
         _verify_determinism(recipe, as_json)
         return
-    from luthier.api import train_run
+    from luthier.api import train_run, train_run_together
 
     was_finished = run.finished
     try:
         with terminal() as on_event:
-            measured = train_run(recipe, run, on_event)
+            if nproc > 1:
+                measured = train_run_together(recipe, run, nproc, on_event)
+            else:
+                measured = train_run(recipe, run, on_event)
     except Interrupted as stop:
         raise Interrupted(f"{stop}\ngo on with: {shlex.join(['luthier', *sys.argv[1:]])}") from None
+    if place.rank > 0:  # rank 0 speaks for all
+        return
     if as_json:
         print_json({"run": str(run.root), **measured.to_dict()})
         return

@@ -95,6 +95,7 @@ class Batch:
         origins: where each of the B rows came from.
         judged: of preferences; of a pair the chosen row is followed by the rejected one.
         taught: of distillation.
+        idle: another process learns from it. Here it only keeps this one in step, and counts nothing.
     """
 
     input_ids: Tensor
@@ -105,6 +106,7 @@ class Batch:
     origins: tuple[Origin, ...] = ()
     judged: Judged | None = None
     taught: Taught | None = None
+    idle: bool = False
 
     @property
     def tokens(self) -> int:
@@ -202,33 +204,40 @@ class RowDataset(Dataset[Item]):
 class StepBatches:
     """The micro-batches of each optimiser step, in an order that ``seed`` and the epoch decide.
 
+    Of several processes each takes its share of the micro-batches of a step. Which those are depends on
+    their number in all alone: two processes with four each take the steps of one with eight.
+
     Args:
         batch_size: items per micro-batch; the last of an epoch may have fewer.
-        per_step: micro-batches per step; the last step of an epoch may have fewer.
+        accumulated: micro-batches per step of each process.
         collate: makes one batch of a list of items.
         ahead: a thread makes the next step's batches while this one runs, in memory that a GPU reads
             by itself.
+        rank: of this process, of ``ranks`` in all.
     """
 
     def __init__(
         self,
         data: RowDataset,
         batch_size: int,
-        per_step: int,
+        accumulated: int,
         seed: int,
         collate: Callable[[Sequence[Item]], Batch],
         ahead: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.data = data
         self.batch_size = batch_size
-        self.per_step = per_step
+        self.per_step = accumulated * ranks
         self.seed = seed
         self.collate = collate
         self.ahead = ahead
+        self.rank, self.ranks = rank, ranks
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches per epoch."""
+        """Micro-batches per epoch, of all processes."""
         return math.ceil(len(self.data) / self.batch_size)
 
     @property
@@ -238,6 +247,9 @@ class StepBatches:
     def epoch(self, number: int, skipped_steps: int = 0) -> Iterator[list[Batch]]:
         """The steps of epoch ``number`` (from 0) but for the first ``skipped_steps``.
 
+        All processes have the same number of micro-batches in a step: where the last of an epoch has
+        none left for one, it gets one of another's, which is ``idle``.
+
         The call itself draws one number from PyTorch's global generator, as each new ``DataLoader``
         iterator does.
         """
@@ -245,14 +257,27 @@ class StepBatches:
             len(self.data), generator=torch.Generator().manual_seed(self.seed + number)
         ).tolist()
         chosen = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        first = skipped_steps * self.per_step
+        own = chosen[first + self.rank :: self.ranks]
+        spare = -len(chosen) % self.ranks
+        is_idle = self.rank >= self.ranks - spare and first < len(chosen)
         loader = DataLoader(
             self.data,
-            batch_sampler=chosen[skipped_steps * self.per_step :],
+            batch_sampler=[*own, chosen[-1]] if is_idle else own,
             collate_fn=self.collate,
             pin_memory=self.ahead and torch.cuda.is_available(),
         )
-        steps = _in_steps(iter(loader), self.per_step)
+        batches: Iterator[Batch] = iter(loader)
+        if is_idle:
+            batches = _last_idle(batches, len(own))
+        steps = _in_steps(batches, self.per_step // self.ranks)
         return _one_ahead(steps) if self.ahead else steps
+
+
+def _last_idle(batches: Iterator[Batch], number: int) -> Iterator[Batch]:
+    """Those from ``number`` on are idle."""
+    for place, batch in enumerate(batches):
+        yield batch if place < number else replace(batch, idle=True)
 
 
 def _in_steps(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -54,10 +54,17 @@ def split_hash(
 
 def find_split(key: str) -> Sides | None:
     """Token rows of both sides as they were kept; None where they are not, or damaged."""
-    folder = _folder() / key
+    found = read_split(_folder() / key)
+    if found is not None:
+        with suppress(OSError):
+            os.utime(_folder() / key)
+    return found
+
+
+def read_split(folder: Path) -> Sides | None:
+    """What ``write_split`` wrote; None where it did not, or it is damaged."""
     try:
         train, validation = (read_part(folder, side) for side in _SIDES)
-        os.utime(folder)
     except (OSError, ValueError, KeyError, BadZipFile):
         return None
     return train, validation
@@ -67,8 +74,7 @@ def keep_split(key: str, train: Sequence[TokenRow], validation: Sequence[TokenRo
     """Keep both sides. A cache that cannot be written is not an error."""
     try:
         with staged_folder(_folder() / key) as folder:
-            for side, rows in zip(_SIDES, (train, validation), strict=True):
-                write_part(folder, side, rows)
+            write_split(folder, train, validation)
         _make_room()
     except (OSError, UserError) as error:
         log.debug("prepared rows were not kept: %s", error)
@@ -110,6 +116,12 @@ def keep_report(key: str, kept: KeptReport) -> None:
 
 def _folder() -> Path:
     return cache_folder().parent / "prepared"
+
+
+def write_split(folder: Path, train: Sequence[TokenRow], validation: Sequence[TokenRow]) -> None:
+    """Write rows and tokens of both sides into ``folder``, for ``read_split``."""
+    for side, rows in zip(_SIDES, (train, validation), strict=True):
+        write_part(folder, side, rows)
 
 
 def _make_room() -> None:

@@ -21,7 +21,9 @@ def plain_weight(layer: Any, dtype: torch.dtype) -> Tensor:
         return plain
     from bitsandbytes.functional import dequantize_4bit
 
-    expanded: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    # Put together from the parts of several processes a weight has lost its state, the layer has not.
+    state = getattr(layer.weight, "quant_state", None) or layer.quant_state
+    expanded: Tensor = dequantize_4bit(layer.weight.data, state)
     return expanded.to(dtype)
 
 

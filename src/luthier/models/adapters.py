@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import UserError
@@ -200,16 +200,22 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if floating else value
 
 
-def save_adapter(model: PeftModel, folder: Path, start: Start | None = None) -> None:
+def save_adapter(
+    model: PeftModel,
+    folder: Path,
+    start: Start | None = None,
+    trained: dict[str, Tensor] | None = None,
+) -> None:
     """Write the adapter and all that trained beside it in PEFT's format.
 
     Args:
         start: what the adapter began with where that was taken out of the base (``residual.py``).
+        trained: its weights by the names they have in ``model``, where they are not in it as they are.
     """
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     # Asked of PEFT to decide by itself, it looks for the base on the hub.
     whole = any(isinstance(end, LoraLayer) for end in ends)
-    weights = get_peft_model_state_dict(model, save_embedding_layers=whole)
+    weights = get_peft_model_state_dict(model, trained, save_embedding_layers=whole)
     config = copy.deepcopy(model.peft_config[model.active_adapter])
     if start is not None:
         weights, config = joined(weights, start), doubled(config)

@@ -1,6 +1,7 @@
 """What the training loop asks of an objective; nothing else in the loop knows which one runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -42,36 +43,66 @@ class Objective(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What an evaluation added up: of the losses (``loss``) and of each part, over ``count``."""
+
+    totals: dict[str, float]
+    count: int
+
+    def __add__(self, other: "Sums") -> "Sums":
+        names = {**self.totals, **other.totals}
+        totals = {n: self.totals.get(n, 0.0) + other.totals.get(n, 0.0) for n in names}
+        return Sums(totals, self.count + other.count)
+
+    def means(self) -> dict[str, float]:
+        """Of the losses, ``loss``, and of the parts, by name.
+
+        Raises:
+            ValueError: nothing counted.
+        """
+        if not self.count:
+            raise ValueError("no row has a trainable token to take the loss of")
+        return divided({name: total / self.count for name, total in self.totals.items()})
+
+
 def mean_over(
     objective: Objective,
     model: nn.Module,
     rows: Sequence[TokenRow],
     batch_size: int,
-    on_event: OnEvent = ignore,
     together: int = 1,
 ) -> dict[str, float]:
     """The objective's mean over all that counts in ``rows``: ``loss``, and its parts by name.
 
-    ``together`` rows in a row are one of ``batch_size``, see ``RowDataset``. The model is put into evaluation mode and back. The device is that of its first parameter.
+    ``together`` rows in a row are one of ``batch_size``, see ``RowDataset``.
 
     Raises:
         ValueError: nothing in ``rows`` counts.
+    """
+    return sums_over(objective, model, by_length(rows, batch_size, together)).means()
+
+
+def sums_over(
+    objective: Objective,
+    model: nn.Module,
+    groups: Sequence[Sequence[TokenRow]],
+    on_event: OnEvent = ignore,
+) -> Sums:
+    """What the objective makes of ``groups`` of rows, each a batch.
+
+    The model is put into evaluation mode and back. The device is that of its first parameter.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     totals: dict[str, float] = {"loss": 0.0}
     count = 0
-    groups = tracked(
-        by_length(rows, batch_size, together),
-        "validation loss",
-        on_event,
-        total=len(rows),
-        size=len,
-    )
+    rows = sum(map(len, groups))
+    asked = tracked(groups, "validation loss", on_event, total=rows, size=len)
     try:
         with torch.no_grad():
-            for group in groups:
+            for group in asked:
                 batch = objective.collate([[row] for row in group]).to(device)
                 loss, parts = objective.loss(model, batch)
                 for name, value in {"loss": loss, **parts}.items():
@@ -79,9 +110,7 @@ def mean_over(
                 count += objective.count(batch)
     finally:
         model.train(training)
-    if not count:
-        raise ValueError("no row has a trainable token to take the loss of")
-    return divided({name: total / count for name, total in totals.items()})
+    return Sums(totals, count)
 
 
 def divided(means: dict[str, float]) -> dict[str, float]:

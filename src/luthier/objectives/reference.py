@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from luthier.data.batches import Batch, by_length, collate
+from luthier.data.batches import Batch, collate
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore, tracked
@@ -164,11 +164,10 @@ class Stored:
 def store(
     model: nn.Module,
     ask: Ask,
-    rows: Sequence[TokenRow],
-    batch_size: int,
+    groups: Sequence[Sequence[TokenRow]],
     on_event: OnEvent = ignore,
 ) -> Stored:
-    """Ask ``model``, as it is now and without dropout, for all of ``rows``.
+    """Ask ``model``, as it is now and without dropout, for all rows of ``groups``, each a batch.
 
     In the caller's mode of gradients, which must be that in which they are compared.
     """
@@ -176,17 +175,17 @@ def store(
     training = model.training
     model.eval()
     values: dict[bytes, float] = {}
-    groups = tracked(
-        by_length(rows, batch_size),
+    asked = tracked(
+        groups,
         "log-probabilities of the reference model",
         on_event,
-        total=len(rows),
+        total=sum(map(len, groups)),
         size=len,
     )
     try:
         with keeping_nothing():
-            for group in groups:
-                found = ask(model, collate([group]).to(device)).detach().tolist()
+            for group in asked:
+                found = ask(model, collate([list(group)]).to(device)).detach().tolist()
                 values.update(zip(map(row_key, group), found, strict=True))
     finally:
         model.train(training)

@@ -216,7 +216,7 @@ _NEEDLESS: dict[str, dict[str, str]] = {
         "hub_always_push hub_revision",
         AXOLOTL: "hf_use_auth_token push_dataset_to_hub",
     },
-    "a run is one process on one device": {
+    "who starts the processes says how many there are (docs/processes.md)": {
         TRANSFORMERS: "local_rank ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb "
         "ddp_backend ddp_broadcast_buffers average_tokens_across_devices accelerator_config",
         AXOLOTL: "ddp world_size",
@@ -229,9 +229,17 @@ _NEEDLESS: dict[str, dict[str, str]] = {
 
 # What has no key and changes what is learned, or how; by the reason.
 _LACKING: dict[str, dict[str, str]] = {
-    "a run is one process on one device": {
-        TRANSFORMERS: "fsdp fsdp_config deepspeed parallelism_config",
-        AXOLOTL: "sequence_parallel_degree context_parallel_size tensor_parallel_size fsdp_version",
+    "train.parallel: fsdp2 cuts a model over processes (docs/processes.md)": {
+        TRANSFORMERS: "fsdp fsdp_config",
+        AXOLOTL: "fsdp_version",
+    },
+    "DeepSpeed is not used, whose ZeRO-3 cannot cut adapted layers as they are computed here; "
+    "train.parallel: fsdp2 cuts a model over processes (docs/processes.md)": {
+        TRANSFORMERS: "deepspeed",
+    },
+    "processes share the rows of a step; none has a part of a row, or of a product": {
+        TRANSFORMERS: "parallelism_config",
+        AXOLOTL: "sequence_parallel_degree context_parallel_size tensor_parallel_size",
     },
     "where there are validation rows, the weights with the lowest validation loss are kept": {
         TRANSFORMERS: "load_best_model_at_end metric_for_best_model greater_is_better",

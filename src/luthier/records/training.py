@@ -20,6 +20,7 @@ class Provenance(Record):
         template_date: the day that it writes; None where it reads no clock.
         data_sha256: hash of each source file.
         micro_batch: rows per micro-batch where ``train.auto_batch`` had to lower it.
+        processes: that trained together at first, where they were several.
     """
 
     versions: dict[str, str]
@@ -32,6 +33,7 @@ class Provenance(Record):
     template_date: datetime.date | None = None
     data_sha256: dict[str, str]
     micro_batch: int | None = None
+    processes: int | None = None
 
     @property
     def learned_turns(self) -> bool:

@@ -1,14 +1,16 @@
 """Checkpoints: complete or absent, verified by hash, with all weights in them.
 
 ``checkpoints/step-N/`` holds the weights (in PEFT's or Transformers' format), optimizer.pt,
-scheduler.pt, scaler.pt (float16), rng_state.pth, state.json, and the hashes of them all.
+scheduler.pt, scaler.pt (float16), rng_state.pth (of rank 0, and rng_state_1.pth … of further ones),
+state.json, and the hashes of them all. Of a model in parts (``sharded.py``) there are the parts of all
+processes instead of the weights and optimizer.pt, until the run ends.
 """
 
 import json
 import os
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,7 +19,8 @@ import numpy
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -27,6 +30,15 @@ from luthier.files import remove_folder, sha256, staged_folder, write_json
 from luthier.models.adapters import inner, save_adapter
 from luthier.models.residual import Start, parted, take_out
 from luthier.run import Run
+from luthier.train.processes import Processes
+from luthier.train.sharded import (
+    are_shards,
+    is_sharded,
+    load_shards,
+    move_shards,
+    save_shards,
+    whole_weights,
+)
 from luthier.train.state import State, load_state
 
 _MANIFEST = "manifest.json"
@@ -37,6 +49,7 @@ def write_manifest(folder: Path) -> None:
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
         for file in sorted(folder.iterdir())
+        if file.name != _MANIFEST
     }
     write_json(folder / _MANIFEST, files)
 
@@ -162,6 +175,7 @@ class Checkpoints:
     resumed_from: Path | None
     on_event: OnEvent
     start: Start | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def save(self, state: State, best: bool) -> None:
         """Write a checkpoint aside and rename it, then delete those that are no longer kept.
@@ -169,20 +183,73 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written, or would lack weights that trained.
         """
+        random_states = self.processes.gathered(_random_state())
+        shards = self._save_shards() if is_sharded(self.model) else None
+        self.processes.from_first(lambda: self._write(state, best, random_states, shards))
+
+    def _save_shards(self) -> Path:
+        """The folder beside the checkpoints into which each process wrote its part."""
+        folder = self.run.checkpoints_path / ".shards.tmp"
+        self.processes.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
+        try:
+            save_shards(self.model, self.optimizer, folder)
+        except (OSError, CheckpointException) as error:
+            raise UserError(f"cannot write {folder}: {error}") from error
+        return folder
+
+    def make_whole(self, step: int) -> None:
+        """Write the weights of the checkpoint of ``step`` into it as one file, if they are in parts.
+
+        Raises:
+            UserError: it does not fit the model, or cannot be written.
+        """
+        folder = self.run.checkpoint_path(step)
+        if not self.processes.from_first(lambda: are_shards(folder)):
+            return
+        load_shards(self.model, None, folder)
+        weights = whole_weights(self.model)
+
+        def write() -> None:
+            try:
+                self._write_weights(folder, weights)
+                write_manifest(folder)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"cannot write into {folder}: {error}") from error
+
+        self.processes.from_first(write)
+
+    def _write_weights(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """In PEFT's or Transformers' format; ``weights`` are those of a model in parts."""
+        if isinstance(self.model, PeftModel):
+            save_adapter(self.model, folder, self.start, weights)
+        else:
+            model: Any = self.model
+            model.save_pretrained(str(folder), state_dict=weights)
+        check_saved(self.model, folder, self.embedding_rows)
+
+    def _write(
+        self,
+        state: State,
+        best: bool,
+        random_states: list[dict[str, Any]],
+        shards: Path | None,
+    ) -> None:
         target = self.run.checkpoint_path(state.step)
         try:
             with staged_folder(target) as folder:
-                if isinstance(self.model, PeftModel):
-                    save_adapter(self.model, folder, self.start)
+                if shards is None:
+                    self._write_weights(folder)
+                    torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
                 else:
-                    self.model.save_pretrained(str(folder))  # type: ignore[operator]
-                torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+                    move_shards(shards, folder)
+                    if isinstance(self.model, PeftModel):
+                        self.model.peft_config["default"].save_pretrained(str(folder))
                 torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
                 if self.scaler is not None:
                     torch.save(self.scaler.state_dict(), folder / "scaler.pt")
-                torch.save(_random_state(), folder / "rng_state.pth")
+                for rank, random_state in enumerate(random_states):
+                    torch.save(random_state, folder / _random_name(rank))
                 state.save(folder)
-                check_saved(self.model, folder, self.embedding_rows)
                 write_manifest(folder)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
             raise UserError(
@@ -202,11 +269,28 @@ class Checkpoints:
     def load(self) -> None:
         """Put the resumed checkpoint's adapter, optimiser and schedule into those of this process.
 
-        Full models were loaded from it in the first place.
+        Full models were loaded from it in the first place, but for those in parts.
+
+        Raises:
+            UserError: it is whole, and the model is in parts.
         """
         folder = self.resumed_from
         if folder is None:
             return
+        if are_shards(folder):
+            load_shards(self.model, self.optimizer, folder)
+        elif is_sharded(self.model):
+            raise UserError(
+                f"one process wrote {folder}, so several cannot go on from there with train.parallel "
+                "fsdp2: finish the run in one process, or choose another run.name to start over"
+            )
+        else:
+            self._load_whole(folder)
+        self.scheduler.load_state_dict(_load(folder / "scheduler.pt"))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(_load(folder / "scaler.pt"))
+
+    def _load_whole(self, folder: Path) -> None:
         if isinstance(self.model, PeftModel):
             weights = load_peft_weights(str(folder), device="cpu")
             if self.start is not None:
@@ -214,22 +298,26 @@ class Checkpoints:
                 take_out(self.model, self.start)
             set_peft_model_state_dict(self.model, weights)
         self.optimizer.load_state_dict(_load(folder / "optimizer.pt"))
-        self.scheduler.load_state_dict(_load(folder / "scheduler.pt"))
-        if self.scaler is not None:
-            self.scaler.load_state_dict(_load(folder / "scaler.pt"))
 
     def restore_random_state(self) -> None:
         """Restore the random state of the resumed checkpoint; once."""
         if self.resumed_from is None:
             return
-        state = _load(self.resumed_from / "rng_state.pth")
+        path = self.resumed_from / _random_name(self.processes.rank)
         self.resumed_from = None
+        if not path.is_file():  # more processes than before: this one draws by its seed
+            return
+        state = _load(path)
         random.setstate(state["python"])
         name, keys, *rest = state["numpy"]
         numpy.random.set_state((name, keys.numpy().astype(numpy.uint32), *rest))
         torch.set_rng_state(state["cpu"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"])
+
+
+def _random_name(rank: int) -> str:
+    return f"rng_state{f'_{rank}' if rank else ''}.pth"
 
 
 def _random_state() -> dict[str, Any]:

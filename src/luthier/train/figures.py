@@ -8,13 +8,13 @@ from luthier.objectives.objective import divided
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The results of a step over all ranks.
+    """The results of a step over all processes.
 
     Attributes:
         loss: mean over all that the objective counted.
         grad_norm: before clipping.
         learning_rate: that the update was made with.
-        tokens: that went through the model on this rank.
+        tokens: that went through the model.
         parts: further means that the objective names.
         skipped: loss or gradient was non-finite, so no weight changed.
     """

@@ -1,6 +1,8 @@
 """A recipe in, a run folder out: all of `luthier train`."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from luthier.data.changes import note_changed_sources
 from luthier.errors import Interrupted, UserError
@@ -8,10 +10,10 @@ from luthier.events import Finished, OnEvent, ignore
 from luthier.recipe import Recipe
 from luthier.records import Measured
 from luthier.run import Run
-from luthier.runtime import world
 from luthier.sinks.all import stream_of
 from luthier.train.finish import finish
 from luthier.train.memory import OutOfMemory, free_memory, is_out_of_memory, smaller_micro_batch
+from luthier.train.processes import Processes, joined
 from luthier.train.session import Asked, Forecast, Materials, Session, open_session
 from luthier.train.stop import StopRequest
 from luthier.train.validation import Probe
@@ -40,16 +42,12 @@ def fit(
         UserError: the recipe, the data or the machine does not allow it.
         Interrupted: the user or ``stop`` asked for it, and a checkpoint of that step was written.
     """
-    if world().size > 1:
-        raise UserError(
-            f"{world().size} processes were started to train {run.root} together, which this version "
-            "cannot do; start one process"
-        )
-    with run.locked():
-        if run.finished:
-            note_changed_sources(recipe.data, run, on_event)
+    with joined() as processes, _owned(run, processes):
+        if processes.from_first(lambda: run.finished):
+            if processes.leads:
+                note_changed_sources(recipe.data, run, on_event)
             return run.measured()
-        with stream_of(recipe, run, on_event) as stream:
+        with _stream(recipe, run, on_event, processes) as stream:
             asked = Asked(
                 recipe,
                 run,
@@ -58,16 +56,38 @@ def fit(
                 forecast,
                 materials=materials or Materials(),
                 stop=stop or StopRequest(),
+                processes=processes,
             )
-            while True:
-                try:
-                    measured = _fit(asked)
-                    stream(Finished(measured))
-                    return measured
-                except OutOfMemory as error:
-                    smaller = smaller_micro_batch(recipe, run, error, stream)
-                asked = replace(asked, micro_batch=smaller)
-                free_memory()  # once the error, and what it refers to, is gone
+            measured = _until_it_fits(asked)
+            stream(Finished(measured))
+            return measured
+
+
+def _owned(run: Run, processes: Processes) -> AbstractContextManager[None]:
+    """The run folder is rank 0's."""
+    return run.locked() if processes.leads else nullcontext()
+
+
+def _stream(
+    recipe: Recipe, run: Run, on_event: OnEvent, processes: Processes
+) -> AbstractContextManager[OnEvent]:
+    """What happens is told by rank 0 alone."""
+    return stream_of(recipe, run, on_event) if processes.leads else nullcontext(ignore)
+
+
+def _until_it_fits(asked: Asked) -> Measured:
+    """Train, where memory runs out again with smaller micro-batches."""
+    while True:
+        try:
+            with asked.processes.as_one():
+                return _fit(asked)
+        except OutOfMemory as error:
+            asked.processes.rejoin()
+            smaller = asked.processes.from_first(
+                partial(smaller_micro_batch, asked.recipe, asked.run, error, asked.on_event)
+            )
+        asked = replace(asked, micro_batch=smaller)
+        free_memory()  # once the error, and what it refers to, is gone
 
 
 def _fit(asked: Asked) -> Measured:
@@ -79,7 +99,8 @@ def _fit(asked: Asked) -> Measured:
     state = loop.state
     if loop.stop.granted and state.step < loop.course.max_steps and not state.ended:
         raise Interrupted(f"stopped at step {state.step}; everything is saved in {run.root}")
-    return finish(asked.recipe, run, session)
+    loop.checkpoints.make_whole(state.best_step or state.step)
+    return asked.processes.from_first(lambda: finish(asked.recipe, run, session))
 
 
 def _run(session: Session) -> None:

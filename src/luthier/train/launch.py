@@ -25,7 +25,7 @@ from luthier.records import Measured
 from luthier.run import Run
 from luthier.runtime import prepare
 
-_KEY = "LUTHIER_LAUNCH_KEY"  # the environment variable with the key of the connection
+KEY = "LUTHIER_LAUNCH_KEY"  # the environment variable with the key of the connection
 
 
 def train_apart(
@@ -73,7 +73,7 @@ def call_apart(
         address = None if sys.platform == "win32" else f"{folder}/events"
         with Listener(address, authkey=key) as listener:
             command = [sys.executable, "-P", "-m", "luthier.train.launch", str(listener.address)]
-            variables = {**os.environ, **(environment or {}), _KEY: key.hex()}
+            variables = {**os.environ, **(environment or {}), KEY: key.hex()}
             process = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL)
             started(process)
             # A process that ends before it connects would leave us waiting for ever.
@@ -83,16 +83,16 @@ def call_apart(
             with _signals_passed_on(process), listener.accept() as connection:
                 with suppress(OSError):  # it is gone already
                     connection.send((how, arguments))
-                outcome = _relay(connection, on_event)
+                outcome = relay(connection, on_event)
                 code = _wait(process)
-    if isinstance(outcome, _Ended):
+    if isinstance(outcome, Ended):
         raise UserError(lost(code))
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
 
 
-class _Ended:
+class Ended:
     """The process ended before it sent a result."""
 
 
@@ -102,13 +102,13 @@ def _wake_listener(process: "subprocess.Popen[bytes]", address: Any, key: bytes)
         pass
 
 
-def _relay(connection: Connection, on_event: OnEvent) -> Any:
-    """Pass on events until the result comes; ``_Ended`` where the process ended before it."""
+def relay(connection: Connection, on_event: OnEvent) -> Any:
+    """Pass on events until the result comes; ``Ended`` where the process ended before it."""
     while True:
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
-            return _Ended()
+            return Ended()
         except KeyboardInterrupt:  # the run got it too, and is saving
             continue
         if kind == "event":
@@ -139,7 +139,7 @@ def _signals_passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 def main() -> None:
     """The process that trains."""
     prepare()
-    key = bytes.fromhex(os.environ.pop(_KEY))
+    key = bytes.fromhex(os.environ.pop(KEY))
     with Client(sys.argv[1], authkey=key) as connection:
         how, arguments = connection.recv()
         module, _, function = how.partition(":")

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from luthier.data.batches import by_length
 from luthier.data.prepare import Prepared
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
@@ -31,6 +32,7 @@ from luthier.objectives.teacher import Lessons
 from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.loop import arithmetic
+from luthier.train.processes import Processes
 from luthier.train.setup import Setup
 from luthier.train.teaching import Teach, load_teacher
 
@@ -57,6 +59,7 @@ def checked_objective(
     data: Prepared,
     run: Run,
     on_event: OnEvent,
+    processes: Processes,
     *,
     resumed: bool,
     teach: Teach,
@@ -99,13 +102,15 @@ def checked_objective(
         if resumed:
             lessons.check()
             return Learning(objective)
+        if not processes.leads:
+            return Learning(objective)
         load = partial(load_teacher, recipe, setup, tokenizer, model, data, run, on_event, compiled)
         return Learning(objective, teach(run, setup.dtype_name, load))
     if not settings.has_reference:
         return Learning(choose(settings, packed, fast.head))
     with arithmetic(setup.device, setup.dtype):
         reference, write = _reference(
-            recipe, model, data, run, packed, fast.head, on_event, resumed
+            recipe, model, data, run, packed, fast.head, on_event, processes, resumed
         )
         objective = choose(settings, packed, fast.head, reference)
         if not resumed:
@@ -121,6 +126,7 @@ def _reference(
     packed: bool,
     head: HeadLoss | None,
     on_event: OnEvent,
+    processes: Processes,
     resumed: bool,
 ) -> tuple[Reference, Callable[[], None]]:
     if asked_in_every_step(recipe.objective, recipe.method, recipe.model.adapter is not None):
@@ -137,10 +143,16 @@ def _reference(
     )
     size = recipe.objective.together * recipe.train.per_device_eval_batch_size
     ask = Preference(recipe.objective, None, packed, head).ask
-    stored = store(model, ask, data.train, size, on_event)
+
+    def asked(rows: Sequence[TokenRow]) -> dict[bytes, float]:
+        groups = by_length(rows, size)[processes.rank :: processes.size]
+        parts = processes.gathered(store(model, ask, groups, on_event).values)
+        return {key: value for part in parts for key, value in part.items()}
+
+    known = asked(data.train)
     with torch.no_grad():  # as validation asks the model
-        held_out = store(model, ask, data.validation, size, on_event)
-    stored = Stored(held_out.values | stored.values)
+        known = asked(data.validation) | known
+    stored = Stored(known)
     return stored, lambda: stored.save(path)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from luthier.data.batches import Batch, StepBatches
 from luthier.events import Evaluation, Note, OnEvent, Started, Step
 from luthier.models.adapters import inner
-from luthier.objectives.objective import Objective
+from luthier.objectives.objective import Objective, Parts
 from luthier.records import MetricsLine
 from luthier.runtime import peak_memory
 from luthier.train.checkpoints import Checkpoints
 from luthier.train.course import Course, Due
 from luthier.train.figures import StepResult, Window
 from luthier.train.offload import offloaded
+from luthier.train.parallel import Shared, whole
+from luthier.train.processes import Processes
 from luthier.train.skips import NonFinite, Skips
 from luthier.train.state import State
 from luthier.train.stop import StopRequest
@@ -42,13 +45,14 @@ class Learner:
     """A model, and all that changes its weights.
 
     Attributes:
-        model: in training mode during a step; perhaps wrapped in DistributedDataParallel.
+        model: in training mode during a step.
         dtype: of the arithmetic; below float32 it runs under autocast.
         max_grad_norm: gradients are clipped to this norm; 0 never.
         scaler: of the loss, for float16 alone.
         steps_in_backward: the optimiser updates each weight inside the backward pass.
         offloads: what the backward needs waits in host memory.
-        ranks: processes that take each step together, each with its own micro-batches.
+        processes: that take each step together, each with its own micro-batches.
+        shared: what several processes run the model and its objective through, see ``parallel.py``.
         read: the numbers of a tensor; a simulated step, whose tensors have none, brings its own.
     """
 
@@ -62,22 +66,25 @@ class Learner:
     scaler: torch.amp.GradScaler | None = None
     steps_in_backward: bool = False
     offloads: bool = False
-    ranks: int = 1
+    processes: Processes = field(default_factory=Processes)
+    shared: Shared | None = None
     read: Callable[[Tensor], list[float]] = Tensor.tolist
 
     def arithmetic(self) -> AbstractContextManager[None]:
         """That of its device and dtype, see ``arithmetic``."""
         return arithmetic(self.device, self.dtype)
 
-    def over_ranks(self, sum_here: Tensor) -> Tensor:
-        """The sum of this tensor over all ranks."""
-        if self.ranks > 1:
-            torch.distributed.all_reduce(sum_here)
-        return sum_here
+    def loss(self, batch: Batch) -> tuple[Tensor, Parts]:
+        """The objective's summed loss of ``batch`` and its parts; nothing of an idle batch."""
+        run = self.shared or partial(self.objective.loss, self.model)
+        loss, parts = run(batch)
+        if batch.idle:
+            return loss * 0, {name: part * 0 for name, part in parts.items()}
+        return loss, parts
 
     def sharing_gradients(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks add up their gradients once per step, in its last micro-batch."""
-        return nullcontext() if self.ranks == 1 or last else self.model.no_sync()  # type: ignore[operator]
+        """Processes add up their gradients once per step, in its last micro-batch."""
+        return nullcontext() if self.shared is None or last else self.shared.no_sync()
 
 
 def train_step(
@@ -85,34 +92,37 @@ def train_step(
 ) -> StepResult:
     """One update of the weights, by the gradient of the mean loss over all of ``batches``.
 
-    loss = sum of the objective's loss over all micro-batches and ranks / N, with N the number of
-    what was counted in all of them. (A mean of means is another number when rows differ in length.)
+    loss = sum of the objective's loss over all micro-batches and processes / N, with N the number
+    of what was counted in all of them. (A mean of means is another number when rows differ in length.)
 
     Args:
-        batches: micro-batches on any device.
+        batches: micro-batches on any device, as many in each process.
         on_gradients: called before a finite update, while the gradients are there.
 
     Raises:
         NonFinite: the loss, where the weights would change before anybody could look at it.
     """
-    model, objective, device = learner.model, learner.objective, learner.device
+    model, processes, device = learner.model, learner.processes, learner.device
     if not (model.training and inner(model).training):  # train() walks over thousands of modules
         model.train()
+    counted = [batch for batch in batches if not batch.idle]
+    number_of, tokens = processes.sums(
+        float(sum(map(learner.objective.count, counted))), sum(batch.tokens for batch in counted)
+    )
     # A GPU fills this in its turn; to copy a number there would wait for all that it has to do.
-    count = torch.full((), float(sum(map(objective.count, batches))), device=device)
-    count = learner.over_ranks(count)
+    count = torch.full((), number_of, device=device)
     total, part_sums = torch.zeros((), device=device), dict[str, Tensor]()
     for number, batch in enumerate(batches, 1):
         with learner.sharing_gradients(last=number == len(batches)):
             with learner.arithmetic(), offloaded() if learner.offloads else nullcontext():
-                loss_sum, parts = objective.loss(model, batch.to(device))
+                loss_sum, parts = learner.loss(batch.to(device))
             loss = loss_sum / count
             if learner.steps_in_backward:
                 (now,) = learner.read(loss.detach()[None])
                 if not math.isfinite(now):
                     raise NonFinite(now)
-            # Ranks average their gradients, while the loss was divided by the count of all of them.
-            scaled = loss * learner.ranks
+            # They average their gradients, while the loss was divided by the count of all of them.
+            scaled = loss * processes.size
             (learner.scaler.scale(scaled) if learner.scaler else scaled).backward()
         total += loss.detach()
         for name, part in parts.items():
@@ -121,8 +131,8 @@ def train_step(
     if learner.scaler:
         learner.scaler.unscale_(learner.optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm or math.inf)
-    figures = [learner.over_ranks(total), norm.to(total)]
-    figures += [learner.over_ranks(part) / count for part in part_sums.values()]
+    total, *sums = processes.add_up(torch.stack([total, *part_sums.values()]))
+    figures = [total, whole(norm).to(total), *(part / count for part in sums)]
     mean_loss, grad_norm, *means = learner.read(torch.stack(figures))  # the one read of the device
 
     # A scaler skips an overflow of its own float16 scale, and lowers it.
@@ -136,9 +146,8 @@ def train_step(
     if learner.scaler is None or math.isfinite(grad_norm):  # it skips what is not finite
         learner.scheduler.step()
     learner.optimizer.zero_grad()
-    tokens = sum(batch.tokens for batch in batches)
     named = dict(zip(part_sums, means, strict=True))
-    return StepResult(mean_loss, grad_norm, learning_rate, tokens, named, skipped=not finite)
+    return StepResult(mean_loss, grad_norm, learning_rate, int(tokens), named, skipped=not finite)
 
 
 def update(learner: Learner) -> None:
@@ -195,7 +204,8 @@ class Loop:
                 epoch + (steps_done + 1) * self.data.per_step / self.data.micro_batches, epoch + 1
             )
             steps_done += 1
-            self._log_evaluate_save(self.course.due(self.state.step, self.stop.requested))
+            asked = self.learner.processes.any(self.stop.requested)
+            self._log_evaluate_save(self.course.due(self.state.step, asked))
             if self.state.step >= self.course.max_steps or self.state.ended or self.stop.granted:
                 return
 
@@ -227,7 +237,7 @@ class Loop:
         # The best weights are kept whether or not a checkpoint was due; so are the last ones.
         if due.save or best or self.state.forgot:
             self.checkpoints.save(self.state, best)
-            self.stop.granted = self.stop.requested
+            self.stop.granted = self.learner.processes.any(self.stop.requested)
 
     def _log(self) -> None:
         figures = self.window.take()

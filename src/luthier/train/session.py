@@ -19,6 +19,7 @@ from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.models.adapters import trainable_parameters
 from luthier.models.continued import continue_adapter
+from luthier.models.dtype import pick_device
 from luthier.models.load import load_config, load_model
 from luthier.models.residual import start_of
 from luthier.models.source import ResolvedModel
@@ -37,10 +38,13 @@ from luthier.train.guards import (
     check_rows,
     check_untrained_tokens,
 )
+from luthier.train.handed_on import prepared_once
 from luthier.train.learning import checked_objective
 from luthier.train.loop import Learner, Loop
 from luthier.train.memory import with_micro_batch
 from luthier.train.optimizers import make_optimizer, make_scheduler, step_in_backward
+from luthier.train.parallel import check_allowed, of_same_steps, replicated, rows_per_step
+from luthier.train.processes import Processes
 from luthier.train.provenance import note_changed_versions, provenance_of
 from luthier.train.setup import (
     LoadModel,
@@ -51,6 +55,7 @@ from luthier.train.setup import (
     recompute_activations,
     resolve_model,
 )
+from luthier.train.sharded import ShardedLoss, are_shards, shard
 from luthier.train.skips import Skips
 from luthier.train.state import State, load_state
 from luthier.train.stop import StopRequest
@@ -97,6 +102,7 @@ class Asked:
         micro_batch: rows per micro-batch where the recipe's did not fit into memory.
         materials: where data and weights come from.
         stop: a request to save and stop; a program may make one as a user does by Ctrl-C.
+        processes: that train together.
     """
 
     recipe: Recipe
@@ -107,6 +113,7 @@ class Asked:
     micro_batch: int | None = None
     materials: Materials = field(default_factory=Materials)
     stop: StopRequest = field(default_factory=StopRequest)
+    processes: Processes = field(default_factory=Processes)
 
 
 @dataclass(frozen=True)
@@ -150,9 +157,10 @@ def open_session(asked: Asked) -> Session:
     Raises:
         UserError: the recipe, the data or the machine does not allow it.
     """
-    recipe, run, on_event = asked.recipe, asked.run, asked.on_event
-    resolved = resolve_model(recipe, on_event)
-    checkpoint = usable_checkpoint(run, on_event)
+    recipe, run, on_event, processes = asked.recipe, asked.run, asked.on_event, asked.processes
+    check_allowed(recipe, processes)
+    resolved = processes.in_turn(lambda: resolve_model(recipe, on_event))
+    checkpoint = processes.from_first(lambda: usable_checkpoint(run, on_event))
     begun = run.provenance() if checkpoint is not None else None
     writing = load_prepared_tokenizer(recipe, resolved.folder, begun, on_event)
     tokenizer, template = writing.tokenizer, writing.template
@@ -162,13 +170,17 @@ def open_session(asked: Asked) -> Session:
         start = _resumed(asked, checkpoint, tokenizer, template)
     setup, data = start.setup, start.data
     recipe = with_micro_batch(recipe, start.micro_batch)
+    if begun is not None:
+        recipe = of_same_steps(recipe, begun.processes or 1, processes.size, on_event)
     _describe_data(data, start.template, on_event)
+    if processes.size > 1:
+        on_event(Note(rows_per_step(recipe.train, processes.size)))
     if start.template != "none":
         check_marks(tokenizer, on_event)
     check_rows(data.train, data.validation, tokenizer, on_event)
     for substitute in setup.substitutes:
         on_event(Note(substitute))
-    start.announce()
+    processes.from_first(start.announce)
     if setup.device.type == "cpu":
         keep_freed_memory()
     elif setup.dtype == torch.float32:  # products by tensor cores: inputs rounded to 10 bits
@@ -176,7 +188,10 @@ def open_session(asked: Asked) -> Session:
 
     set_seed(recipe.train.seed)
     load, tokens = asked.materials.load, writing.tokens
-    model = build_model(recipe, resolved, setup, start.checkpoint, on_event, tokens, load)
+    made = start.checkpoint
+    if made is not None and recipe.method.name == "full" and are_shards(made):
+        made = None  # its parts are put into the model later
+    model = build_model(recipe, resolved, setup, made, on_event, tokens, load)
     if recipe.objective.scores and model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # how its scores pool
     if start.checkpoint is None:
@@ -194,7 +209,7 @@ def open_session(asked: Asked) -> Session:
     check_embedding(model, data.train, len(tokenizer))
     check_untrained_tokens(model, data.train, tokenizer, on_event)
     learning = checked_objective(
-        recipe, setup, model, tokenizer, data, run, on_event,
+        recipe, setup, model, tokenizer, data, run, on_event, processes,
         resumed=start.checkpoint is not None, teach=asked.materials.teach,
     )  # fmt: skip
     objective, together = learning.objective, recipe.objective.together
@@ -205,14 +220,19 @@ def open_session(asked: Asked) -> Session:
         recipe.train.seed,
         objective.collate,
         ahead=setup.device.type == "cuda",
+        rank=processes.rank,
+        ranks=processes.size,
     )
     course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
-    start.write()
-    learning.write()
+    processes.from_first(start.write)
+    processes.from_first(learning.write)
 
     alpha = recipe.train.neftune_noise_alpha
     learned = Noisy(objective, alpha) if alpha is not None else objective
-    learner = _make_learner(recipe, setup, model, learned, course.max_steps)
+    in_parts = processes.size > 1 and recipe.train.parallel == "fsdp2"
+    if in_parts:
+        shard(model, setup.device, processes.size)
+    learner = _make_learner(recipe, setup, model, learned, course.max_steps, processes)
     checkpoints = Checkpoints(
         run,
         model,
@@ -224,9 +244,15 @@ def open_session(asked: Asked) -> Session:
         start.checkpoint,
         on_event,
         start_of(model) if isinstance(model, PeftModel) and recipe.method.changes_base else None,
+        processes,
     )
     checkpoints.load()
-    probe = asked.probe if data.validation and not recipe.objective.scores else None
+    if in_parts:
+        learner.shared = ShardedLoss(model, learned)
+    elif processes.size > 1:
+        learner.shared = replicated(model, learned)
+    asks = data.validation and not recipe.objective.scores and not in_parts
+    probe = asked.probe if asks else None
     rate = recipe.train.learning_rate
     assert rate is not None  # the recipe filled in the method's
     loop = Loop(
@@ -241,10 +267,12 @@ def open_session(asked: Asked) -> Session:
             partial(probe, model, tokenizer) if probe is not None else None,
             on_event,
             together,
+            processes,
+            in_parts,
         ),
         checkpoints,
         Watch(model, rate, on_event),
-        Skips(run, data.train, rate),
+        Skips(run, data.train, rate, processes),
         asked.stop,
         on_event,
     )
@@ -254,9 +282,11 @@ def open_session(asked: Asked) -> Session:
 def _new(
     asked: Asked, resolved: ResolvedModel, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> _Start:
-    recipe, run = asked.recipe, asked.run
-    setup = choose_setup(recipe)
-    data = asked.materials.prepare(recipe, tokenizer, asked.on_event)
+    recipe, run, processes = asked.recipe, asked.run, asked.processes
+    setup = _choose_setup(recipe, processes)
+    data = prepared_once(
+        lambda: asked.materials.prepare(recipe, tokenizer, asked.on_event), run, processes
+    )
     template = _template_used(template, data)
     keep_plan: Callable[[Run], None] | None = None
 
@@ -267,7 +297,10 @@ def _new(
 
     def write() -> None:
         made_of = provenance_of(resolved, setup, tokenizer, template, data)
-        made_of = made_of.model_copy(update={"micro_batch": asked.micro_batch})
+        several = processes.size if processes.size > 1 else None
+        made_of = made_of.model_copy(
+            update={"micro_batch": asked.micro_batch, "processes": several}
+        )
         # The recipe first: it makes the folder a run, which is begun anew if the process dies here.
         save_recipe(run, recipe.with_absolute_paths())
         store(data, run)
@@ -284,8 +317,13 @@ def _resumed(
     recipe, run = asked.recipe, asked.run
     begun: Provenance = run.provenance()
     # Measured once per run: a busy machine must not change the answer.
-    setup = replace(choose_setup(recipe), dtype=getattr(torch, begun.dtype))
-    data = load_stored(recipe.data, tokenizer, run, asked.on_event, recipe.objective)
+    setup = _choose_setup(recipe, asked.processes)
+    setup = replace(setup, dtype=getattr(torch, begun.dtype))
+    data = prepared_once(
+        lambda: load_stored(recipe.data, tokenizer, run, asked.on_event, recipe.objective),
+        run,
+        asked.processes,
+    )
     state = load_state(checkpoint)
     return _Start(
         setup,
@@ -297,6 +335,11 @@ def _resumed(
         state=state,
         checkpoint=checkpoint,
     )
+
+
+def _choose_setup(recipe: Recipe, processes: Processes) -> Setup:
+    """Rank 0's, which may have measured, on this process's own device."""
+    return replace(processes.from_first(lambda: choose_setup(recipe)), device=pick_device())
 
 
 def _template_used(template: str, data: Prepared) -> str:
@@ -319,9 +362,11 @@ def _make_learner(
     model: PreTrainedModel | PeftModel,
     objective: Objective,
     max_steps: int,
+    processes: Processes,
 ) -> Learner:
     train = recipe.train
-    set_seed(train.seed)  # what was drawn before the first step must not matter to it
+    # What was drawn before the first step must not matter to it; dropout differs by process.
+    set_seed(train.seed + processes.rank)
     if train.gradient_checkpointing:
         recompute_activations(model)
     adapted = recipe.method.name != "full"
@@ -341,6 +386,7 @@ def _make_learner(
         scaler=torch.amp.GradScaler(setup.device.type) if half else None,
         steps_in_backward=train.optimizer_in_backward,
         offloads=train.activation_offload and setup.device.type == "cuda",
+        processes=processes,
     )
 
 

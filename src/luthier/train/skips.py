@@ -10,6 +10,7 @@ from luthier.errors import UserError
 from luthier.files import write_json
 from luthier.records import BadBatch
 from luthier.run import Run
+from luthier.train.processes import Processes
 
 # One bad batch must not end a night's run; several in a row mean that the weights are ruined.
 _IN_A_ROW = 3
@@ -36,6 +37,7 @@ class Skips:
     run: Run
     rows: Sequence[TokenRow]
     learning_rate: float
+    processes: Processes = field(default_factory=Processes)
     total: int = 0
     last: bool = field(default=False, init=False)
     _in_a_row: int = field(default=0, init=False)
@@ -52,11 +54,15 @@ class Skips:
     def diverged(
         self, step: int, loss: float, grad_norm: float | None, batches: Sequence[Batch]
     ) -> UserError:
-        """The error that ends the run; the rows of ``batches`` are written to bad-batch.json."""
+        """The error that ends the run; the rows of ``batches`` are written to bad-batch.json.
+
+        So are those of the other processes, which all come here.
+        """
         path = self.run.bad_batch_path
-        rows = [row for batch in batches for row in self._shown(batch)]
+        own = [row for batch in batches if not batch.idle for row in self._shown(batch)]
+        rows = [row for rows in self.processes.gathered(own) for row in rows]
         bad = BadBatch(step=step, loss=repr(loss), grad_norm=repr(grad_norm), rows=rows)
-        write_json(path, bad.to_dict())
+        self.processes.from_first(lambda: write_json(path, bad.to_dict()))
         said = f"training diverged at step {step}: loss {loss}"
         if grad_norm is not None:
             said += f", gradient norm {grad_norm}"

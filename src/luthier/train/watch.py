@@ -10,10 +10,12 @@ from collections.abc import Iterator
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
+from luthier.train.parallel import local, whole
 
 # Frozen weights up to so many bytes are hashed completely at the end; of a sample, so many numbers per tensor.
 _WHOLE = 2**29
@@ -105,7 +107,7 @@ def check_gradients(model: nn.Module, on_event: OnEvent) -> None:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and "lora_A" not in name
     }
-    dead = [name for name, grad in trained.items() if grad is None or not bool(grad.any())]
+    dead = [name for name, grad in trained.items() if grad is None or _is_nought(grad)]
     if trained and len(dead) == len(trained):
         raise UserError(
             f"none of the {len(trained)} trainable tensors got a gradient in the first step "
@@ -121,6 +123,12 @@ def check_gradients(model: nn.Module, on_event: OnEvent) -> None:
         )
 
 
+def _is_nought(grad: Tensor) -> bool:
+    if isinstance(grad, DTensor):  # of this process's part alone one cannot say
+        return whole(grad.norm()).item() == 0
+    return not bool(grad.any())
+
+
 def fingerprint(model: nn.Module, sampled: bool = False) -> dict[str, str]:
     """A hash of each frozen tensor by name, 4-bit scales included; of a large model always a sample."""
     frozen = dict(_frozen(model))
@@ -132,7 +140,7 @@ def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             continue
-        yield name, parameter.detach()
+        yield name, local(parameter.detach())
         state = getattr(parameter, "quant_state", None)
         while state is not None:  # the scales, and the scales of the scales
             name += ".absmax"

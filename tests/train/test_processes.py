@@ -1,0 +1,316 @@
+"""Several processes train as one: the same steps, one folder, and what one meets all know."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import save_tiny
+from helpers import read_metrics, write_rows
+from preferences import preference_rows
+from safetensors.torch import load_file
+from torch import Tensor
+
+from luthier.recipe import parse_recipe
+from luthier.run import Run
+
+HERE = Path(__file__).parent
+
+# name -> family, and what the recipe says besides. 14 rows in twos are 7 micro-batches: the last step
+# of an epoch has one less than the others, so a process is idle in it.
+ALIKE: dict[str, tuple[str, list[str]]] = {
+    "full": ("llama", ["method.name=full", "train.learning_rate=1e-3"]),
+    "lora-packed": ("qwen3", ["data.packing=true", "data.max_length=64"]),
+    "lora-window": ("gemma3", ["train.gradient_checkpointing=true"]),
+    "qlora": ("llama", ["method.name=qlora", "train.optim=adamw_torch_fused"]),
+    "full-experts": ("mixtral", ["method.name=full", "train.learning_rate=1e-3"]),
+    "dpo": ("llama", ["objective.name=dpo", "data.train=PAIRS"]),
+    "dpo-kept": ("llama", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
+                           "train.learning_rate=1e-4"]),
+    "kto": ("llama", ["objective.name=kto", "data.train=PAIRS"]),
+}  # fmt: skip
+FOURS = ("full", "lora-packed")  # also in four processes
+TOLD = ("loss", "grad_norm", "eval_loss", "rewards/margins", "tokens", "epoch", "learning_rate")
+
+
+class Together:
+    """Runs by name, each made in so many processes."""
+
+    def __init__(self, folder: Path, models: dict[str, Path], data: dict[str, Path]) -> None:
+        self.folder, self.models, self.data = folder, models, data
+        self.tasks: list[dict[str, Any]] = []
+        self.ends: list[list[str]] = []
+
+    def add(
+        self,
+        name: str,
+        ranks: int,
+        *more: str,
+        family: str = "llama",
+        accumulated: int | None = None,
+        fault: tuple[str, int, int] | None = None,
+    ) -> None:
+        """``accumulated`` micro-batches of each process; where it is not said four of all."""
+        given = [each.replace("PAIRS", str(self.data["pairs"])) for each in more]
+        settings = [
+            f"model.source={self.models[family]}",
+            "model.dtype=float32",
+            f"data.train={self.data['rows']}",
+            f"data.validation={self.data['held-out' if 'PAIRS' in ''.join(more) else 'validation']}",
+            "data.max_length=128",
+            "method.lora_dropout=0",
+            "train.per_device_train_batch_size=2",
+            f"train.gradient_accumulation_steps={accumulated or 4 // ranks}",
+            "train.per_device_eval_batch_size=2",
+            "train.max_steps=4",
+            "train.eval_steps=2",
+            "train.save_steps=1",
+            "train.warmup_ratio=0",
+            "train.learning_rate=1e-2",
+            "train.report_to=none",
+            "evaluate.probe=false",
+            f"run.dir={self.folder}",
+            f"run.name={name}",
+        ]
+        path = self.folder / f"{name}.yaml"
+        path.write_text(parse_recipe("", [*settings, *given]).to_yaml())
+        self.tasks.append({"recipe": str(path), "ranks": ranks, "fault": fault, "name": name})
+
+    def again(self, name: str, **changes: Any) -> None:
+        """The same once more, without its fault."""
+        task = next(each for each in self.tasks if each["name"] == name)
+        self.tasks.append({**task, "fault": None, "name": f"{name} again", **changes})
+
+    def run(self) -> None:
+        plan = self.folder / "plan.json"
+        plan.write_text(json.dumps(self.tasks))
+        paths = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+        env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(HERE / "together.py"), str(plan)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        assert done.returncode == 0, done.stderr
+        self.said = done.stderr
+        self.ends = json.loads(plan.with_suffix(".done").read_text())
+
+    def end(self, name: str) -> list[str]:
+        """What each rank ended by; nothing where it went well."""
+        names = [task["name"] for task in self.tasks]
+        return self.ends[names.index(name)]
+
+    def __getitem__(self, name: str) -> Run:
+        return Run(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> Together:
+    folder = tmp_path_factory.mktemp("together")
+    families = dict.fromkeys(family for family, _ in ALIKE.values())
+    models = {name: save_tiny(folder / f"model-{name}", name) for name in families}
+    data = {
+        "rows": write_rows(folder / "rows.jsonl", rows[:14]),
+        "validation": write_rows(folder / "validation.jsonl", rows[30:37]),
+        "pairs": write_rows(folder / "pairs.jsonl", preference_rows(21)[:14]),
+        "held-out": write_rows(folder / "held-out.jsonl", preference_rows(21)[14:]),
+    }
+    made = Together(folder, models, data)
+    for name, (family, more) in ALIKE.items():
+        for ranks in (1, 2, 4) if name in FOURS else (1, 2):
+            made.add(f"{name}-{ranks}", ranks, *more, family=family)
+    for name, ranks in (("full", 2), ("full", 4), ("lora-packed", 2), ("lora-window", 2),
+                        ("qlora", 2)):  # fmt: skip
+        family, more = ALIKE[name]
+        made.add(f"{name}-in-parts-{ranks}", ranks, *more, "train.parallel=fsdp2", family=family)
+    for name, then in (("full", 4), ("lora-packed", 1)):  # begun in two processes
+        family, more = ALIKE[name]
+        parts = [*more, "train.parallel=fsdp2"]
+        made.add(f"{name}-parted", 2, *parts, family=family, fault=("kill", 1, 5))
+        made.again(f"{name}-parted", ranks=then)
+    made.add("8bit-in-parts", 2, "train.optim=adamw_8bit", "train.parallel=fsdp2")
+    made.add("eight-1", 1, accumulated=8)
+    made.add("eight-8", 8, accumulated=1)
+    # Two micro-batches of each process a step.
+    dropout = "method.lora_dropout=0.1"
+    made.add("let-be", 2, dropout)
+    made.add("killed", 2, dropout, fault=("kill", 1, 5))
+    made.again("killed")
+    made.add("first-killed", 2, dropout, fault=("kill", 0, 5))
+    made.again("first-killed")
+    made.add("stopped", 2, dropout, fault=("stop", 1, 4))
+    made.again("stopped")
+    made.add("disk", 2, fault=("disk", 0, 2))
+    made.add("nan", 2, fault=("nan", 1, 3))
+    made.add("memory", 2, "train.auto_batch=true", fault=("memory", 1, 4))
+    made.add("no-memory", 2, fault=("memory", 1, 4))
+    made.add(
+        "patience",
+        2,
+        "train.early_stopping_patience=1",
+        "train.learning_rate=0.5",
+        "train.eval_steps=1",
+    )
+    made.add("more", 1, *ALIKE["full"][1], fault=("kill", 0, 9))
+    made.again("more", ranks=2)
+    made.add("odd", 2, fault=("kill", 0, 5))
+    made.again("odd", ranks=3)
+    made.add("in-backward", 2, "method.name=full", "train.optimizer_in_backward=true",
+             "train.max_grad_norm=0", accumulated=1)  # fmt: skip
+    made.run()
+    return made
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_and_four_processes_take_the_steps_of_one(together: Together, name: str) -> None:
+    one = read_metrics(together[f"{name}-1"])
+    assert len(one) == 6
+    for ranks in (2, 4) if name in FOURS else (2,):
+        assert together.end(f"{name}-{ranks}") == [""] * ranks, together.said
+        same_figures(read_metrics(together[f"{name}-{ranks}"]), one)
+
+
+def same_figures(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """As far as a terminal prints them."""
+    assert len(found) == len(wanted)
+    for line, other in zip(found, wanted, strict=True):
+        for key in TOLD:
+            assert (key in line) == (key in other)
+            if key in line:
+                assert line[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
+                assert f"{line[key]:.3f}" == f"{other[key]:.3f}", key
+
+
+def test_eight_processes_of_which_most_are_idle_at_the_end_of_an_epoch(together: Together) -> None:
+    assert together.end("eight-8") == [""] * 8, together.said
+    same_figures(read_metrics(together["eight-8"]), read_metrics(together["eight-1"]))
+
+
+def test_one_folder_that_rank_0_alone_writes(together: Together) -> None:
+    one, two = (together[f"full-{ranks}"].root for ranks in (1, 2))
+
+    def names(root: Path) -> set[str]:
+        return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+    more = names(two) - names(one)
+    assert {Path(name).name for name in more} == {"rng_state_1.pth"}
+    assert names(one) <= names(two)
+    assert not [path for path in two.parent.iterdir() if path.name.startswith(".full")]
+    told = [json.loads(line)["event"] for line in (two / "events.jsonl").open()]
+    assert told.count("started") == told.count("finished") == 1
+
+
+def test_the_rows_per_step_are_said(together: Together) -> None:
+    told = together["full-2"].events_path.read_text()
+    assert (
+        "2 processes: 8 rows per step (2 per micro-batch x 2 micro-batches x 2 processes)" in told
+    )
+
+
+@pytest.mark.parametrize("name", ["killed", "first-killed"])
+def test_a_rank_that_is_killed_ends_all_and_the_run_resumes(together: Together, name: str) -> None:
+    ends = together.end(name)
+    dead = 0 if name == "first-killed" else 1
+    assert ends[dead] == "SIGKILL"
+    assert ends[1 - dead].startswith(f"UserError: rank {dead} (process ")
+    assert "run the same command again" in ends[1 - dead]
+    assert together.end(f"{name} again") == ["", ""]
+    same_bytes(together[name], together["let-be"])
+
+
+def same_bytes(run: Run, other: Run) -> None:
+    for part in ("adapter/adapter_model.safetensors", "checkpoints/step-4/optimizer.pt"):
+        assert (run.root / part).read_bytes() == (other.root / part).read_bytes(), part
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(together: Together) -> None:
+    ends = together.end("stopped")
+    assert ends[0] == ends[1]
+    assert ends[0].startswith("Interrupted: stopped at step 2")
+    assert together.end("stopped again") == ["", ""]
+    same_bytes(together["stopped"], together["let-be"])
+
+
+def test_an_error_of_one_rank_is_raised_by_all(together: Together) -> None:
+    assert together.end("disk") == ["UserError: cannot write here"] * 2
+
+
+def test_a_step_that_is_no_number_in_one_rank_is_skipped_by_all(together: Together) -> None:
+    assert together.end("nan") == ["", ""]
+    lines = [line for line in read_metrics(together["nan"]) if "eval_loss" not in line]
+    assert [line.get("skipped") for line in lines] == [None, 1, None, None]
+
+
+def test_a_rank_without_memory_has_all_go_on_with_smaller_micro_batches(
+    together: Together,
+) -> None:
+    assert together.end("memory") == ["", ""], together.said
+    assert together["memory"].provenance().micro_batch == 1
+    assert together["memory"].measured().steps == 4
+    ends = together.end("no-memory")
+    assert ends[0] == ends[1]
+    assert ends[0].startswith("UserError: out of memory with 2 rows per micro-batch")
+
+
+def test_early_stopping_ends_all_at_once(together: Together) -> None:
+    assert together.end("patience") == ["", ""]
+    assert together["patience"].measured().stopped_early
+
+
+def test_a_run_of_one_process_goes_on_in_two(together: Together) -> None:
+    assert together.end("more") == ["SIGKILL"]
+    assert together.end("more again") == ["", ""]
+    same_figures(read_metrics(together["more"]), read_metrics(together["full-1"]))
+    ends = together.end("odd again")
+    assert len(set(ends)) == 1
+    assert "4 micro-batches per step in all, which 3 processes cannot share evenly" in ends[0]
+
+
+@pytest.mark.parametrize("name", ["full-2", "full-4", "lora-packed-2", "lora-window-2", "qlora-2"])
+def test_a_model_in_parts_takes_the_steps_of_a_whole_one(together: Together, name: str) -> None:
+    kind, _, ranks = name.rpartition("-")
+    parted = f"{kind}-in-parts-{ranks}"
+    assert together.end(parted) == [""] * int(ranks), together.said
+    same_figures(read_metrics(together[parted]), read_metrics(together[f"{kind}-1"]))
+    same_weights(together[parted], together[f"{kind}-1"])
+
+
+def same_weights(run: Run, other: Run) -> None:
+    """Of the files that other libraries read."""
+    found, wanted = (weights_of(each) for each in (run, other))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def weights_of(run: Run) -> dict[str, Tensor]:
+    path = run.root / "adapter" / "adapter_model.safetensors"
+    return load_file(path if path.is_file() else run.root / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("name", "then"), [("full", 4), ("lora-packed", 1)])
+def test_parts_that_two_processes_wrote_are_read_by_any_number(
+    together: Together, name: str, then: int
+) -> None:
+    assert together.end(f"{name}-parted")[1] == "SIGKILL"
+    assert together.end(f"{name}-parted again") == [""] * then, together.said
+    same_figures(read_metrics(together[f"{name}-parted"]), read_metrics(together[f"{name}-1"]))
+    same_weights(together[f"{name}-parted"], together[f"{name}-1"])
+
+
+def test_what_was_not_made_for_parts_is_refused(together: Together) -> None:
+    ends = together.end("8bit-in-parts")
+    assert ends[0] == ends[1]
+    assert "train.optim adamw_8bit does not work with train.parallel fsdp2" in ends[0]
+
+
+def test_what_several_processes_cannot_do_is_refused(together: Together) -> None:
+    ends = together.end("in-backward")
+    assert ends[0] == ends[1]
+    assert "train.optimizer_in_backward" in ends[0]
