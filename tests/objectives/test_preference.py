@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from preferences import plain_log_probs, plain_sum, random_pairs
 from torch import Tensor, nn
 
-from luthier.data.batches import Batch, collate
+from luthier.data.batches import Batch, by_length, collate
 from luthier.data.pairs import with_mismatched
 from luthier.data.tokens import TokenRow
 from luthier.kernels import head as kernel
@@ -314,7 +314,7 @@ def test_the_adapter_off_and_what_was_stored_are_the_model_before_training() -> 
     expected = [plain_sum(model, row).item() for row in rows]
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5))
     ask = Preference(ObjectiveGroup(name="dpo"), None).ask
-    stored = store(adapted.train(), ask, rows, 4)
+    stored = store(adapted.train(), ask, by_length(rows, 4))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -331,7 +331,7 @@ def test_stored_log_probs_come_back_exactly_and_miss_nothing_in_silence(tmp_path
 
     rows = random_pairs(2)
     ask = Preference(ObjectiveGroup(name="dpo"), None).ask
-    kept = store(make_model("llama", 96), ask, rows, 2)
+    kept = store(make_model("llama", 96), ask, [rows])
     kept.save(tmp_path / "r.safetensors")
     again = Stored.load(tmp_path / "r.safetensors")
     assert again.of(rows).equal(kept.of(rows))
