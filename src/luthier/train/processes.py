@@ -5,6 +5,7 @@ torchrun, ``accelerate launch`` or ``luthier train --nproc``. Rank 0 owns the ru
 and it alone speaks. Small values go over gloo, whatever device the tensors are on.
 """
 
+import gc
 import os
 import pickle
 import platform
@@ -139,6 +140,7 @@ class Ranks(Processes):
             if error is self._raised:  # in a block inside of this one
                 raise
             self._raised = self._agreed(error)
+            _let_go(error)
             with suppress(RuntimeError):
                 dist.destroy_process_group()
             self._wait_for_readers()
@@ -228,6 +230,22 @@ def _is_of_connection(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+
+
+def _let_go(error: BaseException) -> None:
+    """Drop the locals of the frames that ``error`` left.
+
+    A model of DDP among them would keep the connections open, and the others waiting for this process.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            left += [one.__cause__, one.__context__]
+    gc.collect()
 
 
 def _lives(pid: int) -> bool:
