@@ -75,11 +75,18 @@ def test_the_programs_run_as_they_stand(
     assert Run(tmp_path / "runs" / "from-python").finished
 
 
-def test_the_commands_of_the_data_guide(cli: Cli, real_model: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_data_guide(
+    cli: Cli, real_model: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my.yaml").write_text(
+        f"model: {{source: {tiny_model}}}\ndata: {{train: my.jsonl, max_length: 256}}\n"
+        "train: {max_steps: 1, per_device_train_batch_size: 2}\nevaluate: {probe: false}\n", "utf-8"
+    )  # fmt: skip
     task = (ROOT / "src/luthier/demo/task/train.jsonl").read_text("utf-8").splitlines()
     (tmp_path / "my.jsonl").write_text("\n".join(task) + "\n", "utf-8")
     typed = commands("docs/data.md")
-    assert [line[1] for line in typed] == ["check", "show", "fix", "convert", "split", "mix"]
+    shown = ["check", "show", "fix", "convert", "split", "mix", "tokenize"]
+    assert [line[1] for line in typed] == [*shown, "my.yaml"]
     for line in typed:
         done = cli(*line, cwd=tmp_path)
         fell_short = 1 if line[1] == "check" else 0  # the task has fewer than 500 rows
@@ -91,7 +98,7 @@ def test_the_commands_of_the_plan_guide(cli: Cli, narrow_model: Path, tmp_path: 
     rows = [{"prompt": f"Number {n}?", "completion": f"It is {n}."} for n in range(1200)]
     write_rows(tmp_path / "my.jsonl", rows)
     typed = commands("docs/plan.md")
-    assert [line[0] for line in typed] == ["advise", "plan", "plan", "plan"]
+    assert [line[0] for line in typed] == ["advise", *["plan"] * 5]
     for line in typed:
         if "--calibrate" not in line:  # has a test of its own, and would time a busy machine
             if line[0] == "plan":
