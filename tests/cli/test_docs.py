@@ -80,7 +80,7 @@ def test_the_commands_of_the_data_guide(
 ) -> None:
     (tmp_path / "my.yaml").write_text(
         f"model: {{source: {tiny_model}}}\ndata: {{train: my.jsonl, max_length: 256}}\n"
-        "train: {max_steps: 1, per_device_train_batch_size: 2}\nevaluate: {probe: false}\n", "utf-8"
+        "train: {max_steps: 1, warmup_ratio: 0, per_device_train_batch_size: 2}\nevaluate: {probe: false}\n", "utf-8"
     )  # fmt: skip
     task = (ROOT / "src/luthier/demo/task/train.jsonl").read_text("utf-8").splitlines()
     (tmp_path / "my.jsonl").write_text("\n".join(task) + "\n", "utf-8")
@@ -146,7 +146,7 @@ def test_the_commands_of_the_processes_guide(tiny_model: Path, tmp_path: Path) -
     rows = [{"prompt": f"Number {n}?", "completion": f"It is {n % 9}."} for n in range(20)]
     write_rows(tmp_path / "my.jsonl", rows)
     text = (ROOT / "docs/processes.md").read_text("utf-8")
-    typed = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).splitlines()
+    typed = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)).splitlines()
     assert [line.split()[0] for line in typed] == ["luthier", "torchrun", "accelerate"]
     modules = {
         "luthier": "luthier.cli.main",
