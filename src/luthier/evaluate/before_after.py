@@ -329,7 +329,7 @@ def _answered_rows(sides: _Sides, rows: Rows, verdicts: Sequence[Verdicts]) -> l
             base=sides.base.answers[index],
             tuned=sides.tuned.answers[index],
             scores=Pair(base=scores(sides.base, index), tuned=scores(sides.tuned, index)),
-            winner={each.judge: each.winner(index) for each in verdicts},
+            winner={each.judge: each.winner(index) for each in verdicts} or None,
         )
         for index, row in enumerate(rows.answered)
     ]

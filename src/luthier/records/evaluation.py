@@ -274,7 +274,7 @@ class AnsweredRow(Record):
         row: file and line.
         messages: the prompt.
         scores: by metric.
-        winner: whose answer is the better one, by judge.
+        winner: whose answer is the better one, by judge; None where nobody was asked.
     """
 
     row: str
@@ -283,7 +283,7 @@ class AnsweredRow(Record):
     base: str
     tuned: str
     scores: Pair[dict[str, float]]
-    winner: dict[str, Winner] = Field(default_factory=dict)
+    winner: dict[str, Winner] | None = None
 
 
 class Evaluation(Record):
