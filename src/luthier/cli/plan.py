@@ -271,8 +271,8 @@ def _show_ranks(method: str, found: "list[RankPlan]") -> None:
         "step",
         "tokens/s",
     ):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_column("of ideal", justify="right")
+        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    table.add_column("of ideal", justify="right", overflow="fold")
     for before, plan in zip([None, *found], found, strict=False):
         if before is not None and before.ranks != plan.ranks:
             table.add_section()
@@ -290,7 +290,7 @@ def _show_ranks(method: str, found: "list[RankPlan]") -> None:
     out.print(table)
     out.print(
         "by ring formulas (docs/plan.md): the least step hides all sending behind computing, the "
-        "most hides none. `luthier train --nproc` runs what this version has of these",
+        "most hides none. `luthier train --nproc` runs DDP, and FSDP2 with train.parallel: fsdp2",
         style="dim",
     )
 
@@ -306,7 +306,7 @@ def _show_changes(method: str, tried: "list[Change]", device: "Accelerator") -> 
     out.print(table)
     if any("FSDP" in change.what for change in tried):
         out.print(
-            "sharding over GPUs is computed by formula (ZeRO stage 3); luthier does not run it yet",
+            "sharding over GPUs is computed by formula (ZeRO stage 3); train.parallel: fsdp2 is of that kind",
             style="dim",
         )
     if not tried[-1].fits:

@@ -93,8 +93,7 @@ def rows_per_step(train: TrainGroup, processes: int) -> str:
     return (
         f"{processes} processes: {rows * accumulated * processes} rows per step "
         f"({rows} per micro-batch x {accumulated} micro-batches x {processes} processes); "
-        f"train.gradient_accumulation_steps is of each process, so with it divided by {processes} the "
-        "steps are those of one process"
+        f"for the steps of one process divide train.gradient_accumulation_steps by {processes}"
     )
 
 
