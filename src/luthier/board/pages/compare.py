@@ -15,7 +15,7 @@ from luthier.board.dots import Dot, Group, scatter
 from luthier.board.folders import Study
 from luthier.board.look import card, failure, frame, palette, pill
 from luthier.board.pages.runs import LISTING
-from luthier.board.pages.studies import GoingOn, list_entry, run_link, show_none
+from luthier.board.pages.studies import GoingOn, run_link, show_list
 from luthier.board.parts import Versus, figure, forest, table, words_table
 from luthier.board.state import Board
 from luthier.errors import UserError
@@ -41,11 +41,9 @@ def add(board: Board) -> None:
     @ui.page("/compare", response_timeout=LISTING)
     async def show_all(request: Request) -> None:
         with frame(request, "Compare", "/compare"):
-            found = await background.io_bound(_listed, board) or []
-            for study, word, about in found:
-                list_entry(study, "/compare", word, about)
-            if not found:
-                show_none(board.folders, "comparison", "luthier compare")
+            await show_list(
+                board.folders, "/compare", "comparison", lambda study: not study.is_sweep, _told
+            )
 
     @ui.page("/compare/{name}", response_timeout=LISTING)
     async def show(request: Request, name: str) -> None:
@@ -82,23 +80,8 @@ def read_comparison(study: Study) -> Compared:
         raise UserError(f"{path} is damaged: {where}: {issue['msg']}") from None
 
 
-def _listed(board: Board) -> list[tuple[Study, str, str]]:
-    """Each comparison, its verdict, and a sentence."""
-    found = []
-    for study in board.folders.studies():
-        if study.is_sweep:
-            continue
-        if not study.folder.record_path.is_file():
-            busy = study.folder.worker() is not None
-            found.append((study, "running" if busy else "stopped", "no result yet"))
-            continue
-        try:
-            compared = read_comparison(study)
-        except UserError as error:
-            found.append((study, "failed", str(error)))
-            continue
-        found.append((study, *_verdict(compared)))
-    return found
+def _told(study: Study) -> tuple[str, str]:
+    return _verdict(read_comparison(study))
 
 
 def _verdict(compared: Compared) -> tuple[str, str]:

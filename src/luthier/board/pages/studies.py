@@ -17,22 +17,42 @@ from luthier.errors import UserError
 _EVERY = 3.0  # seconds between two looks
 _MOST_CURVES = 8
 
-
-def show_none(folders: Folders, what: str, command: str) -> None:
-    """A page without anything to show yet."""
-    with ui.column().classes("part empty"):
-        ui.label(f"There is no {what} yet.")
-        ui.label(f"Make one with {command}; it appears here as soon as it begins.")
-        for place in folders.results:
-            ui.label(str(place)).classes("mono")
+# A study's verdict in a word, and a sentence; raises UserError where its result cannot be read.
+Told = Callable[[Study], tuple[str, str]]
 
 
-def list_entry(study: Study, address: str, word: str, about: str) -> None:
-    """One study in the list: its verdict before anything else."""
-    with ui.element("section").classes(f"answer {word.replace(' ', '-')}"):
-        pill(word)
-        ui.link(study.name, f"{address}/{quote(study.name, safe='')}").classes("big wrap")
-        ui.label(about).classes("soft wrap")
+async def show_list(
+    folders: Folders, address: str, what: str, is_of: Callable[[Study], bool], told: Told
+) -> None:
+    """All studies that ``is_of`` this kind, called ``what``: the verdict of each before anything else."""
+    found = await background.io_bound(_listed, folders, is_of, told) or []
+    for study, word, about in found:
+        with ui.element("section").classes(f"answer {word.replace(' ', '-')}"):
+            pill(word)
+            ui.link(study.name, f"{address}/{quote(study.name, safe='')}").classes("big wrap")
+            ui.label(about).classes("soft wrap")
+    if not found:
+        with ui.column().classes("part empty"):
+            ui.label(f"There is no {what} yet.")
+            ui.label(f"Make one with luthier {address[1:]}; it appears here as soon as it begins.")
+            for place in folders.results:
+                ui.label(str(place)).classes("mono")
+
+
+def _listed(
+    folders: Folders, is_of: Callable[[Study], bool], told: Told
+) -> list[tuple[Study, str, str]]:
+    found = []
+    for study in filter(is_of, folders.studies()):
+        if not study.folder.record_path.is_file():
+            busy = study.folder.worker() is not None
+            found.append((study, "running" if busy else "stopped", "no result yet"))
+            continue
+        try:
+            found.append((study, *told(study)))
+        except UserError as error:
+            found.append((study, "failed", str(error)))
+    return found
 
 
 def run_link(name: str, text: str) -> Callable[[], ui.link]:

@@ -13,7 +13,7 @@ from luthier.board.folders import Study
 from luthier.board.index import Summary, summarise
 from luthier.board.look import card, duration, failure, frame, heading, palette, pill
 from luthier.board.pages.runs import LISTING
-from luthier.board.pages.studies import GoingOn, list_entry, run_link, show_none
+from luthier.board.pages.studies import GoingOn, run_link, show_list
 from luthier.board.parts import Cell, Versus, bar, forest, table
 from luthier.board.state import Board
 from luthier.errors import UserError
@@ -30,11 +30,7 @@ def add(board: Board) -> None:
     @ui.page("/sweep", response_timeout=LISTING)
     async def show_all(request: Request) -> None:
         with frame(request, "Sweep", "/sweep"):
-            found = await background.io_bound(_listed, board) or []
-            for study, word, about in found:
-                list_entry(study, "/sweep", word, about)
-            if not found:
-                show_none(board.folders, "sweep", "luthier sweep")
+            await show_list(board.folders, "/sweep", "sweep", lambda study: study.is_sweep, _told)
 
     @ui.page("/sweep/{name}", response_timeout=LISTING)
     async def show(request: Request, name: str) -> None:
@@ -49,24 +45,11 @@ def add(board: Board) -> None:
                 failure(error)
 
 
-def _listed(board: Board) -> list[tuple[Study, str, str]]:
-    """Each sweep, its verdict, and a sentence."""
+def _told(study: Study) -> tuple[str, str]:
     from luthier.api import verdict_text
 
-    found = []
-    for study in board.folders.studies():
-        if not study.is_sweep:
-            continue
-        try:
-            sweep = Sweep.from_file(study.folder.record_path)
-        except UserError as error:
-            begun = not study.folder.record_path.is_file()
-            busy = study.folder.worker() is not None
-            word = "failed" if not begun else "running" if busy else "stopped"
-            found.append((study, word, "no result yet" if begun else str(error)))
-            continue
-        found.append((study, _word(study, sweep), verdict_text(sweep)))
-    return found
+    sweep = Sweep.from_file(study.folder.record_path)
+    return _word(study, sweep), verdict_text(sweep)
 
 
 def _word(study: Study, sweep: Sweep) -> str:
