@@ -386,6 +386,22 @@ def test_trl_without_use_peft_trains_all_weights(tmp_path: Path) -> None:
     assert done.recipe.data.train == "d.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("source", "held_out"),
+    [
+        ("d.jsonl", {"data.validation": None, "data.validation_fraction": 0.1}),
+        ("owner/name", {"data.validation": "owner/name:test"}),
+    ],
+)
+def test_trl_evaluates_on_what_its_file_says(
+    source: str, held_out: dict[str, Any], tmp_path: Path
+) -> None:
+    command = f"python sft.py --model_name_or_path m --dataset_name {source} --eval_strategy steps\n"
+    done = converted(command, tmp_path, name="run.sh")
+    assert values(done.recipe, held_out) == held_out
+    assert not [e for e in done.entries if e.name == "eval_strategy" and e.value != "steps"]
+
+
 def test_unsloths_script(tmp_path: Path) -> None:
     command = (
         "python unsloth-cli.py --model_name unsloth/llama-3-8b --max_seq_length 8192 --dtype None "

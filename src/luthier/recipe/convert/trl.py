@@ -17,8 +17,8 @@ USUAL: Usual = {
     "train.max_grad_norm": Default("max_grad_norm", 1.0),
     "data.max_length": Default("max_length", 1024),
     "data.on_too_long": Default("truncation_mode", "truncate", "keep_start"),
-    "data.validation_fraction": Default("eval_strategy", 0.0, "no"),
 }
+USUAL_UNEVALUATED: Usual = {"data.validation_fraction": Default("eval_strategy", 0.0, "no")}
 # PEFT's LoraConfig, and TRL's ModelConfig on a command line.
 USUAL_LORA_CONFIG: Usual = {
     "method.lora_r": Default("r", 8),
@@ -75,9 +75,10 @@ def convert(c: Conversion, processes: int) -> Usual:
     shared.names(c)
     _sources(c, evaluated)
     _rows(c)
+    usual = USUAL if evaluated else {**USUAL, **USUAL_UNEVALUATED}
     if c.tree["method"]["name"] == "full":
-        return USUAL
-    return {**USUAL, **(USUAL_LORA_CONFIG if plain else USUAL_MODEL_CONFIG)}
+        return usual
+    return {**usual, **(USUAL_LORA_CONFIG if plain else USUAL_MODEL_CONFIG)}
 
 
 def _method(c: Conversion, plain: bool) -> None:
@@ -118,6 +119,13 @@ def _sources(c: Conversion, evaluated: bool) -> None:
         for setting in ("dataset_train_split", "dataset_test_split"):
             if setting in c.said:
                 c.lose(setting, "a folder or file here is read whole")
+        if evaluated and "eval_dataset" not in c.said:
+            c.lose(
+                "eval_dataset",
+                "a folder or file here has one split; the recipe holds out a tenth of its rows, or "
+                "name a file as data.validation",
+                value="not set",
+            )
         return
     train, test = (c.get(f"dataset_{part}_split") or part for part in ("train", "test"))
     c.put(name, {"data.train": f"{source}:{train}"})
