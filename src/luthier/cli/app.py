@@ -22,6 +22,13 @@ err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe; may be repeated."
+    ),
+]
+
 AdapterScale = Annotated[
     float,
     typer.Option(min=0, max=2, help="Scale of the adapter's update: 0 is the base, 1 as trained."),

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from luthier.api import Goal
-from luthier.cli.app import Json, app, out, print_json, split_list
+from luthier.cli.app import Json, Overrides, app, out, print_json, split_list
 from luthier.cli.terminal import terminal
 from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import Interrupted, UserError
@@ -109,10 +109,7 @@ def compare(
     metrics: Annotated[
         str | None, typer.Option(help="As in `luthier evaluate`; by default the recipe's.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe."),
-    ] = None,
+    overrides: Overrides = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path(
         "comparison"
     ),

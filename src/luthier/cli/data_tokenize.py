@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.app import Json, out, print_json
+from luthier.cli.app import Json, Overrides, out, print_json
 from luthier.cli.data import data
 from luthier.cli.terminal import terminal
 from luthier.recipe import load_recipe
@@ -21,10 +21,7 @@ def tokenize(
             min=1, help="Shards of each side of the split; default: one for each 500 MiB of tokens."
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override one key of the recipe."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Tokenise the data of a recipe once, for many runs and machines.

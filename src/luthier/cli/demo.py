@@ -1,11 +1,8 @@
 """`luthier demo`."""
 
 import shlex
-from typing import Annotated
 
-import typer
-
-from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.app import Json, Overrides, app, out, print_json
 from luthier.cli.evaluate import show_comparison, show_samples
 from luthier.cli.terminal import terminal
 from luthier.cli.train import show_measured
@@ -19,12 +16,7 @@ Question: How many boats have the harbour Kiel?"""
 
 @app.command()
 def demo(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="GROUP.KEY=VALUE", help="Override a key of the demo's recipe."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small real model on text-to-SQL and show it before and after.

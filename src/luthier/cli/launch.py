@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.app import Json, Overrides, app, out, print_json
 from luthier.errors import UserError
 from luthier.recipe import load_recipe
 
@@ -29,10 +29,7 @@ _JOB, _SLURM = "What the job needs, of each node", "SLURM"
 def launch(
     recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
     on: Annotated[Engines, typer.Option(help="Where to train.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override one key; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be submitted, and submit nothing.")
     ] = False,

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from luthier import api
-from luthier.cli.app import Json, app, err, out, print_json
+from luthier.cli.app import Json, Overrides, app, err, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import UserError
 from luthier.events import tracked
@@ -23,10 +23,7 @@ def plan(
     recipe_path: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; without one give --model.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override one key of the recipe."),
-    ] = None,
+    overrides: Overrides = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Catalogue name, folder or hub id.")
     ] = None,

@@ -12,7 +12,7 @@ from rich.prompt import Confirm, Prompt
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.app import Json, app, err, out, print_json, split_list
+from luthier.cli.app import Json, Overrides, app, err, out, print_json, split_list
 from luthier.errors import UserError
 from luthier.files import write_text
 from luthier.recipe import MethodName, Recipe, as_recipe, parse_overrides
@@ -60,10 +60,7 @@ def new(
     method: Annotated[str | None, typer.Option(help="full, lora or qlora.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest row in tokens.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Any other key. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     path: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("recipe.yaml"),
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ask nothing: use the default answers.")
@@ -112,10 +109,7 @@ def convert(
         str | None,
         typer.Option("--from", help=f"{', '.join(TOOLS)}. Default: what the file looks like."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="A key of the recipe. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     out_path: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path(
         "recipe.yaml"
     ),

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
-from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.app import Json, Overrides, app, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.errors import Interrupted
 from luthier.recipe import load_recipe
@@ -57,10 +57,7 @@ def sweep(
             "--keep-all", help="Keep the weights of all trials, not of the best and the default."
         ),
     ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.KEY=VALUE", help="Override a key of the recipe."),
-    ] = None,
+    overrides: Overrides = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of the sweep; default: in sweeps/.")
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from luthier.cli.app import Json, app, out, print_json
+from luthier.cli.app import Json, Overrides, app, out, print_json
 from luthier.cli.terminal import terminal
 from luthier.cli.trusting import Trust, open_trusted
 from luthier.errors import Interrupted, UserError
@@ -25,14 +25,7 @@ def train(
     recipe_path: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder of a run.")
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="GROUP.KEY=VALUE",
-            help="Override one key of the recipe; may be repeated.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     check_determinism: Annotated[
         bool,
         typer.Option(
