@@ -126,6 +126,7 @@ def test_four_bits(tmp_path: Path) -> None:
 
 
 def test_dropout_equals_the_slow_formula_with_the_same_mask() -> None:
+    from luthier.kernels.casts import Casts
     from luthier.kernels.dropout import drop
     from luthier.kernels.lora import adapted_linears
 
@@ -133,7 +134,7 @@ def test_dropout_equals_the_slow_formula_with_the_same_mask() -> None:
     layer = model.get_base_model().model.layers[0].mlp.gate_proj
     x = torch.randn(1, 50, 64, requires_grad=True)
     torch.manual_seed(5)
-    (ours,) = adapted_linears(x, [layer])
+    (ours,) = adapted_linears(x, [layer], Casts())
     ours.square().sum().backward()
     found = [x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
     torch.manual_seed(5)

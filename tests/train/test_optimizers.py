@@ -2,18 +2,25 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import Notes
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+import luthier.kernels.triton
 from luthier.errors import UserError
 from luthier.kernels.rounding import PIECE, round_into
 from luthier.recipe import Recipe
 from luthier.run import Run, claim_run
-from luthier.train.bf16_adamw import BF16AdamW
+from luthier.train import bf16_adamw
 from luthier.train.fit import fit
 from luthier.train.optimizers import step_in_backward
 
@@ -53,7 +60,7 @@ def test_rounding_is_right_in_the_mean_and_never_further_than_one_step() -> None
 def test_small_updates_add_up_where_rounding_to_the_nearest_loses_them() -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.ones(PIECE + 100, dtype=torch.bfloat16))
-    optimizer = BF16AdamW([weight], lr=1e-4, weight_decay=0)
+    optimizer = bf16_adamw.BF16AdamW([weight], lr=1e-4, weight_decay=0)
     for _ in range(20):
         weight.grad = torch.ones_like(weight)
         optimizer.step()
@@ -71,7 +78,7 @@ def test_bf16_adamw_takes_the_steps_of_adamw() -> None:
     reference = torch.nn.Parameter(start.bfloat16().float())
     ours = torch.nn.Parameter(start.bfloat16())
     plain = torch.optim.AdamW([reference], lr=1e-2, weight_decay=0.1)
-    small = BF16AdamW([ours], lr=1e-2, weight_decay=0.1)
+    small = bf16_adamw.BF16AdamW([ours], lr=1e-2, weight_decay=0.1)
     for slope in slopes:
         reference.grad, ours.grad = slope.bfloat16().float(), slope.bfloat16()
         plain.step()
@@ -85,7 +92,7 @@ def test_bf16_adamw_refuses_other_weights() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
     with pytest.raises(ValueError, match="float32"):
-        BF16AdamW([weight], lr=1e-3).step()
+        bf16_adamw.BF16AdamW([weight], lr=1e-3).step()
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_8bit", "adamw_torch_fused"])
@@ -141,3 +148,25 @@ def test_what_cannot_go_together_is_said(make_recipe: Callable[..., Recipe]) -> 
         make_recipe("method.name=lora", "train.optim=adamw_bf16")
     with pytest.raises(UserError, match=r"leave model\.dtype at auto"):
         make_recipe("method.name=full", "train.optim=adamw_bf16", "model.dtype=float32")
+
+
+def test_tritons_update_is_given_no_part_of_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[torch.Tensor] = []
+    kernel = SimpleNamespace(update=lambda *tensors, **_: given.extend(tensors))
+    monkeypatch.setitem(sys.modules, "luthier.kernels.triton.adamw", kernel)
+    monkeypatch.setattr(luthier.kernels.triton, "adamw", kernel, raising=False)
+    monkeypatch.setattr(bf16_adamw, "fused", lambda _: True)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        part = distribute_tensor(torch.ones(8, 4).bfloat16(), mesh, [Shard(0)])
+        weights = [torch.nn.Parameter(part), torch.nn.Parameter(torch.ones(3).bfloat16())]
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        with suppress(RuntimeError):  # PyTorch's operations may refuse it
+            bf16_adamw.BF16AdamW([weights[0]], lr=0.1).step()
+        assert not any(isinstance(tensor, DTensor) for tensor in given)
+        bf16_adamw.BF16AdamW([weights[1]], lr=0.1).step()
+        assert given[-4] is weights[1]
+    finally:
+        dist.destroy_process_group()

@@ -20,6 +20,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from luthier.kernels import casts
+from luthier.kernels.casts import Casts
 from luthier.kernels.dropout import drop, drop_, new_seed
 from luthier.kernels.nf4 import is_4bit, plain_weight
 
@@ -32,10 +34,12 @@ class AdaptedGroup:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers
+        self._casts = Casts()
         self._input: Tensor | None = None
         self._ready: dict[int, Tensor] = {}
 
     def install(self) -> None:
+        setattr(self.layers[0], casts.NAME, self._casts)
         for index, layer in enumerate(self.layers):
             layer.forward = self._forward_of(index)
 
@@ -50,7 +54,7 @@ class AdaptedGroup:
             if self._input is not x or index not in self._ready:
                 self._input, self._ready = None, {}
                 # Recomputation breaks off in here once it has what it wants: then nothing is kept.
-                self._ready = dict(enumerate(adapted_linears(x, self.layers)))
+                self._ready = dict(enumerate(adapted_linears(x, self.layers, self._casts)))
                 self._input = x
             output = self._ready.pop(index)
             if not self._ready:
@@ -95,8 +99,8 @@ def groups(model: nn.Module) -> Iterator[AdaptedGroup]:
             yield AdaptedGroup([module])
 
 
-def adapted_linears(x: Tensor, layers: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The outputs (…, out_i) of ``layers`` for ``x`` (…, in)."""
+def adapted_linears(x: Tensor, layers: Sequence[Any], kept: Casts) -> tuple[Tensor, ...]:
+    """The outputs (…, out_i) of ``layers`` for ``x`` (…, in); ``kept`` is of these layers alone."""
     weights = [
         adapter[layer.active_adapters[0]].weight
         for layer in layers
@@ -107,31 +111,29 @@ def adapted_linears(x: Tensor, layers: Sequence[Any]) -> tuple[Tensor, ...]:
         x = x.to(torch.get_autocast_dtype(kind))
     rate = layers[0].lora_dropout[layers[0].active_adapters[0]]
     rate = rate.p if layers[0].training and isinstance(rate, nn.Dropout) else 0.0
-    outputs: tuple[Tensor, ...] = _Adapted.apply(x, layers, rate, *weights)
+    outputs: tuple[Tensor, ...] = _Adapted.apply(x, layers, rate, kept, *weights)
     return outputs
 
 
 class _Adapted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: Sequence[Any], rate: float, *ab: Tensor) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, layers: Sequence[Any], rate: float, casts: Casts, *ab: Tensor
+    ) -> Any:
         flat = x.reshape(-1, x.shape[-1])
-        ctx.layers, ctx.rate, ctx.shape = layers, rate, x.shape
+        ctx.layers, ctx.rate, ctx.casts, ctx.shape = layers, rate, casts, x.shape
         ctx.seed = new_seed(flat) if rate else 0
-        scales = [layer.scaling[layer.active_adapters[0]] / (1 - rate) for layer in layers]
-        stacked = torch.cat([a.to(x.dtype) for a in ab[::2]])
+        ctx.scales = [layer.scaling[layer.active_adapters[0]] / (1 - rate) for layer in layers]
+        stacked, ups = casts.of(ab, x.dtype)
         kept = drop(flat, rate, ctx.seed) if rate else flat
         inner = kept @ stacked.t()
         outputs = []
-        start = 0
-        for layer, b, scale in zip(layers, ab[1::2], scales, strict=True):
+        for layer, up, part, scale in zip(layers, ups, _parts(inner, ups), ctx.scales, strict=True):
             base = layer.get_base_layer()
             bias = None if base.bias is None else base.bias.to(x.dtype)
             output = F.linear(flat, plain_weight(base, x.dtype), bias)
-            rank = b.shape[1]
-            output.addmm_(inner[:, start : start + rank], b.to(x.dtype).t(), alpha=scale)
+            output.addmm_(part, up.t(), alpha=scale)
             outputs.append(output.view(*x.shape[:-1], -1))
-            start += rank
-        ctx.scales = scales
         ctx.save_for_backward(kept, inner, *ab)
         return tuple(outputs)
 
@@ -139,25 +141,43 @@ class _Adapted(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         kept, inner, *ab = ctx.saved_tensors
         dtype, rate = kept.dtype, ctx.rate
+        stacked, ups = ctx.casts.of(ab, dtype)
         slopes = [g.reshape(-1, g.shape[-1]).to(dtype) for g in upstream]
         for_inner = torch.empty_like(inner)
-        for_b = []
-        start = 0
-        for slope, b, scale in zip(slopes, ab[1::2], ctx.scales, strict=True):
-            part = slice(start, start + b.shape[1])
-            scaled = (b * scale).to(dtype)
-            for_inner[:, part] = slope @ scaled
-            for_b.append((inner[:, part].t() @ slope).t().to(b.dtype).mul_(scale))
-            start += b.shape[1]
-        for_a = (for_inner.t() @ kept).to(ab[0].dtype).split([a.shape[0] for a in ab[::2]])
+        # The gradients of all A and B lie in one piece of memory, to be cast at once.
+        sizes = [weight.numel() for weight in (stacked, *ups)]
+        memory = kept.new_empty(sum(sizes))
+        for_a, *for_b = memory.split(sizes)
+        each = zip(
+            slopes, ups, ctx.scales, for_b, _parts(inner, ups), _parts(for_inner, ups), strict=True
+        )
+        for slope, up, scale, of_up, part, of_part in each:
+            _product(slope, up, scale, of_part)
+            if slope.device.type == "cpu":  # whose product is half as fast that way round
+                of_up.view(up.shape).copy_((part.t() @ slope).t().mul_(scale))
+            else:
+                _product(slope.t(), part, scale, of_up.view(up.shape))
+        torch.mm(for_inner.t(), kept, out=for_a.view(stacked.shape))
         for_x = None
         if ctx.needs_input_grad[0]:
-            stacked = torch.cat([a.to(dtype) for a in ab[::2]])
             for_x = for_inner @ stacked
             if rate:
                 drop_(for_x, rate, ctx.seed)
             for slope, layer in zip(slopes, ctx.layers, strict=True):
                 for_x.addmm_(slope, plain_weight(layer.get_base_layer(), dtype))
             for_x = for_x.view(ctx.shape)
-        of_adapters = [g for pair in zip(for_a, for_b, strict=True) for g in pair]
-        return (for_x, None, None, *of_adapters)
+        in_order = [*ab[::2], *ab[1::2]]
+        parts = memory.to(ab[0].dtype).split([weight.numel() for weight in in_order])
+        found = [part.view(weight.shape) for part, weight in zip(parts, in_order, strict=True)]
+        of_adapters = [g for pair in zip(found, found[len(ups) :]) for g in pair]  # noqa: B905
+        return (for_x, None, None, None, *of_adapters)
+
+
+def _parts(inner: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The columns of ``inner`` (T, sum of r_i) that belong to each B."""
+    return inner.split([up.shape[1] for up in ups], dim=1)
+
+
+def _product(left: Tensor, right: Tensor, scale: float, out: Tensor) -> None:
+    """``scale`` · ``left`` ``right`` into ``out``, in one launch."""
+    torch.addmm(out, left, right, beta=0, alpha=scale, out=out)

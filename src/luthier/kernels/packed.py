@@ -70,10 +70,12 @@ def attend_packed(
         window = None
     grouped = query.shape[1] != key.shape[1]
     if softcap is None and _is_for_flash(query, value):
+        # Flattened, not indexed: the gradient of an index is a tensor of noughts that it is copied into.
+        of_query, of_key, of_value = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
         attended: Any = varlen_attn(
-            query[0].transpose(0, 1),
-            key[0].transpose(0, 1),
-            value[0].transpose(0, 1),
+            of_query,
+            of_key,
+            of_value,
             rows.borders,
             rows.borders,
             longest,

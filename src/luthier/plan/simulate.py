@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
 from luthier.data.batches import Batch, Judged, Taught
 from luthier.errors import UserError
 from luthier.kernels import dropout
+from luthier.kernels.casts import casts_of
 from luthier.kernels.fast import install
 from luthier.kernels.head import HeadLoss
 from luthier.kernels.lora import is_known
@@ -66,7 +67,8 @@ class Step:
 
     Attributes:
         weights: all of the model, quantisation constants and ``adapter`` included.
-        adapter: the part of the weights that LoRA adds; 0 for full fine-tuning.
+        adapter: the part of the weights that LoRA adds, and that part cast for the products; 0 for
+            full fine-tuning.
         activations: what the layers leave for the backward pass.
         logits: what head and loss come to on top of that, at most.
         load_peak, forward_peak, backward_peak, step_peak: all that is alive in that phase, at most.
@@ -170,9 +172,12 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
                     f"the step of this {config.model_type} model cannot be simulated with float32 "
                     f"weights ({str(error).splitlines()[0]}); plan LoRA or QLoRA in bfloat16"
                 ) from error
+    cast = [tensor.untyped_storage().nbytes() for kept in casts_of(model) for tensor in kept.kept()]
+    resident += sum(cast)
+    weights += sum(cast)
     return Step(
         weights=weights,
-        adapter=0 if method.name == "full" else sum(4 * p.numel() for p in trained),
+        adapter=0 if method.name == "full" else sum(4 * p.numel() for p in trained) + sum(cast),
         gradients=phases.gradients,
         optimizer=resident - weights,
         activations=phases.before_head - resident,
@@ -212,9 +217,8 @@ class _Phases:
     def at_update(self, trained: Sequence[Tensor]) -> None:
         self.backward_peak = max(self.backward_peak, self.live.peak)
         self.live.restart_peak()
-        self.gradients = sum(
-            p.grad.untyped_storage().nbytes() for p in trained if p.grad is not None
-        )
+        storages = [p.grad.untyped_storage() for p in trained if p.grad is not None]
+        self.gradients = sum({s._cdata: s.nbytes() for s in storages}.values())
 
 
 class _Planned(torch.optim.Optimizer):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from luthier.kernels.rounding import PIECE, round_into
@@ -52,7 +53,8 @@ class BF16AdamW(Optimizer):
         # From PyTorch's generator, whose state a checkpoint keeps.
         seed = int(torch.randint(2**62, ()))
         assert parameter.grad is not None
-        if fused(parameter) and parameter.is_contiguous():
+        whole = not isinstance(parameter, DTensor)  # of which Triton knows nothing
+        if whole and fused(parameter) and parameter.is_contiguous():
             from luthier.kernels.triton import adamw
 
             adamw.update(

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from luthier.data.batches import Batch
 from luthier.errors import UserError
+from luthier.kernels.casts import casts_of
 from luthier.kernels.lora import is_known
 from luthier.kernels.nf4 import is_4bit
 from luthier.models.adapters import inner
@@ -57,6 +58,8 @@ def shard(model: nn.Module, device: torch.device, processes: int) -> None:
                     "(method.target_modules: all-linear) without DoRA, or use train.parallel ddp"
                 )
             layer.quant_state = layer.weight.quant_state
+    for casts in casts_of(model):
+        casts.keeps = False  # weights put together anew do not tell that they have changed
     mesh = init_device_mesh(device.type, (processes,))
     kinds = set(inner(model)._no_split_modules or ())
     for module in [each for each in model.modules() if type(each).__name__ in kinds]:

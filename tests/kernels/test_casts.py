@@ -1,0 +1,72 @@
+"""Adapters cast once for each update: how often, and that the gradients are those of fresh casts."""
+
+from typing import Any
+
+import pytest
+import torch
+from families import make_model
+from helpers import gradients, random_rows
+from torch import Tensor, nn
+
+from luthier.data.batches import collate
+from luthier.kernels.casts import casts_of
+from luthier.kernels.fast import install
+from luthier.models.adapters import attach_adapter
+from luthier.objectives.supervised import loss_sum
+from luthier.recipe import KernelsGroup, MethodGroup
+from luthier.train.setup import recompute_activations
+
+GROUPS = 8  # four in each of two layers
+
+
+def adapted() -> Any:
+    method = MethodGroup(lora_dropout=0.0, lora_r=4, lora_alpha=8)
+    model = attach_adapter(make_model("llama", 96).to(torch.bfloat16), method)
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.05)
+    install(model, KernelsGroup())
+    return model.train()
+
+
+def test_a_step_casts_each_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two micro-batches, forward, computed again and backward; after an update once more."""
+    cast: list[int] = []
+    right = torch._foreach_copy_
+
+    def counted(targets: list[Tensor], sources: list[Tensor]) -> None:
+        cast.append(len(sources))
+        right(targets, sources)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", counted)
+    batch = collate([[row] for row in random_rows(3)])
+    models = adapted(), adapted()
+    for kept in casts_of(models[1]):
+        kept.keeps = False
+    optimizers = []
+    for model in models:
+        recompute_activations(model)
+        optimizers.append(torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    times = []
+    for _ in range(2):
+        found = []
+        for model, optimizer in zip(models, optimizers, strict=True):
+            cast.clear()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_sum(model, batch) + loss_sum(model, batch)
+            found.append(gradients(model, loss))
+            times.append(len(cast))
+            optimizer.step()
+        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert times == [GROUPS, 6 * GROUPS, GROUPS, 6 * GROUPS]
+    (memory,) = {t.dtype for kept in casts_of(models[0]) for t in kept.kept()}
+    assert memory == torch.bfloat16
+
+
+def test_float32_adapters_are_not_kept_twice() -> None:
+    model = attach_adapter(make_model("llama", 96), MethodGroup(lora_dropout=0.0))
+    install(model, KernelsGroup())
+    loss_sum(model, collate([[row] for row in random_rows(3)])).backward()
+    assert len(list(casts_of(model))) == GROUPS
+    assert not [t for kept in casts_of(model) for t in kept.kept()]
