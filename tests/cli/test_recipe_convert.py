@@ -396,7 +396,9 @@ def test_trl_without_use_peft_trains_all_weights(tmp_path: Path) -> None:
 def test_trl_evaluates_on_what_its_file_says(
     source: str, held_out: dict[str, Any], tmp_path: Path
 ) -> None:
-    command = f"python sft.py --model_name_or_path m --dataset_name {source} --eval_strategy steps\n"
+    command = (
+        f"python sft.py --model_name_or_path m --dataset_name {source} --eval_strategy steps\n"
+    )
     done = converted(command, tmp_path, name="run.sh")
     assert values(done.recipe, held_out) == held_out
     assert not [e for e in done.entries if e.name == "eval_strategy" and e.value != "steps"]

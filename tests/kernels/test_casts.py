@@ -13,7 +13,8 @@ from luthier.kernels.casts import casts_of
 from luthier.kernels.fast import install
 from luthier.models.adapters import attach_adapter
 from luthier.objectives.supervised import loss_sum
-from luthier.recipe import KernelsGroup, MethodGroup
+from luthier.recipe import KernelsGroup, MethodGroup, TrainGroup
+from luthier.train.optimizers import make_optimizer
 from luthier.train.setup import recompute_activations
 
 GROUPS = 8  # four in each of two layers
@@ -62,6 +63,29 @@ def test_a_step_casts_each_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert times == [GROUPS, 6 * GROUPS, GROUPS, 6 * GROUPS]
     (memory,) = {t.dtype for kept in casts_of(models[0]) for t in kept.kept()}
     assert memory == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "optim", ["adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd", "adamw_torch_fused"]
+)
+def test_every_optimizer_is_noticed(optim: str) -> None:
+    """Some change weights without a word to PyTorch; the next step takes what they have become."""
+    batch = collate([[row] for row in random_rows(3)])
+    train = TrainGroup(learning_rate=0.05, weight_decay=0.0)
+    found = []
+    for keeps in (True, False):
+        model = adapted()
+        for kept in casts_of(model):
+            kept.keeps = keeps
+        optimizer = make_optimizer(model, train, optim)
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_sum(model, batch)
+            found.append(loss.item())
+            gradients(model, loss)
+            optimizer.step()
+    assert found[0] != found[1]
+    assert found[:2] == found[2:]
 
 
 def test_float32_adapters_are_not_kept_twice() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Adafactor, get_scheduler
@@ -21,7 +22,9 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimiser ``name`` over all that trains in ``model``.
 
-    Weight decay spares biases and norms, as in Transformers' Trainer.
+    Weight decay spares biases and norms, as in Transformers' Trainer. An update raises the version of
+    each weight that it changes, also where the optimiser itself does not (bitsandbytes, Adafactor):
+    adapters are cast for the products anew where it has risen.
 
     Args:
         loraplus_lr_ratio: the adapter's B, and vectors beside it, learn so many times as fast as
@@ -46,6 +49,18 @@ def make_optimizer(
             for faster in (False, True)
             for group in groups
         ]
+    optimizer = _named(name, model, groups, rate)
+    optimizer.register_step_post_hook(_raise_versions)
+    return optimizer
+
+
+def _raise_versions(optimizer: Optimizer, *_: Any) -> None:
+    increment_version(
+        p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    )
+
+
+def _named(name: str, model: nn.Module, groups: list[dict[str, Any]], rate: float) -> Optimizer:
     if name == "adamw_bf16":
         return BF16AdamW(groups, lr=rate)
     if name == "adafactor":
