@@ -81,6 +81,7 @@ MADE: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], bool]] = {
     "a space before every text": (lambda: make_tokenizer(CHAT_FAMILIES["mistral"]), False),
     "digits": (split, True),
     "another token": (lambda: with_token("<|other|>"), True),
+    "a token with a space": (lambda: with_token(". x"), True),
     "a longer token": (lambda: with_token("<|im_end|>\n"), False),
     "a token over the border": (lambda: with_token(".<|im_end|>"), False),
     "a token across the end": (lambda: with_token("|>\n<|im"), False),

@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from luthier.data.facts import once
 from luthier.data.spans import Rendering
+from luthier.data.words import Words, cuts_at_spaces, ids_of
 
 _TAILS = 8  # ends of prompts and answers to remember
+_LEN = 4  # bytes of a token
 _WINDOW = 200  # characters before a border of a span in which an added token is looked for
 
 
@@ -48,23 +51,22 @@ class Cut:
         """All that must be tokenised for ``joined``."""
         return [*self.pieces, *(before for _, before in self.spans)]
 
-    def joined(self, ids: dict[str, list[int]]) -> tuple[list[int], NDArray[np.bool_]] | None:
-        """Ids of the whole text, and which are in its spans, from the ids of each of ``texts``.
+    def joined(
+        self, ids: Mapping[str, bytes]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]] | None:
+        """Ids of the whole text, and which are in its spans, from the ids (int32) of each of ``texts``.
 
         None where a prompt is tokenised otherwise once its answer follows.
         """
-        whole: list[int] = []
-        starts = []
-        for piece in self.pieces:
-            starts.append(len(whole))
-            whole += ids[piece]
-        mask = np.zeros(len(whole), np.bool_)
+        pieces = [ids[piece] for piece in self.pieces]
+        starts = [*itertools.accumulate((len(piece) // _LEN for piece in pieces), initial=0)]
+        mask = np.zeros(starts[-1], np.bool_)
         for place, before in self.spans:
             prompt = ids[before]
-            if ids[self.pieces[place]][: len(prompt)] != prompt:
+            if not pieces[place].startswith(prompt):
                 return None
-            mask[starts[place] + len(prompt) : starts[place + 1] + 1] = True
-        return whole, mask
+            mask[starts[place] + len(prompt) // _LEN : starts[place + 1] + 1] = True
+        return np.frombuffer(b"".join(pieces), np.int32), mask
 
 
 class Borders:
@@ -87,12 +89,26 @@ class Borders:
         # A normaliser works between the tokens that are found before it, so on those found after it.
         self._normalizes = bool(normalizers)
         self._byte_level = _byte_level(self._backend)
+        self._words = Words(self._backend) if self._has_words(normalizers) else None
         self._unspelt = _unspelt(self._backend) if self._byte_level else b""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Borders | None":
         """None for a tokenizer of which it isn't known that pieces are the same as the whole."""
         return once(tokenizer, "borders", lambda known: cls(known) if _known(known) else None)
+
+    def _has_words(self, normalizers: list[dict[str, Any]]) -> bool:
+        """Whether texts are tokenised word by word: no added token takes or holds white space."""
+        cutters = _flat(_state(self._backend.pre_tokenizer), "pretokenizers")
+        return (
+            self._byte_level
+            and all(each["type"] == "NFC" for each in normalizers)
+            and cuts_at_spaces(cutters)
+            and not any(
+                token.lstrip or token.rstrip or token.single_word or re.search(r"\s", token.content)
+                for token in self._added.values()
+            )
+        )
 
     def cut(self, rendering: Rendering) -> Cut | None:
         """``rendering`` in pieces; None where it must be tokenised whole."""
@@ -119,14 +135,15 @@ class Borders:
         pieces = [text[one:other] for one, other in itertools.pairwise(bounds)]
         return Cut(pieces, spans)
 
-    def encode(self, texts: list[str]) -> dict[str, list[int]]:
-        """The ids of each, without any that the tokenizer would put around a text."""
-        once_each = list(dict.fromkeys(texts))
+    def encode(self, texts: Iterable[str]) -> dict[str, bytes]:
+        """The ids of each of a cut's texts, int32, without any that the tokenizer would put around one."""
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = False
-        found = self._backend.encode_batch_fast(once_each, add_special_tokens=False)
-        return {text: each.ids for text, each in zip(once_each, found, strict=True)}
+        once_each = dict.fromkeys(texts)
+        if self._words is not None:
+            return self._words.encode(once_each)
+        return dict(zip(once_each, ids_of(self._backend, [*once_each]), strict=True))
 
     def _last(self, text: str, start: int, end: int) -> tuple[int, int] | None:
         """The last added token in a part of ``text``, where it is one that stands apart."""

@@ -290,18 +290,20 @@ class Tokenizer:
 
     def _encode_renderings(
         self, renderings: Sequence[Rendering]
-    ) -> list[tuple[Sequence[int], Mask]]:
+    ) -> list[tuple[Sequence[int] | Ids, Mask]]:
         """Ids of each, and which of them are in its spans."""
         borders = Borders.of(self.tokenizer)
         cuts = [borders.cut(each) if borders is not None else None for each in renderings]
-        texts = [text for each in cuts if each is not None for text in each.texts]
+        texts = (text for each in cuts if each is not None for text in each.texts)
         ids = borders.encode(texts) if borders is not None else {}
         joined = [each.joined(ids) if each is not None else None for each in cuts]
         pairs = zip(renderings, joined, strict=True)
         others = iter(self._encode_whole([each for each, found in pairs if found is None]))
         return [next(others) if found is None else found for found in joined]
 
-    def _encode_whole(self, renderings: Sequence[Rendering]) -> list[tuple[Sequence[int], Mask]]:
+    def _encode_whole(
+        self, renderings: Sequence[Rendering]
+    ) -> list[tuple[Sequence[int] | Ids, Mask]]:
         """The same by the offsets of each token, for any tokenizer."""
         if not renderings:
             return []
