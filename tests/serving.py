@@ -37,7 +37,7 @@ def running(
 ) -> Iterator[str]:
     """A server on a thread of this process; its address."""
     bound = bind("127.0.0.1", 0)
-    limits = replace(limits, shutdown_seconds=5)
+    limits = replace(limits, shutdown_seconds=min(5.0, limits.shutdown_seconds))
     app = create_app(models, limits, key, adapters, backend)
     server = uvicorn.Server(configuration(app, limits))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))

@@ -13,7 +13,7 @@ from luthier.generate import answer, decoder
 from luthier.generate.answer import Ask, Sampling, answer_all, answer_each, encode_prompt
 from luthier.generate.cache import Piece
 from luthier.generate.decoder import Decoder, find_decoder
-from luthier.generate.products import Unknown
+from luthier.generate.products import Unknown, can_pack
 from luthier.models.adapters import add_adapter, attach_adapter, save_adapter
 from luthier.recipe import MethodGroup
 
@@ -61,14 +61,17 @@ def test_greedy_answers_are_those_of_transformers(family: str) -> None:
     assert answer_all(model, TOKENIZER, PROMPTS, sampling, 4) == expected[1::2]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("family", KNOWN)
-def test_logits_are_those_of_transformers(family: str) -> None:
+def test_logits_are_those_of_transformers(family: str, packed: bool) -> None:
     """Rows of unequal length, read in pieces and several at once; float32, 1e-4 of a spread."""
     model = adapted(family)
     base = model.get_base_model()
     draw = torch.Generator().manual_seed(1)
     rows = [torch.randint(len(TOKENIZER), (n,), generator=draw).tolist() for n in (30, 11, 23)]
     found = Decoder(model)
+    if packed:
+        found.pack()
     cache = found.cache(3, 32)
     found.read([Piece(cache, slot, 0, row[:-6], "default") for slot, row in enumerate(rows)])
     got: list[list[torch.Tensor]] = [[], [], []]
@@ -88,12 +91,15 @@ def test_logits_are_those_of_transformers(family: str) -> None:
         torch.testing.assert_close(torch.stack(ours), theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
-def test_bfloat16(family: str) -> None:
+def test_bfloat16(family: str, packed: bool) -> None:
     """Adapters stay in float32; the logits are those of Transformers up to its rounding."""
     model = adapted(family, torch.bfloat16)
     row = list(range(20, 60, 2))
     found = Decoder(model)
+    if packed:
+        found.pack()
     got = found.read([Piece(found.cache(1, 20), 0, 0, row, "default")]).float()
     with torch.no_grad():
         theirs = model(input_ids=torch.tensor([row])).logits[0, -1:].float()
@@ -190,6 +196,30 @@ def test_weights_in_one_piece_are_still_the_layers_own(tmp_path: Path) -> None:
     expected = model(input_ids=ids).logits[0, -1:]
     got = found.read([Piece(found.cache(1, 3), 0, 0, [5, 6, 7])])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(
+    not can_pack(torch.float32, torch.device("cpu")), reason="this CPU gains nothing by packing"
+)
+def test_packed_weights_fit_into_memory_or_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by a change of the weights, which a copy does not have."""
+    model = make_model("llama", len(TOKENIZER))
+    first, second, third = (Decoder(model) for _ in range(3))
+    first.pack()
+    monkeypatch.setattr(decoder, "free_memory", lambda _device: 1000.0)
+    second.pack(first)
+    third.pack()
+
+    def logits(found: Decoder) -> torch.Tensor:
+        return found.read([Piece(found.cache(1, 3), 0, 0, [5, 6, 7])])
+
+    before = [logits(found) for found in (first, second, third)]
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(2)
+    after = [logits(found) for found in (first, second, third)]
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[1], before[0])
+    assert not torch.allclose(after[2], before[2])
 
 
 def test_a_decoder_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,28 @@ def test_a_request_has_to_arrive(models: Models) -> None:
         slow[2].sendall(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
         assert all(is_closed(one, 20) for one in slow)
         assert answers(url)
+
+
+def test_the_end_waits_for_no_prompt(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose tokens are being counted on a thread when the server is stopped."""
+    begun, released = threading.Event(), threading.Event()
+
+    def encode(_prompt: object) -> list[int]:
+        begun.set()
+        released.wait(60)
+        return [5]
+
+    monkeypatch.setattr(models.by_name["one"].speech, "encode", encode)
+    body = '{"model": "one", "prompt": "hi"}'
+    head = HEAD.replace("/chat", "") + "Content-Type: application/json\r\n"
+    try:
+        with running(models, Limits(shutdown_seconds=1), KEY) as url, connected(url, 1) as (one,):
+            one.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            assert begun.wait(20)
+        (thread,) = [each for each in threading.enumerate() if each.name == "luthier-serve"]
+        assert thread.daemon  # nor does the process wait for it
+    finally:
+        released.set()
 
 
 def test_drops_of_a_request_do_not_keep_it_alive(models: Models) -> None:

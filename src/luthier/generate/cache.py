@@ -58,14 +58,17 @@ def bytes_of_token(config: PreTrainedConfig, size: int) -> int:
 
 def rows_in_memory(rows: int, size: int, device: torch.device) -> int:
     """How many of ``rows`` rows of ``size`` bytes fit into a quarter of free memory; 1 at least."""
+    return int(max(1, min(rows, free_memory(device) // 4 // max(1, size))))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes; infinite where nobody can say."""
     if device.type == "cpu":
-        free = psutil.virtual_memory().available
-    elif device.type == "cuda":
+        return float(psutil.virtual_memory().available)
+    if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-    else:
-        return rows
-    return max(1, min(rows, free // 4 // max(1, size)))
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
+    return math.inf
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

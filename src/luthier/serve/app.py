@@ -30,6 +30,7 @@ from luthier.serve.protocol import (
     answer_room,
 )
 from luthier.serve.replies import ChatReply, Choices, CompletionReply, Reply
+from luthier.serve.threads import Threads
 
 
 def create_app(
@@ -45,14 +46,14 @@ def create_app(
         adapters: clients may load adapters of runs in this folder; None: of none.
         backend: what makes the answers; None for our own engine.
     """
-    metrics = Metrics()
+    metrics, threads = Metrics(), Threads()
     engine = backend or Engine(limits, lambda rows: metrics.rows.observe(rows))
     metrics.watch(engine)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(engine.close)
+        await threads.run(engine.close)
 
     app = FastAPI(
         title="Luthier", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
@@ -60,7 +61,7 @@ def create_app(
     app.add_middleware(Guard, api_key=api_key, body_limit=limits.body)
     app.state.engine = engine
     loads_from = adapters.resolve() if adapters is not None and api_key is not None else None
-    server = _Server(models, limits, engine, metrics, loads_from)
+    server = _Server(models, limits, engine, metrics, threads, loads_from)
     for method, path, handler in (
         ("POST", "/v1/chat/completions", server.chat),
         ("POST", "/v1/completions", server.complete),
@@ -87,12 +88,14 @@ class _Server:
         limits: Limits,
         engine: Backend,
         metrics: Metrics,
+        threads: Threads,
         loads_from: Path | None,
     ) -> None:
         self._models = models
         self._limits = limits
         self._engine = engine
         self._metrics = metrics
+        self._threads = threads
         self._loads_from = loads_from
         self._loading = asyncio.Lock()
 
@@ -176,7 +179,7 @@ class _Server:
         status = 500
         try:
             try:
-                asks = await asyncio.to_thread(make_asks)
+                asks = await self._threads.run(make_asks)
             except (UserError, UnicodeError) as error:
                 raise ApiError(400, str(error)) from None
             each = [len(ask.prompt) for ask in asks]
@@ -256,7 +259,7 @@ class _Server:
 
         async with self._loading:
             try:
-                served = await asyncio.to_thread(load)
+                served = await self._threads.run(load)
             except (UserError, ValueError, OSError) as error:
                 raise ApiError(400, str(error)) from None
         return json_response(_card(served))

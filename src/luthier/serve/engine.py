@@ -185,11 +185,11 @@ class Engine:
         return future
 
     def close(self) -> None:
-        """End: what still runs is failed. Waits for the step that runs."""
+        """End: what still runs is failed. Waits for the step that runs, as long as for answers."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(self._limits.shutdown_seconds)
 
     def _work(self) -> None:
         while True:

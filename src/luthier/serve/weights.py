@@ -67,6 +67,8 @@ class Weights:
         self.vocabulary: int = self._base.get_output_embeddings().weight.shape[0]
         self.positions = max_positions(self._base.config)
         self._decoder = find_decoder(model)
+        if self._decoder is not None:
+            self._decoder.pack()
         self.batched = self._base.config._attn_implementation == "sdpa"
         if self.batched:
             self._base.set_attn_implementation(NAME)
@@ -88,7 +90,10 @@ class Weights:
         assert isinstance(self._model, PeftModel)
         add_adapter(self._model, folder, name)
         self._model.eval()
-        self._decoder = find_decoder(self._model) or self._decoder
+        found = find_decoder(self._model)
+        if found is not None:
+            found.pack(self._decoder)
+            self._decoder = found
 
     def unload_adapter(self, name: str) -> None:
         assert isinstance(self._model, PeftModel)
