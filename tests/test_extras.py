@@ -27,6 +27,7 @@ IMPORTED = {
     "export": {"gguf"},
     "trackers": {"mlflow", "trackio", "wandb", "sqlalchemy", "alembic"},
     "sweep": {"optuna"},
+    "ray": {"ray"},
     "judge": {"openai"},
     "lm-eval": {"lm_eval"},
 }

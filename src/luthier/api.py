@@ -86,6 +86,8 @@ if TYPE_CHECKING:
     from luthier.launch.engine import Engine as Engine
     from luthier.launch.job import Needs as Needs
     from luthier.launch.job import make_job as make_job
+    from luthier.launch.on_ray import OnRay as OnRay
+    from luthier.launch.skypilot import SkyPilot as SkyPilot
     from luthier.launch.slurm import Slurm as Slurm
     from luthier.launch.ssh import Ssh as Ssh
     from luthier.models.known import KNOWN_MODELS as KNOWN_MODELS
@@ -178,6 +180,7 @@ __all__ = [
     "Messages",
     "Model",
     "Needs",
+    "OnRay",
     "Onto",
     "Pace",
     "Plan",
@@ -190,6 +193,7 @@ __all__ = [
     "Sampling",
     "ServedModels",
     "Shape",
+    "SkyPilot",
     "Slurm",
     "Ssh",
     "SweepFolder",
@@ -361,6 +365,8 @@ _PARTS = {
     "Engine": ("luthier.launch.engine", "Engine"),
     "Needs": ("luthier.launch.job", "Needs"),
     "make_job": ("luthier.launch.job", "make_job"),
+    "OnRay": ("luthier.launch.on_ray", "OnRay"),
+    "SkyPilot": ("luthier.launch.skypilot", "SkyPilot"),
     "Slurm": ("luthier.launch.slurm", "Slurm"),
     "Ssh": ("luthier.launch.ssh", "Ssh"),
     "Sampling": ("luthier.generate.answer", "Sampling"),

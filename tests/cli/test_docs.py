@@ -133,7 +133,7 @@ def test_the_commands_of_the_launch_guide(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("model: {source: tiny}\ndata: {train: my.jsonl}\n")
     typed = commands("docs/launch.md")
     assert [line[:4] for line in typed] == [
-        ["launch", "recipe.yaml", "--on", engine] for engine in ("slurm", "ssh")
+        ["launch", "recipe.yaml", "--on", engine] for engine in ("slurm", "ray", "skypilot", "ssh")
     ]
     for line in typed:
         done = cli(*line, cwd=tmp_path)

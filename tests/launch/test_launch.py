@@ -15,6 +15,8 @@ from helpers import Cli
 from luthier.errors import UserError
 from luthier.launch.engine import Engine
 from luthier.launch.job import Job, Needs, make_job
+from luthier.launch.on_ray import OnRay
+from luthier.launch.skypilot import SkyPilot
 from luthier.launch.slurm import Slurm
 from luthier.launch.ssh import Ssh
 from luthier.recipe import Recipe, parse_recipe
@@ -54,15 +56,20 @@ def options(script: str) -> dict[str, str]:
     return found
 
 
-ENGINES: list[Engine] = [Slurm(), Ssh("host")]
+SKY = SkyPilot("s3://my-runs", "H100")
+ENGINES: list[Engine] = [Slurm(), Ssh("host"), OnRay(), SKY]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("needs", [Needs(), Needs(nproc=4, gpus=4)])
 def test_scripts_are_shell(engine: Engine, needs: Needs, tmp_path: Path) -> None:
     script = engine.render(a_job(tmp_path, needs))
+    if engine is SKY:
+        script = yaml.safe_load(script)["run"]
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    assert ("torch.distributed.run" in script) is (needs.nproc > 1)
+    by_torchrun = needs.nproc > 1 and not isinstance(engine, OnRay)
+    assert ("torch.distributed.run" in script) is by_torchrun
+    assert "export SET_UP=yes\n" in script
 
 
 def test_the_same_recipe_has_the_same_folder_wherever_it_runs(tmp_path: Path) -> None:
@@ -166,6 +173,64 @@ def test_one_machine_is_not_several(tmp_path: Path) -> None:
         Ssh("host").render(a_job(tmp_path, Needs(nodes=2)))
 
 
+def test_a_ray_job_says_what_each_task_needs(tmp_path: Path) -> None:
+    script = OnRay().render(a_job(tmp_path, Needs(nodes=2, nproc=4, gpus=4, cpus=16)))
+    assert script.startswith("# Ray at auto, tasks: 8, each with 4 CPU, 1 GPU\n")
+    with pytest.raises(UserError, match="4 processes cannot share 6 GPUs evenly"):
+        OnRay().render(a_job(tmp_path, Needs(nproc=4, gpus=6)))
+
+
+def test_a_sky_task_says_what_it_needs(tmp_path: Path) -> None:
+    needs = Needs(nodes=2, nproc=8, gpus=8, memory="64+")
+    task = yaml.safe_load(SkyPilot("my-volume", "H100", "k8s").render(a_job(tmp_path, needs)))
+    script = task.pop("run")
+    assert task == {
+        "name": a_job(tmp_path).name, "workdir": str(tmp_path), "num_nodes": 2,
+        "resources": {"infra": "k8s", "accelerators": "H100:8", "memory": "64+",
+                      "job_recovery": {"max_restarts_on_errors": 3}},
+        "volumes": {"~/sky_workdir/my runs": "my-volume"},
+    }  # fmt: skip
+    assert script.startswith("cd ~/sky_workdir || exit 2\n")
+    assert 'head=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")\n' in script
+    assert '--rdzv-endpoint "$head:29400"' in script
+    one = yaml.safe_load(SKY.render(a_job(tmp_path)))
+    mounted = {"source": "s3://my-runs", "mode": "MOUNT_CACHED"}
+    assert one["file_mounts"] == {"~/sky_workdir/my runs": mounted}
+    for engine, asked, sentence in (
+        (SKY, needs, "give --storage the name of a volume"),
+        (SkyPilot("s3://my-runs"), Needs(gpus=1), "name them with --accelerator"),
+        (SKY, Needs(time="1:00"), "leave out --time"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            engine.render(a_job(tmp_path, asked))
+
+
+@pytest.mark.skipif(shutil.which("sky") is None, reason="there is no SkyPilot here")
+@pytest.mark.parametrize(
+    ("storage", "needs"), [("s3://my-runs", Needs(gpus=1)), ("my-volume", Needs(nodes=2, cpus=4))]
+)
+def test_skypilot_reads_the_task(storage: str, needs: Needs, tmp_path: Path) -> None:
+    """By its own reader, in the environment of its client."""
+    path = tmp_path / "task.yaml"
+    path.write_text(SkyPilot(storage, "H100").render(a_job(tmp_path, needs)))
+    code = "import sky, sys; t = sky.Task.from_yaml(sys.argv[1]); print(t.name, t.num_nodes)"
+    python = Path(shutil.which("sky") or "").resolve().with_name("python")
+    done = subprocess.run([python, "-c", code, path], capture_output=True, text=True)
+    assert done.stdout.split() == [a_job(tmp_path).name, str(needs.nodes)], done.stderr
+
+
+def test_sky_is_given_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program(tmp_path, "sky", f'echo "$1 $2 $3 $4" > {tmp_path}/asked; cat "$5" > {tmp_path}/given')
+    job = a_job(tmp_path)
+    assert f"sky jobs logs --name {job.name}" in SKY.submit(job)
+    assert (tmp_path / "asked").read_text() == "jobs launch --yes --detach-run\n"
+    assert (tmp_path / "given").read_text() == SKY.render(job)
+    program(tmp_path, "sky", "echo 'no cloud is enabled' >&2; exit 1")
+    with pytest.raises(UserError, match="sky refused the job: no cloud is enabled"):
+        SKY.submit(job)
+
+
 def test_the_command(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(RECIPE)
     typed = ("launch", "my.yaml", "--on", "slurm", "--gpus", "1", "--set", "run.name=first")
@@ -179,3 +244,5 @@ def test_the_command(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "my runs").exists()
     lost = cli("launch", "my.yaml", "--on", "ssh", cwd=tmp_path)
     assert lost.returncode == 2 and "needs --host" in lost.stderr
+    lost = cli("launch", "my.yaml", "--on", "skypilot", cwd=tmp_path)
+    assert lost.returncode == 2 and "needs --storage" in lost.stderr

@@ -84,19 +84,23 @@ def make_job(
     return Job(recipe.changed(run={"name": name}), needs, workdir, python, tuple(setup))
 
 
-def preparation(job: Job) -> list[str]:
-    """Lines of shell that write the recipe down and set everything up."""
+def writing(job: Job) -> list[str]:
+    """Lines of shell that write the recipe down."""
     text, end = job.recipe.to_yaml(), "RECIPE"
     while end in text.splitlines():
         end += "_"
     return [
-        f"cd {_quoted(job.workdir)} || exit 2",
+        going_there(job),
         f"mkdir -p {_quoted(job.recipe.run.dir)} || exit 2",
         f"cat > {_quoted(recipe_file(job))} <<'{end}'",
         *text.splitlines(),
         end,
-        *job.setup,
     ]
+
+
+def going_there(job: Job) -> str:
+    """The line of shell that enters the job's folder."""
+    return f"cd {_quoted(job.workdir)} || exit 2"
 
 
 def training(job: Job, head: str = "localhost") -> str:
@@ -117,7 +121,7 @@ def training(job: Job, head: str = "localhost") -> str:
 
 
 def recipe_file(job: Job) -> str:
-    """Where ``preparation`` writes the recipe."""
+    """Where ``writing`` writes the recipe."""
     return f"{job.beside}.recipe.yaml"
 
 

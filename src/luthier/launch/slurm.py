@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 
 from luthier.errors import UserError
-from luthier.launch.job import Job, preparation, training
+from luthier.launch.job import Job, training, writing
 
 _NOTICE = 180  # seconds before the end of its time at which a job is told to save
 
@@ -50,7 +50,8 @@ class Slurm:
                 "#SBATCH --requeue",
                 *lines,
                 "",
-                *preparation(job),
+                *writing(job),
+                *job.setup,
                 "",
                 "# Told to stop, it saves; then the job queues itself again and goes on.",
                 "told=",

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 
 from luthier.errors import UserError
-from luthier.launch.job import Job, preparation, training
+from luthier.launch.job import Job, training, writing
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Ssh:
         log = shlex.quote(self._log(job))
         return "\n".join(
             [
-                *preparation(job),
+                *writing(job),
+                *job.setup,
                 f"nohup setsid sh -c {shlex.quote(keeps_on)} >> {log} 2>&1 < /dev/null &",
                 "echo $!",
                 "",
