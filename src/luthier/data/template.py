@@ -20,8 +20,9 @@ from transformers.utils import chat_template_utils
 from luthier.data.bounded import TooMuch, bounded
 from luthier.data.conversation import Message, flatten
 from luthier.data.facts import once
+from luthier.data.looks import Looks, looks_of
 from luthier.data.pins import pin
-from luthier.data.skeleton import Skeleton, only_inserts, stand_in
+from luthier.data.skeleton import Skeleton, stand_in
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe import DataGroup
@@ -208,28 +209,31 @@ class _Plain:
 
     compiled: Template
     tokens: dict[str, str]
-    inserts: bool
+    looks: Looks | None
     skeletons: dict[tuple[object, ...], Skeleton | None] = field(default_factory=dict)
 
     def render(self, turns: list[Message], ask: bool) -> str:
-        skeleton = self._skeleton(turns, ask) if self.inserts else None
+        skeleton = self._skeleton(turns, ask)
         if skeleton is not None:
             return skeleton.fill([turn["content"] for turn in turns])
         return self._run(turns, ask)
 
     def place(self, turns: list[Message], index: int, size: int) -> tuple[int, int] | None:
         """Where the content of turn ``index`` is; None where the roles alone do not say it."""
-        skeleton = self._skeleton(turns, False) if self.inserts else None
+        skeleton = self._skeleton(turns, False)
         if skeleton is None:
             return None
         return skeleton.place([turn["content"] for turn in turns], index, size)
 
     def _skeleton(self, turns: list[Message], ask: bool) -> Skeleton | None:
+        if self.looks is None or not all(self.looks.pass_over(turn["content"]) for turn in turns):
+            return None
         shape = (ask, *(turn["role"] for turn in turns))
         if shape not in self.skeletons:
             stand_ins = [{**turn, "content": stand_in(index)} for index, turn in enumerate(turns)]
+            passed = all(self.looks.pass_over(turn["content"]) for turn in stand_ins)
             # An error is that of these turns too.
-            self.skeletons[shape] = Skeleton.of(self._run(stand_ins, ask))
+            self.skeletons[shape] = Skeleton.of(self._run(stand_ins, ask)) if passed else None
         return self.skeletons[shape]
 
     def _run(self, turns: list[Message], ask: bool) -> str:
@@ -256,8 +260,9 @@ def _compile(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
         return None
     # What a template computes of constants alone it computes here.
     compiled: Template = _guarded(lambda: chat_template_utils._compile_jinja_template(template))
-    inserts = only_inserts(compiled.environment.parse(template))
-    return _Plain(compiled, dict(tokenizer.special_tokens_map), inserts)
+    tokens = dict(tokenizer.special_tokens_map)
+    given = {*tokens, *compiled.environment.globals}
+    return _Plain(compiled, tokens, looks_of(compiled.environment.parse(template), given))
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[Message], tools: Any, ask: bool) -> str:
