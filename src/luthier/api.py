@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from luthier.evaluate.before_after import evaluate_run as evaluate_run
     from luthier.evaluate.gate import check_gate as check_gate
     from luthier.evaluate.report.drawing import marks as marks
-    from luthier.evaluate.report.page import Headline as Headline
-    from luthier.evaluate.report.page import headline as headline
+    from luthier.evaluate.report.headline import Headline as Headline
+    from luthier.evaluate.report.headline import headline as headline
     from luthier.evaluate.report.page import write_report as write_report
     from luthier.export.export import export as export_run
     from luthier.export.merge import Merged as Merged
@@ -296,8 +296,8 @@ _PARTS = {
     "rank_sizes": ("luthier.plan.ranks", "sizes"),
     "accelerators": ("luthier.plan.catalogues", "accelerators"),
     "marks": ("luthier.evaluate.report.drawing", "marks"),
-    "Headline": ("luthier.evaluate.report.page", "Headline"),
-    "headline": ("luthier.evaluate.report.page", "headline"),
+    "Headline": ("luthier.evaluate.report.headline", "Headline"),
+    "headline": ("luthier.evaluate.report.headline", "headline"),
     "memory_needed": ("luthier.advise.method", "needed"),
     "stop_run": ("luthier.train.detached", "stop"),
     "start_evaluation": ("luthier.train.detached", "start_evaluation"),

@@ -1,12 +1,16 @@
 """The board in a browser: Debian's Chromium, real runs, real processes."""
 
+import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from boards import CHROMIUM, EVIL, axe_source, board, browser, violations, wait_until
+from families import CHAT_FAMILIES, make_tokenizer
+from transformers import LlamaConfig
 
 pytest.importorskip("nicegui", reason="the board needs the extra 'board'")
 pytest.importorskip("playwright", reason="these tests drive a browser by Playwright")
@@ -15,8 +19,26 @@ if not CHROMIUM.is_file():
 
 
 @pytest.fixture(scope="module")
-def address(shown_runs: Path, tiny_model: Path) -> Iterator[str]:
-    with board(shown_runs, "--data", shown_runs.parent, "--data", tiny_model) as found:
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder without weights of a model whose full training needs 12.5 GiB, by two blocks alone."""
+    folder = tmp_path_factory.mktemp("wide")
+    LlamaConfig(
+        vocab_size=49152,
+        hidden_size=4096,
+        intermediate_size=16384,
+        num_hidden_layers=2,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+    make_tokenizer(CHAT_FAMILIES["chatml"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(shown_runs: Path, tiny_model: Path, wide_model: Path) -> Iterator[str]:
+    folders = [("--data", folder) for folder in (shown_runs.parent, tiny_model, wide_model)]
+    with board(shown_runs, *chain.from_iterable(folders)) as found:
         yield found.address
 
 
@@ -51,16 +73,7 @@ def settle(tab: Any) -> None:
     tab.wait_for_timeout(700)
 
 
-def test_no_request_leaves_this_machine_and_no_script_fails(tab: Any) -> None:
-    for where in everywhere(tab.root).values():
-        tab.goto(where)
-        settle(tab)
-    assert tab.seen <= {"127.0.0.1", ""}
-    assert tab.errors == []
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
 def test_every_page_is_accessible_and_fits(tab: Any, theme: str, width: int) -> None:
     axe = axe_source()
     if axe is None:
@@ -78,7 +91,7 @@ def test_every_page_is_accessible_and_fits(tab: Any, theme: str, width: int) -> 
     assert found == {name: [] for name in found}
 
 
-def test_names_rows_and_answers_are_text(tab: Any) -> None:
+def test_names_rows_and_answers_are_text_and_no_request_leaves_this_machine(tab: Any) -> None:
     tab.goto(tab.root)
     tab.wait_for_selector(".ag-row")
     assert tab.get_by_text(EVIL, exact=True).count() > 0
@@ -102,7 +115,8 @@ def test_names_rows_and_answers_are_text(tab: Any) -> None:
         assert tab.evaluate("document.querySelectorAll('.content img, img[src=x]').length") == 0
     tab.goto(f"{tab.root}/compare/approaches")
     assert tab.get_by_text(EVIL).count() > 0
-    assert tab.dialogs == []
+    assert tab.dialogs == [] and tab.errors == []
+    assert tab.seen <= {"127.0.0.1", ""}
 
 
 def test_the_verdict_is_seen_before_any_figure(tab: Any) -> None:
@@ -139,6 +153,61 @@ def test_runs_that_are_selected_are_compared(tab: Any) -> None:
     tab.get_by_text("Which of them is better").wait_for()
     tab.get_by_text("rows that all of them answered").wait_for()
     assert tab.locator(".forest .axis.no-evidence").count() > 0
+
+
+def test_data_are_uploaded_and_a_plan_is_made_to_fit(
+    tab: Any, wide_model: Path, shown_runs: Path
+) -> None:
+    tab.goto(f"{tab.root}/new")
+    for name, option in (("method.name", "full"), ("Device", "RTX 3060 12GB")):
+        tab.get_by_role("combobox", name=name).click()
+        tab.get_by_role("option", name=option).click()
+    tab.get_by_label("Model", exact=True).fill(str(wide_model))
+    tab.locator("input[type=file]").set_input_files(shown_runs.parent / "rows.jsonl")
+    path = tab.get_by_label("Path, several with commas")
+    kept = shown_runs / ".board/uploads/rows.jsonl"
+    wait_until(lambda: path.input_value() == str(kept), "the path of the upload is filled in")
+    assert kept.read_bytes() == (shown_runs.parent / "rows.jsonl").read_bytes()
+    tab.get_by_text("of 11.82 GiB: it does not fit").wait_for()
+    # More than the device has is drawn beyond its mark.
+    width, limit = (
+        tab.locator(".stack").evaluate(f"e => {of}")
+        for of in (
+            "e.lastElementChild.previousElementSibling.getBoundingClientRect().right",
+            "e.lastElementChild.getBoundingClientRect().left",
+        )
+    )
+    assert width > limit
+    tab.get_by_role("button", name="Make it fit").click()
+    tab.get_by_text("of 11.82 GiB: it fits").wait_for()
+    batch = tab.get_by_label("train.per_device_train_batch_size", exact=True)
+    assert batch.input_value() == "1"
+
+
+def test_several_runs_answer_and_a_thumb_is_a_row(tab: Any, shown_runs: Path) -> None:
+    tab.goto(f"{tab.root}/chat?run=first")
+    tab.get_by_role("combobox", name="Runs").click()
+    tab.get_by_role("option", name=EVIL).click()
+    tab.keyboard.press("Escape")
+    scale = tab.get_by_role("slider", name="Scale of the adapter")
+    for _ in range(5):
+        scale.locator("[tabindex]").press("ArrowRight")
+    wait_until(lambda: scale.get_attribute("aria-valuenow") == "1.5", "the slider moves by keys")
+    tab.get_by_label("Temperature").fill("2")  # so that no two answers are the same
+    tab.get_by_label("Longest answer, in tokens").fill("32")
+    tab.get_by_label("Your question").fill("Repeat the number 3")
+    tab.get_by_role("button", name="Ask").click()
+    tab.get_by_role("button", name="Tuned answer 3 is best").wait_for()
+    shown = [answer.strip() for answer in tab.locator(".turn .text").all_inner_texts()]
+    assert len(set(shown)) == 3
+    tab.get_by_role("button", name="Tuned answer 2 is best").click()
+    tab.get_by_text("first is preferred: 2 kept").wait_for()
+    lines = (shown_runs / ".board/preferences.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row, rejected in zip(rows, (shown[0], shown[2]), strict=True):
+        assert row["prompt"] == [{"role": "user", "content": "Repeat the number 3"}]
+        assert row["chosen"][0]["content"].split() == shown[1].split()
+        assert row["rejected"][0]["content"].split() == rejected.split()
 
 
 def test_the_filter_finds_and_tags_are_kept(tab: Any, shown_runs: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from luthier.files import write_json
 from luthier.recipe import Recipe
 from luthier.records import MetricsLine
 from luthier.run import Run
+
+EVALUATED = Path(__file__).parents[1] / "run-0.1"
 
 
 @pytest.fixture(autouse=True)
@@ -189,3 +193,14 @@ def test_a_run_that_trains_knows_its_process(
     run.worker_path.write_text("damaged")
     assert run.worker() is None
     assert state_of(run) == "finished"
+
+
+def test_the_list_loads_no_models_library() -> None:
+    """It would be the first opening's longest part: seconds, once a run has been evaluated."""
+    told = (
+        "import sys; from pathlib import Path; import luthier.board.app\n"
+        "from luthier.board.index import summarise; from luthier.run import Run\n"
+        f"print(summarise(Run(Path({str(EVALUATED)!r}))).verdict, 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["better", "False"]

@@ -11,7 +11,8 @@ from helpers import write_rows
 from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.probe.quick import QuickProbe
 from luthier.evaluate.report.drawing import chart, marks
-from luthier.evaluate.report.page import headline, render_report, write_report
+from luthier.evaluate.report.headline import headline
+from luthier.evaluate.report.page import render_report, write_report
 from luthier.recipe import Recipe
 from luthier.records.evaluation import Interval
 from luthier.run import claim_run

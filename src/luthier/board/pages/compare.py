@@ -6,16 +6,14 @@ from typing import Annotated, Any
 from nicegui import run as background
 from nicegui import ui
 from pydantic import Field, TypeAdapter, ValidationError
-from starlette.requests import Request
 
 from luthier.api import ComparisonFolder
 from luthier.board.colours import Palette
 from luthier.board.curves import options, thinned
 from luthier.board.dots import Dot, Group, scatter
 from luthier.board.folders import Study
-from luthier.board.look import card, failure, frame, palette, pill
-from luthier.board.pages.runs import LISTING
-from luthier.board.pages.studies import GoingOn, run_link, show_list
+from luthier.board.look import card, pill
+from luthier.board.pages.studies import GoingOn, add_pages, run_link
 from luthier.board.parts import Versus, figure, forest, table, words_table
 from luthier.board.state import Board
 from luthier.errors import UserError
@@ -37,30 +35,18 @@ Compared = VariantsCompared | ApproachesCompared
 
 def add(board: Board) -> None:
     """Register the pages."""
+    add_pages(board, "/compare", "comparison", lambda study: not study.is_sweep, _told, _show)
 
-    @ui.page("/compare", response_timeout=LISTING)
-    async def show_all(request: Request) -> None:
-        with frame(request, "Compare", "/compare"):
-            await show_list(
-                board.folders, "/compare", "comparison", lambda study: not study.is_sweep, _told
-            )
 
-    @ui.page("/compare/{name}", response_timeout=LISTING)
-    async def show(request: Request, name: str) -> None:
-        with frame(request, name, "/compare"):
-            try:
-                study = board.folders.study(name)
-                if not study.folder.record_path.is_file():
-                    await _begun(study, palette(request))
-                    return
-                found = await background.io_bound(read_comparison, study)
-            except UserError as error:
-                failure(error)
-                return
-            if isinstance(found, VariantsCompared):
-                _show_variants(study, found, palette(request))
-            elif found is not None:
-                _show_approaches(found, palette(request))
+async def _show(study: Study, colours: Palette) -> None:
+    if not study.folder.record_path.is_file():
+        await _begun(study, colours)
+        return
+    found = await background.io_bound(read_comparison, study)
+    if isinstance(found, VariantsCompared):
+        _show_variants(study, found, colours)
+    elif found is not None:
+        _show_approaches(found, colours)
 
 
 def read_comparison(study: Study) -> Compared:

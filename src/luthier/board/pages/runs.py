@@ -58,6 +58,8 @@ _SOURCE = """{ getRows: p => {
     sort: by.colId || '', order: by.sort || ''});
   fetch('/rows?' + asked).then(r => r.json()).then(d => p.successCallback(d.rows, d.count), () => p.failCallback());
 } }"""
+# The library of the grid is the largest script, which the page would ask for after all others.
+_GRID_FIRST = '<script type="module" async>import "nicegui-aggrid"</script>'
 # On a telephone: which run, what it does, whether it is better.
 _NARROW = """p => p.api.setColumnsVisible(
   ['model', 'method', 'step', 'loss', 'speed', 'memory', 'seconds', 'changed', 'tags'], p.clientWidth > 720)"""
@@ -99,6 +101,7 @@ class _List:
                 search.classes("grow").on_value_change(lambda e: self._filter(e.value or ""))
                 self.count = ui.label().classes("soft small num")
             # The height is that of a box around it: a change of the grid itself would make it anew.
+            ui.add_head_html(_GRID_FIRST)
             self.box = ui.element("div").classes("grid-of-runs")
             with self.box:
                 self.grid = ui.aggrid(_grid(), auto_size_columns=False)

@@ -1,17 +1,20 @@
 """What the pages of comparisons and of sweeps share: their list, and runs that still go on."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from nicegui import run as background
 from nicegui import ui
+from starlette.requests import Request
 
 from luthier.board.colours import Palette
 from luthier.board.curves import Point, options, points
 from luthier.board.folders import Folders, Study
 from luthier.board.index import Summary, summarise
-from luthier.board.look import card, duration, pill
+from luthier.board.look import card, duration, failure, frame, palette, pill
+from luthier.board.pages.runs import LISTING
 from luthier.board.parts import Cell, bar, table
+from luthier.board.state import Board
 from luthier.errors import UserError
 
 _EVERY = 3.0  # seconds between two looks
@@ -21,10 +24,39 @@ _MOST_CURVES = 8
 Told = Callable[[Study], tuple[str, str]]
 
 
-async def show_list(
+def add_pages(
+    board: Board,
+    address: str,
+    what: str,
+    is_of: Callable[[Study], bool],
+    told: Told,
+    show: Callable[[Study, Palette], Awaitable[None]],
+) -> None:
+    """Register the page of all studies that ``is_of`` this kind, called ``what``, and the page of one.
+
+    Args:
+        address: of the page of all; the last part of it is the command that makes them.
+        show: builds what the page of one holds.
+    """
+
+    @ui.page(address, response_timeout=LISTING)
+    async def show_all(request: Request) -> None:
+        with frame(request, address[1:].capitalize(), address):
+            await _show_list(board.folders, address, what, is_of, told)
+
+    @ui.page(f"{address}/{{name}}", response_timeout=LISTING)
+    async def show_one(request: Request, name: str) -> None:
+        with frame(request, name, address):
+            try:
+                await show(board.folders.study(name), palette(request))
+            except UserError as error:
+                failure(error)
+
+
+async def _show_list(
     folders: Folders, address: str, what: str, is_of: Callable[[Study], bool], told: Told
 ) -> None:
-    """All studies that ``is_of`` this kind, called ``what``: the verdict of each before anything else."""
+    """The verdict of each before anything else."""
     found = await background.io_bound(_listed, folders, is_of, told) or []
     for study, word, about in found:
         with ui.element("section").classes(f"answer {word.replace(' ', '-')}"):

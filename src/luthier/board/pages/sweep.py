@@ -4,16 +4,14 @@ from typing import Any
 
 from nicegui import run as background
 from nicegui import ui
-from starlette.requests import Request
 
 from luthier.board.colours import Palette
 from luthier.board.curves import options
 from luthier.board.dots import Dot, Group, scatter
 from luthier.board.folders import Study
 from luthier.board.index import Summary, summarise
-from luthier.board.look import card, duration, failure, frame, heading, palette, pill
-from luthier.board.pages.runs import LISTING
-from luthier.board.pages.studies import GoingOn, run_link, show_list
+from luthier.board.look import card, duration, failure, heading, pill
+from luthier.board.pages.studies import GoingOn, add_pages, run_link
 from luthier.board.parts import Cell, Versus, bar, forest, table
 from luthier.board.state import Board
 from luthier.errors import UserError
@@ -27,22 +25,13 @@ _FAR = 3.0  # times the middle trial's distance from the lowest loss: beyond it 
 def add(board: Board) -> None:
     """Register the pages."""
 
-    @ui.page("/sweep", response_timeout=LISTING)
-    async def show_all(request: Request) -> None:
-        with frame(request, "Sweep", "/sweep"):
-            await show_list(board.folders, "/sweep", "sweep", lambda study: study.is_sweep, _told)
+    async def show(study: Study, colours: Palette) -> None:
+        if study.folder.record_path.is_file():
+            _SweepPage(board, study, colours).build()
+        else:
+            await GoingOn(study, colours, study.folder.record_path.is_file).build()
 
-    @ui.page("/sweep/{name}", response_timeout=LISTING)
-    async def show(request: Request, name: str) -> None:
-        with frame(request, name, "/sweep"):
-            try:
-                study = board.folders.study(name)
-                if not study.folder.record_path.is_file():
-                    await GoingOn(study, palette(request), study.folder.record_path.is_file).build()
-                    return
-                _SweepPage(board, study, palette(request)).build()
-            except UserError as error:
-                failure(error)
+    add_pages(board, "/sweep", "sweep", lambda study: study.is_sweep, _told, show)
 
 
 def _told(study: Study) -> tuple[str, str]:

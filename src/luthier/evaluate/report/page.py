@@ -1,9 +1,7 @@
 """`report.html`: all that a run folder says, for people who did not train it."""
 
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 
@@ -12,9 +10,9 @@ from luthier.data.conversation import flatten
 from luthier.evaluate.preference import grown
 from luthier.evaluate.probe.remedies import probe_curve
 from luthier.evaluate.report.drawing import Chart, chart, marks
+from luthier.evaluate.report.headline import headline
 from luthier.files import write_text
 from luthier.records import AnsweredRow, Evaluation, MetricsLine
-from luthier.records.evaluation import Judgement
 from luthier.run import Run
 
 _SAMPLES = 12
@@ -57,36 +55,6 @@ def render_report(run: Run) -> str:
         loss_chart=_loss_chart(lines),
         probe_chart=_probe_chart(run),
         version=__version__,
-    )
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The answer in one sentence: which measures got better or worse, and what was forgotten."""
-
-    verdict: Literal["better", "worse", "mixed", "no evidence"]
-    better: list[str]
-    worse: list[str]
-    forgetting: Judgement | None
-
-
-def headline(evaluation: Evaluation) -> Headline:
-    """What the tests say together."""
-    # Loss and perplexity are one measure.
-    tests = [found for name, found in evaluation.metrics.items() if name != "perplexity"]
-    better = [found.label for found in tests if found.test.verdict == "better"]
-    worse = [found.label for found in tests if found.test.verdict == "worse"]
-    return Headline(
-        verdict="mixed"
-        if worse and better
-        else "worse"
-        if worse
-        else "better"
-        if better
-        else "no evidence",
-        better=better,
-        worse=worse,
-        forgetting=evaluation.forgetting.verdict if evaluation.forgetting else None,
     )
 
 
