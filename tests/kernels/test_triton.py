@@ -59,8 +59,11 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> T
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3, 33), (530, 16)])
-def test_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3, 33)])
+def test_norm(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.kernels.triton import rms_norm as kernel
+
+    monkeypatch.setattr(kernel, "_PROGRAMS", 4)  # fewer than rows
     agree(
         lambda x, w: rms_norm(x, w, 1e-6),
         numbers(*shape, dtype=dtype),
@@ -70,6 +73,8 @@ def test_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 def test_norm_of_rows_that_do_not_lie_in_order() -> None:
     agree(lambda x, w: rms_norm(x.transpose(0, 1), w, 1e-6), numbers(3, 5, 8), numbers(8))
+    heads, weight = numbers(1, 3, 5, 8), numbers(8)
+    agree(lambda x, w: rms_norm(x.transpose(1, 2), w, 1e-6, plus=1.0), heads, weight)
 
 
 @DTYPES
@@ -236,9 +241,9 @@ def test_dropout_of_an_adapter_repeats_under_recomputation() -> None:
             if recomputes:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
                 model.enable_input_require_grads()
-            install(model, KernelsGroup())
+            install(model, KernelsGroup(norm=False, gated=False, rotary=False, loss=False))
             torch.manual_seed(seed)
-            batch = collate([[row] for row in random_rows(3)])
+            batch = collate([[row] for row in random_rows(1)])
             found.append(gradients(model, loss_sum(model, batch)))
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], atol=1e-5), name
@@ -318,12 +323,20 @@ def adapted(family: str, **changes: Any) -> PeftModel:
     return model
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("llama", "lora"),
+        ("qwen3", "full"),
+        ("gemma2", "lora"),
+        ("gemma3", "full"),
+        ("mixtral", "lora"),
+    ],
+)
 def test_families_agree_with_the_reference(family: str, method: str) -> None:
     """The model's own forward and backward with all kernels, against none of ours."""
     made = [adapted(family) if method == "lora" else make_model(family, 96) for _ in range(2)]
-    batch = collate([[row] for row in random_rows(3)])
+    batch = collate([[row] for row in random_rows(2)])
     found = []
     for model, wanted in zip(made, (True, False), strict=True):
         chosen = KernelsGroup(**dict.fromkeys(KernelsGroup.model_fields, wanted))

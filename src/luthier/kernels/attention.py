@@ -18,7 +18,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
+from luthier.kernels.autocast import autocast_dtype
 from luthier.kernels.packed import PackedRows, attend_packed
+from luthier.kernels.triton.switch import is_gpu
 
 NAME, CAPPED = "luthier", "luthier-capped"
 _REPLACED = {NAME: "sdpa", CAPPED: "eager"}
@@ -74,10 +76,8 @@ def attend_by_rows(
 
 def _as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In autocast's dtype, where autocast is on."""
-    kind = tensors[0].device.type
-    if torch.is_autocast_enabled(kind):
-        return tuple(t.to(torch.get_autocast_dtype(kind)) for t in tensors)
-    return tensors
+    dtype = autocast_dtype(tensors[0].device)
+    return tensors if dtype is None else tuple(t.to(dtype) for t in tensors)
 
 
 class _RowAttention(torch.autograd.Function):
@@ -286,7 +286,7 @@ def row_inputs(model: nn.Module, row_lengths: tuple[int, ...]) -> dict[str, Any]
 
 def has_packed(device: torch.device) -> bool:
     """Whether one kernel attends within all rows there."""
-    return device.type == "cuda"
+    return is_gpu(device)
 
 
 def install(model: PreTrainedModel) -> bool:

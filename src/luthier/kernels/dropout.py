@@ -21,7 +21,7 @@ _TABLE, _WINDOW = 2**20, 2**19  # numbers in the table, and at most in one windo
 
 def new_seed(values: Tensor) -> int:
     """A seed from PyTorch's own generator, so that resuming and recomputation draw it again."""
-    if isinstance(values, FakeTensor):  # a simulated step has sizes only
+    if isinstance(values, FakeTensor) or values.is_meta:  # a simulated step has sizes only
         return 0
     return int(torch.randint(2**62, ()))
 
@@ -63,7 +63,7 @@ def table(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _windows(values: Tensor, rate: float, seed: int) -> Iterator[tuple[slice, Tensor]]:
     """Groups of rows of ``values``, and for each the bits that keep or drop its numbers."""
-    if isinstance(values, FakeTensor):
+    if isinstance(values, FakeTensor) or values.is_meta:
         return
     rows, columns = values.shape
     bits = table(rate, values.dtype, values.device)

@@ -15,7 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.kernels.triton.switch import fused
+from luthier.kernels.autocast import autocast_dtype
+from luthier.kernels.triton.switch import fused, is_gpu
 from luthier.models.adapters import inner
 
 # Bytes of one piece of float32 logits: on a CPU near the size of its caches, on a GPU enough to
@@ -145,10 +146,7 @@ def head_losses(
 
 
 def as_computed(hidden: Tensor, weight: Tensor) -> Tensor:
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        return hidden.to(torch.get_autocast_dtype(kind))
-    return hidden.to(weight.dtype)
+    return hidden.to(autocast_dtype(hidden.device) or weight.dtype)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -204,7 +202,7 @@ class _HeadLosses(torch.autograd.Function):
 
 def piece_length(weight: Tensor) -> int:
     """Positions of a piece."""
-    budget = _PIECE.get(weight.device.type, _PIECE["cpu"])
+    budget = _PIECE["cuda" if is_gpu(weight.device) else "cpu"]
     return max(1, budget // (4 * weight.shape[0]))
 
 

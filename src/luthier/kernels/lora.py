@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from luthier.kernels import casts
+from luthier.kernels.autocast import autocast_dtype
 from luthier.kernels.casts import Casts
 from luthier.kernels.dropout import drop, drop_, new_seed
 from luthier.kernels.nf4 import is_4bit, plain_weight
@@ -69,7 +71,9 @@ def is_known(layer: nn.Module) -> bool:
     if not isinstance(layer, LoraLayer) or layer.disable_adapters or layer.merged:
         return False
     base = layer.get_base_layer()
-    if not is_4bit(base) and not (isinstance(layer, LoraLinear) and type(base) is nn.Linear):
+    if not is_4bit(base) and not (
+        isinstance(layer, LoraLinear) and type(base) in (nn.Linear, Conv1D)
+    ):
         return False
     if base.bias is not None and base.bias.requires_grad:  # it would get no gradient
         return False
@@ -106,9 +110,7 @@ def adapted_linears(x: Tensor, layers: Sequence[Any], kept: Casts) -> tuple[Tens
         for layer in layers
         for adapter in (layer.lora_A, layer.lora_B)
     ]
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))
+    x = x.to(autocast_dtype(x.device) or x.dtype)
     rate = layers[0].lora_dropout[layers[0].active_adapters[0]]
     rate = rate.p if layers[0].training and isinstance(rate, nn.Dropout) else 0.0
     outputs: tuple[Tensor, ...] = _Adapted.apply(x, layers, rate, kept, *weights)
@@ -131,7 +133,7 @@ class _Adapted(torch.autograd.Function):
         for layer, up, part, scale in zip(layers, ups, _parts(inner, ups), ctx.scales, strict=True):
             base = layer.get_base_layer()
             bias = None if base.bias is None else base.bias.to(x.dtype)
-            output = F.linear(flat, plain_weight(base, x.dtype), bias)
+            output = F.linear(flat, _matrix(base, x.dtype), bias)
             output.addmm_(part, up.t(), alpha=scale)
             outputs.append(output.view(*x.shape[:-1], -1))
         ctx.save_for_backward(kept, inner, *ab)
@@ -164,13 +166,19 @@ class _Adapted(torch.autograd.Function):
             if rate:
                 drop_(for_x, rate, ctx.seed)
             for slope, layer in zip(slopes, ctx.layers, strict=True):
-                for_x.addmm_(slope, plain_weight(layer.get_base_layer(), dtype))
+                for_x.addmm_(slope, _matrix(layer.get_base_layer(), dtype))
             for_x = for_x.view(ctx.shape)
         in_order = [*ab[::2], *ab[1::2]]
         parts = memory.to(ab[0].dtype).split([weight.numel() for weight in in_order])
         found = [part.view(weight.shape) for part, weight in zip(parts, in_order, strict=True)]
         of_adapters = [g for pair in zip(found, found[len(ups) :]) for g in pair]  # noqa: B905
         return (for_x, None, None, None, *of_adapters)
+
+
+def _matrix(base: Any, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) of ``base``; GPT-2's layers keep it the other way round."""
+    weight = plain_weight(base, dtype)
+    return weight.t() if isinstance(base, Conv1D) else weight
 
 
 def _parts(inner: Tensor, ups: Sequence[Tensor]) -> tuple[Tensor, ...]:

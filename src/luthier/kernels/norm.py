@@ -16,24 +16,30 @@ from luthier.kernels.compiling import compilable
 from luthier.kernels.triton.switch import fused
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The norm of ``x`` (…, H) in its dtype, computed in float32; ``weight`` (H,)."""
-    output: Tensor = _RMSNorm.apply(x, weight, eps)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, plus: float = 0.0) -> Tensor:
+    """The norm of ``x`` (…, H) in its dtype, computed in float32, times ``weight`` (H,) + ``plus``."""
+    if plus and not fused(x):
+        weight, plus = plus + weight.float(), 0.0
+    output: Tensor = _RMSNorm.apply(x, weight, eps, plus)
     return output
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus: float) -> Tensor:
         width = x.shape[-1]
-        ctx.fused = fused(x)
+        ctx.fused, ctx.plus = fused(x), plus
         if ctx.fused:
             from luthier.kernels.triton import rms_norm
 
-            rows = x.reshape(-1, width).contiguous()
-            y, rows, scale = rms_norm.forward(rows, weight, eps)
+            # Heads, as layers turn them, are taken as they lie: (batch, T, heads, d).
+            ctx.turned = x.dim() == 4 and not x.is_contiguous()
+            lying = x.transpose(1, 2) if ctx.turned else x
+            rows = lying.reshape(-1, width).contiguous()
+            y, rows, scale = rms_norm.forward(rows, weight, eps, plus=plus)
             ctx.save_for_backward(rows, weight, scale)
-            return y.view(x.shape)
+            y = y.view(lying.shape)
+            return y.transpose(1, 2) if ctx.turned else y
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(width).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -46,11 +52,13 @@ class _RMSNorm(torch.autograd.Function):
         if ctx.fused:
             from luthier.kernels.triton import rms_norm
 
-            slopes = slope.reshape(x.shape).contiguous()
+            lying = slope.transpose(1, 2) if ctx.turned else slope
+            slopes = lying.reshape(x.shape).contiguous()
             of_rows, for_weight = rms_norm.backward(
-                slopes, x, weight, scale, weighs=ctx.needs_input_grad[1]
+                slopes, x, weight, scale, weighs=ctx.needs_input_grad[1], plus=ctx.plus
             )
-            return of_rows.view(slope.shape), for_weight, None
+            of_rows = of_rows.view(lying.shape)
+            return of_rows.transpose(1, 2) if ctx.turned else of_rows, for_weight, None, None
         for_weight = None
         if ctx.needs_input_grad[1]:
             summed = (slope * (x * scale)).sum(tuple(range(x.dim() - 1)))
@@ -58,7 +66,7 @@ class _RMSNorm(torch.autograd.Function):
         for_x = None
         if ctx.needs_input_grad[0]:
             for_x = _slope_of_input(slope, x, weight, scale)
-        return for_x, for_weight, None
+        return for_x, for_weight, None, None
 
 
 @compilable
@@ -105,7 +113,7 @@ def _plain(module: Any) -> Callable[[Tensor], Tensor]:
 def _one_more(module: Any) -> Callable[[Tensor], Tensor]:
     """Gemma's: the weight is kept less one."""
     eps = _eps(module)
-    return lambda x: rms_norm(x, 1 + module.weight.float(), eps)
+    return lambda x: rms_norm(x, module.weight, eps, plus=1.0)
 
 
 @torch.no_grad()

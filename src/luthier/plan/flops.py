@@ -9,7 +9,7 @@ from torch.utils.flop_counter import flop_registry
 
 # Reserve or rename memory and touch none of it.
 _FREE = {"prim::device", "aten::_unsafe_view", "aten::empty_like", "aten::empty.memory_format"}
-_IN_PLACE = {"aten::addmm_": torch.ops.aten.addmm}
+IN_PLACE = {"aten::addmm_": torch.ops.aten.addmm}
 # Products of batches of matrices are those of attention, one a head.
 _BATCHED = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 # PyTorch's table lacks the processor's attention. Products of (T, D) and (S, D): two forward, five
@@ -53,7 +53,7 @@ class CountWork(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, torch.Tensor):
                 self.moved += leaf.numel() * leaf.element_size()
-        product = _IN_PLACE.get(name, func._overloadpacket)
+        product = IN_PLACE.get(name, func._overloadpacket)
         if product in flop_registry:
             flops = flop_registry[product](*args, **kwargs, out_val=result)
             self.flops += flops

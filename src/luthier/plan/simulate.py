@@ -1,6 +1,7 @@
 """One training step on fake tensors (shapes without storage): its memory and its work."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import Variable
 from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
 
 from luthier.data.batches import Batch, Judged, Taught
@@ -18,6 +20,7 @@ from luthier.kernels.casts import casts_of
 from luthier.kernels.fast import install
 from luthier.kernels.head import HeadLoss
 from luthier.kernels.lora import is_known
+from luthier.kernels.triton import switch
 from luthier.models.adapters import inner
 from luthier.models.dtype import trained_dtype
 from luthier.objectives.choose import choose
@@ -27,6 +30,7 @@ from luthier.objectives.sft import SFT
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
+from luthier.plan.watch import Watch
 from luthier.recipe import OBJECTIVES, KernelsGroup, MethodGroup, ObjectiveGroup
 from luthier.train.loop import Learner, train_step
 from luthier.train.optimizers import step_in_backward
@@ -111,16 +115,32 @@ class Step:
         return max(0, self.peak - stays - passing)
 
 
-def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> Step:
+def simulate(
+    config: PreTrainedConfig, method: MethodGroup, work: Workload, watch: Watch | None = None
+) -> Step:
     """A step of training the model of ``config``; no weights are loaded or downloaded.
 
     The model, the loss and the step are those of ``luthier train``; ``LiveStorage`` counts. What
     lies outside of tensors is not included: the framework, its GPU context, the allocator's slack.
 
+    Args:
+        watch: has the step run as on a GPU, with Triton's kernels where ``work`` wants them and Triton is
+            installed, and looks at it. All weights have to be in ``work.dtype``: nothing is cast.
+
     Raises:
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
             a layer, or the model has an operation that cannot be simulated (experts in float32).
     """
+    if watch is None:
+        return _simulate(config, method, work, None)
+    triton = work.kernels.triton and switch.is_installed()
+    with switch.simulated_gpu(triton), watch.of_triton():
+        return _simulate(config, method, work, watch)
+
+
+def _simulate(
+    config: PreTrainedConfig, method: MethodGroup, work: Workload, watch: Watch | None
+) -> Step:
     scores = work.objective.scores
     model = meta_model(config, method, work.dtype, trained_dtype(work.optim), work.tokens, scores)
     model.config.use_cache = False
@@ -130,9 +150,11 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         model, work.kernels.model_copy(update={"loss": work.kernels.loss and not scores})
     )
     tables = []
-    if work.kernels.lora and method.lora_dropout and any(map(is_known, model.modules())):
+    masks = work.kernels.lora and method.lora_dropout and any(map(is_known, model.modules()))
+    if masks and not switch.fused(next(model.parameters())):
         tables.append(dropout.table(method.lora_dropout, work.dtype, torch.device("cpu")))
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    device = torch.device("cpu" if watch is None else "meta")
+    with FakeTensorMode(allow_non_fake_inputs=True) if watch is None else device:
         give_storages(model)
         if work.gradient_checkpointing:
             recompute_activations(model)
@@ -145,7 +167,7 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
         load_peak = live.peak
         resident = live.live
         live.add(tables)
-        phases = _Phases(live, _objective(work, fast.head))
+        phases = _Phases(live, _objective(work, fast.head), watch)
         _head(model).register_forward_pre_hook(phases.at_head)
         optimizer = _Planned(trained, phases.at_update)
         if work.optimizer_in_backward:
@@ -155,15 +177,16 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
             phases,
             optimizer,
             get_scheduler("constant", optimizer),
-            torch.device("cpu"),
-            work.dtype,
+            device,
+            work.dtype if watch is None else torch.float32,  # autocast knows no such device
             max_grad_norm=0.0 if work.optimizer_in_backward else 1.0,
             steps_in_backward=work.optimizer_in_backward,
-            read=_zeros,
+            read=_zeros if watch is None else watch.read,
         )
         counter = CountWork()
-        with live, counter:
-            batch = _batch(work, config.get_text_config().vocab_size)
+        with live, counter, watch or nullcontext():
+            with torch.device("cpu"):
+                batch = _batch(work, config.get_text_config().vocab_size)
             live.restart_peak()
             try:
                 train_step(learner, [batch])
@@ -199,9 +222,10 @@ def simulate(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> S
 class _Phases:
     """An objective, and a look at what is alive as the step passes from phase to phase."""
 
-    def __init__(self, live: LiveStorage, objective: Objective) -> None:
+    def __init__(self, live: LiveStorage, objective: Objective, watch: Watch | None) -> None:
         self.live = live
         self.objective = objective
+        self.watch = watch
         self.collate, self.count = objective.collate, objective.count
         self.before_head = self.forward_peak = self.backward_peak = self.gradients = 0
 
@@ -209,10 +233,22 @@ class _Phases:
         self.before_head = self.live.live
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Parts]:
+        if self.watch is not None:
+            self.watch.counting = True
         found = self.objective.loss(model, batch)
+        if self.watch is not None:
+            found[0].register_hook(self.in_backward)
         self.forward_peak = self.live.peak
         self.live.restart_peak()
         return found
+
+    def in_backward(self, _: Tensor) -> None:
+        """Have the watch stop counting once the backward is through."""
+        Variable._execution_engine.queue_callback(self.stop_counting)  # type: ignore[attr-defined]
+
+    def stop_counting(self) -> None:
+        assert self.watch is not None
+        self.watch.counting = False
 
     def at_update(self, trained: Sequence[Tensor]) -> None:
         self.backward_peak = max(self.backward_peak, self.live.peak)

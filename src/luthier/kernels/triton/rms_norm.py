@@ -12,7 +12,7 @@ _PROGRAMS = 512  # of the backward, each of which sums the gradient of the weigh
 
 @triton.jit
 def _forward(
-    x, weight, other, total, y, scales, width, eps,
+    x, weight, other, total, y, scales, width, eps, plus,
     ADDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -28,19 +28,19 @@ def _forward(
         numbers = kept.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(numbers * numbers, axis=0) / width + eps)
     tl.store(scales + row, scale)
-    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32) + plus
     tl.store(y + place, (numbers * scale * w).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _backward(
-    slope, x, weight, scales, more, for_x, for_weight, rows, width,
+    slope, x, weight, scales, more, for_x, for_weight, rows, width, plus,
     HAS_MORE: tl.constexpr, WEIGHS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32) + plus
     summed = tl.zeros([BLOCK], dtype=tl.float32)
     for row in range(program, rows, programs):
         place = tl.cast(row, tl.int64) * width + columns
@@ -61,11 +61,11 @@ def _backward(
 
 
 def forward(
-    x: Tensor, weight: Tensor, eps: float, other: Tensor | None = None
+    x: Tensor, weight: Tensor, eps: float, other: Tensor | None = None, *, plus: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The norm of ``x`` (rows, width), or of ``x + other``; that sum, or x; and 1 / its root mean square.
 
-    The last is float32 (rows,).
+    The norm is weighed by ``weight + plus``. The last is float32 (rows,).
     """
     rows, width = x.shape
     dtype = x.dtype if other is None else torch.promote_types(x.dtype, other.dtype)
@@ -74,7 +74,7 @@ def forward(
     block = triton.next_power_of_2(width)
     launch(
         _forward, (rows,), x, weight, x if other is None else other, total, y, scales,
-        width=width, eps=eps, ADDS=other is not None,
+        width=width, eps=eps, plus=plus, ADDS=other is not None,
         BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return y, total, scales
@@ -88,6 +88,7 @@ def backward(
     *,
     weighs: bool,
     more: Tensor | None = None,
+    plus: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of x, that of the sum (``more``) added, and, where ``weighs``, of the weight."""
     rows, width = x.shape
@@ -97,7 +98,7 @@ def backward(
     block = triton.next_power_of_2(width)
     launch(
         _backward, (programs,), slope, x, weight, scales, slope if more is None else more, for_x, parts,
-        rows=rows, width=width, HAS_MORE=more is not None, WEIGHS=weighs,
+        rows=rows, width=width, plus=plus, HAS_MORE=more is not None, WEIGHS=weighs,
         BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return for_x, parts.sum(0).to(weight.dtype) if weighs else None

@@ -1,0 +1,133 @@
+"""What a step would do on a GPU: what it launches there, and what it waits for.
+
+It runs on PyTorch's "meta" device, whose tensors have shapes and no numbers, while ``simulated_gpu`` has
+the kernels of a GPU chosen. (A PyTorch without CUDA has no gradients of fake CUDA tensors.)
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from luthier.kernels.triton import launch
+from luthier.plan.flops import IN_PLACE
+
+# Reserve memory, or name it anew, and touch none of it.
+_FREE = {"aten::empty_like", "aten::new_empty", "aten::empty.memory_format", "aten::_unsafe_view",
+         "aten::new_empty_strided", "aten::empty_strided", "aten::detach"}  # fmt: skip
+# Have as many results as numbers say: the host waits for those numbers.
+_READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal",
+          "aten::_unique2", "aten::is_nonzero", "aten::repeat_interleave.Tensor"}  # fmt: skip
+_COPIES = {"aten::_to_copy", "aten::copy_"}
+# Products of (T, D) and (S, D) in attention: the backward computes the scores again.
+_ATTENTION = {"torch_attn::_varlen_attn": 2, "torch_attn::_varlen_attn_backward": 5}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch.
+
+    Attributes:
+        kind: product, attention or other.
+        flops: two per multiply-add; of attention those of the scores that are seen.
+        moved: bytes read and written, each tensor once.
+    """
+
+    name: str
+    kind: str
+    flops: int
+    moved: int
+
+
+class Watch(TorchDispatchMode):
+    """Sees what waits for the device and what starts there.
+
+    Attributes:
+        waits: reads of the device other than the step's own, and copies that wait for its queue, by name.
+        mixed: operations on tensors of both the host and the device, by name, which a GPU refuses.
+        reads: how often the step reads the device.
+        kernels: launched while ``counting``, which the step's forward and backward are: clipping and the
+            update are a few launches over all tensors at once.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.mixed: Counter[str] = Counter()
+        self.reads = 0
+        self.kernels: list[Kernel] = []
+        self.counting = False
+        self.lengths = lengths
+
+    def read(self, figures: Tensor) -> list[float]:
+        """Stands for the step's own reading of numbers."""
+        self.reads += 1
+        return [0.0] * figures.numel()
+
+    @contextmanager
+    def of_triton(self) -> Iterator[None]:
+        """Sees Triton's kernels too."""
+        launch.watchers.append(self._launched)
+        try:
+            yield
+        finally:
+            launch.watchers.remove(self._launched)
+
+    def _launched(self, name: str, tensors: Sequence[Tensor]) -> None:
+        places = {tensor.device.type for tensor in tensors}
+        if places != {"meta"}:
+            self.mixed[name] += 1
+        moved = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
+        if name in ("_drop", "_losses"):  # in place: what is read is written, too
+            moved += tensors[0].numel() * tensors[0].element_size() * (tensors[0] is tensors[1])
+        self._add(name, "other", 0, moved)
+
+    def _add(self, name: str, kind: str, flops: int, moved: int) -> None:
+        if self.counting:
+            self.kernels.append(Kernel(name, kind, flops, moved))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.name()
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        on_gpu = any(t.is_meta for t in inputs)
+        told = name == "aten::repeat_interleave.Tensor" and kwargs.get("output_size")
+        if name in _READS and on_gpu and not told:
+            self.waits[name] += 1
+        result = func(*args, **kwargs)
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        both = {t.device.type for t in [*inputs, *outputs]} == {"cpu", "meta"}
+        if name in _COPIES and both:
+            if not kwargs.get("non_blocking", len(args) > 2 and args[2]):
+                self.waits[f"{name}, blocking"] += 1
+        elif both and any(
+            not t.is_meta and t.ndim for t in inputs
+        ):  # single numbers may be the host's
+            self.mixed[name] += 1
+        elif not func.is_view and name not in _FREE and any(t.is_meta for t in outputs):
+            moved = sum({id(t): t.numel() * t.element_size() for t in [*inputs, *outputs]}.values())
+            kind, flops = self._work(func, name, args, kwargs, result)
+            self._add(name, kind, flops, moved)
+        return result
+
+    def _work(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: Any, result: Any
+    ) -> tuple[str, int]:
+        if name in _ATTENTION:
+            query = args[1] if name.endswith("backward") else args[0]
+            left = next((a[0] for a in args if isinstance(a, list) and len(a) == 2), -1)
+            window = left + 1 if left >= 0 else max(self.lengths)
+            seen = sum(min(i + 1, window) for length in self.lengths for i in range(length))
+            return "attention", 2 * _ATTENTION[name] * query.shape[1] * query.shape[2] * seen
+        product = IN_PLACE.get(name, func._overloadpacket)
+        if product in flop_registry:
+            return "product", int(flop_registry[product](*args, **kwargs, out_val=result))
+        return "other", 0
