@@ -125,6 +125,19 @@ def test_nothing_is_said_of_work_that_is_over_in_a_moment(clock: Clock) -> None:
         assert not any(task in shown for task in ("reading", "tokenising", "loss", "loading"))
 
 
+def test_long_work_is_told_of_less_often(clock: Clock) -> None:
+    """In a pipe: every five seconds at first, then when a tenth more time has gone by."""
+    console = pipe()
+    with terminal(console) as on_event:
+        for _ in range(601):
+            on_event(Progress("answers", 0, 168, "answers"))
+            clock.now += 1
+    lines = text(console).splitlines()
+    assert lines[:3] == [f"answers: 0 of 168, 0:{at} so far" for at in ("02", "07", "12")]
+    assert 25 < len(lines) < 40
+    assert len(set(lines)) == len(lines)
+
+
 def test_a_slow_first_piece_does_not_count_in_the_time_left(clock: Clock) -> None:
     console = pipe()
     with terminal(console) as on_event:
@@ -136,7 +149,7 @@ def test_a_slow_first_piece_does_not_count_in_the_time_left(clock: Clock) -> Non
         on_event(step(120, 610.0, loss=1.5))
         on_event(step(130, 620.0, loss=1.0))
     lines = text(console).splitlines()
-    assert lines[0] == "answers: 1 of 20"  # nobody knows yet how fast the others are
+    assert lines[0] == "answers: 1 of 20, 1:00 so far"  # nobody knows yet how fast the others are
     assert lines[1] == "answers: 6 of 20, 1/s, ETA 0:14"
     assert [line.rpartition("ETA ")[2] for line in lines if line.startswith("step")] == [
         "–:––",

@@ -70,8 +70,10 @@ class Work:
 
     def line(self, now: float) -> str:
         """How far it is, as a line of its own."""
-        so_far = f"{duration(now - self.begun)} so far"
-        return f"{self.event.task}: {', '.join(self.how_far()) or so_far}"
+        parts = self.how_far()
+        if self.pace.rate is None:
+            parts.append(f"{duration(now - self.begun)} so far")
+        return f"{self.event.task}: {', '.join(parts)}"
 
     def last_line(self, now: float) -> str:
         """What there was to do, and the time it took."""

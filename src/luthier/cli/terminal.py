@@ -28,7 +28,8 @@ from luthier.events import (
 
 _BAR_AFTER = 0.3  # seconds; work that is over sooner has no bar
 _LINE_AFTER = 2.0  # seconds; work that is over sooner has no line in a pipe
-_LINE_EVERY = 5.0  # seconds between lines about the same work
+_LINE_EVERY = 5.0  # seconds between lines about the same work, at least,
+_LINE_SHARE = 0.1  # and this share of the time that it has taken
 _TRAINING_LINES = 20  # in a pipe, about this many lines per run
 _BAR_WIDTH = 24
 
@@ -246,7 +247,8 @@ class _Plain(_Sink):
         work = self.works[task]
         since, least = now - work.begun, _LINE_AFTER
         if task in self.said:
-            since, least = now - self.said[task], _LINE_EVERY
+            least = max(_LINE_EVERY, _LINE_SHARE * since)
+            since = now - self.said[task]
         if since >= least:
             self.said[task] = now
             self.say(work.line(now))
