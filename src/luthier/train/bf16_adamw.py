@@ -78,8 +78,8 @@ class BF16AdamW(Optimizer):
         for start in range(0, len(slopes), PIECE):
             piece = slice(start, start + PIECE)
             kept = [t[piece] for t in flat]
-            values = [t.float() for t in kept]
-            _adamw(*values, slopes[piece].float(), state["step"], group)
+            values = new, first, second = [t.float() for t in kept]
+            _adamw(new, first, second, slopes[piece].float(), state["step"], group)
             for target, value in zip(kept, values, strict=True):
                 round_into(target, value, places)
 
