@@ -150,6 +150,7 @@ ELSEWHERE = {
     "evaluation_strategy": "train.eval_steps",
     "train_on_inputs": "data.train_on: all",
     "deepspeed": "has no counterpart: DeepSpeed is not used",
+    "sequence_parallel": "has no counterpart: processes share the rows of a step",
     "push_to_hub": "has no counterpart: training uploads nothing",
 }
 

@@ -150,7 +150,7 @@ def test_a_slow_first_piece_does_not_count_in_the_time_left(clock: Clock) -> Non
         on_event(step(130, 620.0, loss=1.0))
     lines = text(console).splitlines()
     assert lines[0] == "answers: 1 of 20, 1:00 so far"  # nobody knows yet how fast the others are
-    assert lines[1] == "answers: 6 of 20, 1/s, ETA 0:14"
+    assert lines[1] == "answers: 8 of 20, 1/s, ETA 0:12"
     assert [line.rpartition("ETA ")[2] for line in lines if line.startswith("step")] == [
         "–:––",
         "0:20",

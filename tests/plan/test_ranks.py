@@ -29,6 +29,7 @@ def test_bytes_are_those_of_zero_and_of_rings() -> None:
     # Gradients are added up first where each rank has all of them, and weights gathered again where not.
     assert traffic("ddp", 4000, 4000, 4, 2, 8).bytes == 6000
     assert traffic("fsdp2", 4000, 4000, 4, 2, 8).bytes == 8 * 9000
+    assert traffic("zero2", 4000, 4000, 4, 2, 8).bytes == 9 * 3000
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -15,25 +15,32 @@ from preferences import preference_rows
 from safetensors.torch import load_file
 from torch import Tensor
 
+from luthier.errors import UserError
+from luthier.events import ignore
 from luthier.recipe import parse_recipe
 from luthier.run import Run
+from luthier.train.parallel import check_allowed, of_same_steps
+from luthier.train.processes import Processes
 
 HERE = Path(__file__).parent
 
-# name -> family, and what the recipe says besides. 14 rows in twos are 7 micro-batches: the last step
-# of an epoch has one less than the others, so a process is idle in it.
-ALIKE: dict[str, tuple[str, list[str]]] = {
-    "full": ("llama", ["method.name=full", "train.learning_rate=1e-3"]),
-    "lora-packed": ("qwen3", ["data.packing=true", "data.max_length=64"]),
-    "lora-window": ("gemma3", ["train.gradient_checkpointing=true"]),
-    "qlora": ("llama", ["method.name=qlora", "train.optim=adamw_torch_fused"]),
-    "full-experts": ("mixtral", ["method.name=full", "train.learning_rate=1e-3"]),
-    "dpo": ("llama", ["objective.name=dpo", "data.train=PAIRS"]),
-    "dpo-kept": ("llama", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
-                           "train.learning_rate=1e-4"]),
-    "kto": ("llama", ["objective.name=kto", "data.train=PAIRS"]),
+# name -> family, in how many processes and by which ways of train.parallel, and what the recipe says
+# besides. 14 rows in twos are 7 micro-batches: the last step of an epoch has one less than the others, so a
+# process is idle in it.
+ALIKE: dict[str, tuple[str, str, list[str]]] = {
+    "full": ("llama", "2-ddp 2-zero2 2-fsdp2", ["method.name=full", "train.learning_rate=1e-3"]),
+    "lora-packed": ("qwen3", "4-ddp 2-zero2", ["data.packing=true", "data.max_length=64"]),
+    "lora-window": ("gemma3", "2-fsdp2", ["train.gradient_checkpointing=true"]),
+    "qlora": ("llama", "2-fsdp2", ["method.name=qlora", "train.optim=adamw_torch_fused"]),
+    "full-experts": ("mixtral", "2-ddp", ["method.name=full", "train.learning_rate=1e-3"]),
+    "dpo": ("llama", "2-ddp 2-fsdp2", ["objective.name=dpo", "data.train=PAIRS"]),
+    "dpo-kept": ("llama", "2-zero2", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
+                                      "train.learning_rate=1e-4"]),
+    "kto": ("llama", "2-fsdp2", ["objective.name=kto", "data.train=PAIRS"]),
 }  # fmt: skip
-FOURS = ("full", "lora-packed")  # also in four processes
+RUNS = [(name, way) for name, (_, ways, _) in ALIKE.items() for way in ways.split()]
+BF16 = ["method.name=full", "train.optim=adamw_bf16", "model.dtype=bfloat16",
+        "train.learning_rate=1e-3"]  # fmt: skip
 TOLD = ("loss", "grad_norm", "eval_loss", "rewards/margins", "tokens", "epoch", "learning_rate")
 
 
@@ -81,9 +88,9 @@ class Together:
         self.tasks.append({"recipe": str(path), "ranks": ranks, "fault": fault, "name": name})
 
     def again(self, name: str, **changes: Any) -> None:
-        """The same once more, without its fault."""
-        task = next(each for each in self.tasks if each["name"] == name)
-        self.tasks.append({**task, "fault": None, "name": f"{name} again", **changes})
+        """The same once more, without its fault; ``end`` knows it by one more "again" in its name."""
+        last = [each for each in self.tasks if each["name"].split()[0] == name][-1]
+        self.tasks.append({**last, "fault": None, **changes, "name": f"{last['name']} again"})
 
     def run(self) -> None:
         plan = self.folder / "plan.json"
@@ -113,7 +120,7 @@ class Together:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> Together:
     folder = tmp_path_factory.mktemp("together")
-    families = dict.fromkeys(family for family, _ in ALIKE.values())
+    families = dict.fromkeys(family for family, _, _ in ALIKE.values())
     models = {name: save_tiny(folder / f"model-{name}", name) for name in families}
     data = {
         "rows": write_rows(folder / "rows.jsonl", rows[:14]),
@@ -122,30 +129,30 @@ def together(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]
         "held-out": write_rows(folder / "held-out.jsonl", preference_rows(21)[14:]),
     }
     made = Together(folder, models, data)
-    for name, (family, more) in ALIKE.items():
-        for ranks in (1, 2, 4) if name in FOURS else (1, 2):
-            made.add(f"{name}-{ranks}", ranks, *more, family=family)
-    for name, ranks in (("full", 2), ("full", 4), ("lora-packed", 2), ("lora-window", 2),
-                        ("qlora", 2)):  # fmt: skip
-        family, more = ALIKE[name]
-        made.add(f"{name}-in-parts-{ranks}", ranks, *more, "train.parallel=fsdp2", family=family)
+    for name, (family, _, more) in ALIKE.items():
+        made.add(f"{name}-1", 1, *more, family=family)
+    for name, way in RUNS:
+        ranks, _, parallel = way.partition("-")
+        family, _, more = ALIKE[name]
+        made.add(f"{name}-{way}", int(ranks), *more, f"train.parallel={parallel}", family=family)
+    made.add("bf16-1", 1, *BF16)
+    made.add("bf16-2", 2, *BF16, "train.parallel=fsdp2")
     for name, then in (("full", 4), ("lora-packed", 1)):  # begun in two processes
-        family, more = ALIKE[name]
+        family, _, more = ALIKE[name]
         parts = [*more, "train.parallel=fsdp2"]
         made.add(f"{name}-parted", 2, *parts, family=family, fault=("kill", 1, 5))
         made.again(f"{name}-parted", ranks=then)
-    made.add("8bit-in-parts", 2, "train.optim=adamw_8bit", "train.parallel=fsdp2")
-    made.add("eight-1", 1, accumulated=8)
-    made.add("eight-8", 8, accumulated=1)
-    # Two micro-batches of each process a step.
+    made.add("forgets", 2, "train.parallel=fsdp2", "train.stop_on_forgetting=0.1", "evaluate.probe=true",
+             "train.eval_steps=1")  # fmt: skip
+    made.add("eight-1", 1, "train.max_steps=2", accumulated=8)
+    made.add("eight-8", 8, "train.max_steps=2", accumulated=1)
+    # Two micro-batches of each process a step. One run is killed twice and stopped once.
     dropout = "method.lora_dropout=0.1"
     made.add("let-be", 2, dropout)
-    made.add("killed", 2, dropout, fault=("kill", 1, 5))
-    made.again("killed")
-    made.add("first-killed", 2, dropout, fault=("kill", 0, 5))
-    made.again("first-killed")
-    made.add("stopped", 2, dropout, fault=("stop", 1, 4))
-    made.again("stopped")
+    made.add("hurt", 2, dropout, fault=("kill", 1, 3))
+    made.again("hurt", fault=("kill", 0, 3))
+    made.again("hurt", fault=("stop", 1, 1))
+    made.again("hurt")
     made.add("disk", 2, fault=("disk", 0, 2))
     made.add("nan", 2, fault=("nan", 1, 3))
     made.add("memory", 2, "train.auto_batch=true", fault=("memory", 1, 4))
@@ -157,23 +164,19 @@ def together(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]
         "train.learning_rate=0.5",
         "train.eval_steps=1",
     )
-    made.add("more", 1, *ALIKE["full"][1], fault=("kill", 0, 9))
+    made.add("more", 1, *ALIKE["full"][2], fault=("kill", 0, 9))
     made.again("more", ranks=2)
-    made.add("odd", 2, fault=("kill", 0, 5))
-    made.again("odd", ranks=3)
-    made.add("in-backward", 2, "method.name=full", "train.optimizer_in_backward=true",
-             "train.max_grad_norm=0", accumulated=1)  # fmt: skip
     made.run()
     return made
 
 
-@pytest.mark.parametrize("name", ALIKE)
-def test_two_and_four_processes_take_the_steps_of_one(together: Together, name: str) -> None:
-    one = read_metrics(together[f"{name}-1"])
-    assert len(one) == 6
-    for ranks in (2, 4) if name in FOURS else (2,):
-        assert together.end(f"{name}-{ranks}") == [""] * ranks, together.said
-        same_figures(read_metrics(together[f"{name}-{ranks}"]), one)
+@pytest.mark.parametrize(("name", "way"), RUNS)
+def test_several_processes_take_the_steps_of_one(together: Together, name: str, way: str) -> None:
+    one, several = together[f"{name}-1"], together[f"{name}-{way}"]
+    assert together.end(f"{name}-{way}") == [""] * int(way[0]), together.said
+    assert len(read_metrics(one)) == 6
+    same_figures(read_metrics(several), read_metrics(one))
+    same_weights(several, one)
 
 
 def same_figures(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
@@ -193,7 +196,7 @@ def test_eight_processes_of_which_most_are_idle_at_the_end_of_an_epoch(together:
 
 
 def test_one_folder_that_rank_0_alone_writes(together: Together) -> None:
-    one, two = (together[f"full-{ranks}"].root for ranks in (1, 2))
+    one, two = (together[name].root for name in ("full-1", "full-2-ddp"))
 
     def names(root: Path) -> set[str]:
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
@@ -201,41 +204,35 @@ def test_one_folder_that_rank_0_alone_writes(together: Together) -> None:
     more = names(two) - names(one)
     assert {Path(name).name for name in more} == {"rng_state_1.pth"}
     assert names(one) <= names(two)
-    beside = {path.name for path in two.parent.iterdir() if path.name.startswith(".full-2")}
-    assert beside <= {".full-2.lock"}
+    beside = {path.name for path in two.parent.iterdir() if path.name.startswith(".full-2-ddp")}
+    assert beside <= {".full-2-ddp.lock"}
     told = [json.loads(line)["event"] for line in (two / "events.jsonl").open()]
     assert told.count("started") == told.count("finished") == 1
 
 
 def test_the_rows_per_step_are_said(together: Together) -> None:
-    told = together["full-2"].events_path.read_text()
+    told = together["full-2-ddp"].events_path.read_text()
     assert (
         "2 processes: 8 rows per step (2 per micro-batch x 2 micro-batches x 2 processes)" in told
     )
 
 
-@pytest.mark.parametrize("name", ["killed", "first-killed"])
-def test_a_rank_that_is_killed_ends_all_and_the_run_resumes(together: Together, name: str) -> None:
-    ends = together.end(name)
-    dead = 0 if name == "first-killed" else 1
-    assert ends[dead] == "SIGKILL"
-    assert ends[1 - dead].startswith(f"UserError: rank {dead} (process ")
-    assert "run the same command again" in ends[1 - dead]
-    assert together.end(f"{name} again") == ["", ""]
-    same_bytes(together[name], together["let-be"])
+def test_a_rank_that_is_killed_ends_all_and_the_run_resumes(together: Together) -> None:
+    for dead, name in ((1, "hurt"), (0, "hurt again")):
+        ends = together.end(name)
+        assert ends[dead] == "SIGKILL"
+        assert ends[1 - dead].startswith(f"UserError: rank {dead} (process ")
+        assert "run the same command again" in ends[1 - dead]
+    ends = together.end("hurt again again")  # a signal to one stops all after the same step
+    assert ends[0] == ends[1]
+    assert ends[0].startswith("Interrupted: stopped at step 3")
+    assert together.end("hurt again again again") == ["", ""]
+    same_bytes(together["hurt"], together["let-be"])
 
 
 def same_bytes(run: Run, other: Run) -> None:
     for part in ("adapter/adapter_model.safetensors", "checkpoints/step-4/optimizer.pt"):
         assert (run.root / part).read_bytes() == (other.root / part).read_bytes(), part
-
-
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(together: Together) -> None:
-    ends = together.end("stopped")
-    assert ends[0] == ends[1]
-    assert ends[0].startswith("Interrupted: stopped at step 2")
-    assert together.end("stopped again") == ["", ""]
-    same_bytes(together["stopped"], together["let-be"])
 
 
 def test_an_error_of_one_rank_is_raised_by_all(together: Together) -> None:
@@ -268,18 +265,6 @@ def test_a_run_of_one_process_goes_on_in_two(together: Together) -> None:
     assert together.end("more") == ["SIGKILL"]
     assert together.end("more again") == ["", ""]
     same_figures(read_metrics(together["more"]), read_metrics(together["full-1"]))
-    ends = together.end("odd again")
-    assert len(set(ends)) == 1
-    assert "4 micro-batches per step in all, which 3 processes cannot share evenly" in ends[0]
-
-
-@pytest.mark.parametrize("name", ["full-2", "full-4", "lora-packed-2", "lora-window-2", "qlora-2"])
-def test_a_model_in_parts_takes_the_steps_of_a_whole_one(together: Together, name: str) -> None:
-    kind, _, ranks = name.rpartition("-")
-    parted = f"{kind}-in-parts-{ranks}"
-    assert together.end(parted) == [""] * int(ranks), together.said
-    same_figures(read_metrics(together[parted]), read_metrics(together[f"{kind}-1"]))
-    same_weights(together[parted], together[f"{kind}-1"])
 
 
 def same_weights(run: Run, other: Run) -> None:
@@ -305,13 +290,56 @@ def test_parts_that_two_processes_wrote_are_read_by_any_number(
     same_weights(together[f"{name}-parted"], together[f"{name}-1"])
 
 
-def test_what_was_not_made_for_parts_is_refused(together: Together) -> None:
-    ends = together.end("8bit-in-parts")
-    assert ends[0] == ends[1]
-    assert "train.optim adamw_8bit does not work with train.parallel fsdp2" in ends[0]
+def test_a_model_in_parts_is_rounded_by_chance_as_a_whole_one(together: Together) -> None:
+    """Of bfloat16 weights a process has drawn for its own part: near, not the same."""
+    assert together.end("bf16-2") == ["", ""], together.said
+    one, two = read_metrics(together["bf16-1"]), read_metrics(together["bf16-2"])
+    for line, other in zip(two, one, strict=True):
+        for key in ("loss", "eval_loss"):
+            assert line.get(key) == (pytest.approx(other[key], rel=1e-3) if key in other else None)
+    found, wanted = weights_of(together["bf16-2"]), weights_of(together["bf16-1"])
+    for name, tensor in wanted.items():
+        # 4 steps of the rate, each rounded by at most one of bfloat16's 8 bits.
+        torch.testing.assert_close(found[name], tensor, rtol=2**-5, atol=4e-3)
 
 
-def test_what_several_processes_cannot_do_is_refused(together: Together) -> None:
-    ends = together.end("in-backward")
-    assert ends[0] == ends[1]
-    assert "train.optimizer_in_backward" in ends[0]
+def test_all_stop_where_the_model_forgets(together: Together) -> None:
+    assert together.end("forgets") == ["", ""], together.said
+    assert together["forgets"].measured().steps == 1
+
+
+class Two(Processes):
+    size = 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            "train.optim=adamw_8bit train.parallel=fsdp2",
+            "train.optim adamw_8bit does not work in 2",
+        ),
+        ("train.optim=adafactor train.parallel=zero2", "rows of a weight"),
+        ("method.init_lora_weights=pissa train.parallel=fsdp2", "changes the base"),
+        ("model.dtype=float16 train.parallel=zero2", "use bfloat16"),
+        (
+            "method.name=full train.optimizer_in_backward=true train.max_grad_norm=0 "
+            "train.gradient_accumulation_steps=1",
+            "train.optimizer_in_backward True",
+        ),
+        ("method.name=full train.optim=adamw_bf16", "rounds by chance"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(asked: str, sentence: str) -> None:
+    recipe = parse_recipe("model: {source: x}\ndata: {train: y}\n", asked.split())
+    check_allowed(recipe, Processes())
+    with pytest.raises(UserError, match=sentence):
+        check_allowed(recipe, Two())
+
+
+def test_micro_batches_that_cannot_be_shared_are_refused() -> None:
+    recipe = parse_recipe(
+        "model: {source: x}\ndata: {train: y}\n", ["train.gradient_accumulation_steps=2"]
+    )
+    with pytest.raises(UserError, match="4 micro-batches per step in all, which 3 processes"):
+        of_same_steps(recipe, 2, 3, ignore)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from luthier.errors import UserError
 from luthier.objectives.sft import SFT
@@ -57,6 +58,18 @@ def plant(kind: str, nth: int) -> None:
     setattr(owner, name, call)
 
 
+class Unlearning:
+    """A probe that runs the model, and finds that it forgets half of what it knew each time."""
+
+    accuracy = 2.0
+
+    def __call__(self, model: Any, _tokenizer: Any) -> dict[str, float]:
+        self.accuracy /= 2
+        with torch.no_grad():
+            loss = model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.square().mean()
+        return {"probe_accuracy": self.accuracy, "probe_loss": loss.item()}
+
+
 def train(task: dict[str, Any], rank: int, port: int, said: Path) -> None:
     if task["ranks"] > 1:
         os.environ.update(
@@ -71,8 +84,9 @@ def train(task: dict[str, Any], rank: int, port: int, said: Path) -> None:
     if rank == whose:
         plant(kind, nth)
     recipe = load_recipe(Path(task["recipe"]))
+    probe = Unlearning() if recipe.train.stop_on_forgetting is not None else None
     try:
-        fit(recipe, claim_run(recipe, "x"))
+        fit(recipe, claim_run(recipe, "x"), probe=probe)
     except BaseException as error:
         said.write_text(f"{type(error).__name__}: {error}")
         if not isinstance(error, UserError | KeyboardInterrupt) and not str(error):
@@ -126,7 +140,14 @@ def how(code: int, said: Path) -> str:
     return said.read_text() if said.exists() else ""
 
 
+def prepare() -> None:
+    """What each child would do again."""
+    get_checkpoint_conversion_mapping("llama")  # a thousand patterns
+    os.fsync = lambda _: None  # type: ignore[assignment]  # what is killed here are processes, no machine
+
+
 def main(plan: Path) -> None:
+    prepare()
     results = [run(task, plan.parent) for task in json.loads(plan.read_text())]
     plan.with_suffix(".done").write_text(json.dumps(results))
 

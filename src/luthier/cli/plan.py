@@ -287,7 +287,7 @@ def _show_ranks(method: str, found: "list[RankPlan]") -> None:
     out.print(table)
     out.print(
         "by ring formulas (docs/plan.md): the least step hides all sending behind computing, the "
-        "most hides none. `luthier train --nproc` runs DDP, and FSDP2 with train.parallel: fsdp2",
+        "most hides none. `luthier train --nproc` runs DDP, ZeRO-2 and FSDP2 by train.parallel",
         style="dim",
     )
 

@@ -102,8 +102,8 @@ def traffic(
 ) -> Traffic:
     """What one of ``size`` ranks sends in a step of ``micro_batches`` micro-batches.
 
-    ddp: one all-reduce of the gradients, in the last micro-batch. zero2: gradients reduced to where
-    their states are, then the updated weights gathered. zero3 and fsdp2: in each micro-batch the
+    ddp: one all-reduce of the gradients, in the last micro-batch. zero2: in each micro-batch gradients
+    reduced to where their states are, and once the updated weights gathered. zero3 and fsdp2: in each micro-batch the
     weights of each layer are gathered for the forward and again for the backward pass, and its
     gradients reduced to where they belong.
 
@@ -114,9 +114,12 @@ def traffic(
     if size == 1:
         return Traffic(0.0, 0)
     half = (size - 1) / size  # of a gathering, or of a reduction to parts
-    if strategy in ("ddp", "zero2"):
+    if strategy == "ddp":
         buckets = max(1, math.ceil(trained / _BUCKET))
         return Traffic(2 * half * trained, 2 * (size - 1) * buckets)
+    if strategy == "zero2":
+        times = micro_batches + 1
+        return Traffic(half * trained * times, (size - 1) * (layers + 1) * times)
     sent = half * (2 * weights + trained) * micro_batches
     return Traffic(sent, 3 * (size - 1) * (layers + 1) * micro_batches)
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 TRANSFORMERS, PEFT, TRL = "Transformers", "PEFT", "TRL"
+MEGATRON = "Megatron-LM"
 FACTORY, AXOLOTL, UNSLOTH = "LLaMA-Factory", "Axolotl", "Unsloth"
 TOOLS = (TRANSFORMERS, PEFT, TRL, FACTORY, AXOLOTL, UNSLOTH)
 
@@ -229,17 +230,19 @@ _NEEDLESS: dict[str, dict[str, str]] = {
 
 # What has no key and changes what is learned, or how; by the reason.
 _LACKING: dict[str, dict[str, str]] = {
-    "train.parallel: fsdp2 cuts a model over processes (docs/processes.md)": {
+    "train.parallel: fsdp2 cuts a model over processes, zero2 what its training adds (docs/processes.md)": {
         TRANSFORMERS: "fsdp fsdp_config",
         AXOLOTL: "fsdp_version",
     },
-    "DeepSpeed is not used, whose ZeRO-3 cannot cut adapted layers as they are computed here; "
-    "train.parallel: fsdp2 cuts a model over processes (docs/processes.md)": {
+    "DeepSpeed is not used: train.parallel: zero2 and fsdp2 do by PyTorch what its stages 2 and 3 do "
+    "(docs/processes.md)": {
         TRANSFORMERS: "deepspeed",
     },
-    "processes share the rows of a step; none has a part of a row, or of a product": {
+    "processes share the rows of a step; none has a part of a row, or of a product: PyTorch's context "
+    "parallel keeps no packed rows apart (docs/processes.md)": {
         TRANSFORMERS: "parallelism_config",
         AXOLOTL: "sequence_parallel_degree context_parallel_size tensor_parallel_size",
+        MEGATRON: "sequence_parallel",
     },
     "where there are validation rows, the weights with the lowest validation loss are kept": {
         TRANSFORMERS: "load_best_model_at_end metric_for_best_model greater_is_better",

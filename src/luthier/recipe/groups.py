@@ -566,10 +566,10 @@ class TrainGroup(Group):
         description="update each weight as soon as its gradient is computed, and free the gradient; "
         "needs train.gradient_accumulation_steps 1 and train.max_grad_norm 0",
     )
-    parallel: Literal["ddp", "fsdp2"] = Field(
+    parallel: Literal["ddp", "zero2", "fsdp2"] = Field(
         "ddp",
-        description="what each of several processes holds; ddp: the whole model; fsdp2: a part of all "
-        "weights, gradients and optimiser states (docs/processes.md)",
+        description="what each of several processes holds; ddp: the whole model; zero2: all weights, a part "
+        "of the gradients and optimiser states; fsdp2: a part of them all (docs/processes.md)",
     )
     max_grad_norm: float = Field(
         1.0,

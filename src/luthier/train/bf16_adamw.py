@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from luthier.kernels.rounding import PIECE, round_into
 from luthier.kernels.triton.switch import fused
+from luthier.train.parallel import local
 
 
 class BF16AdamW(Optimizer):
@@ -53,15 +53,17 @@ class BF16AdamW(Optimizer):
         # From PyTorch's generator, whose state a checkpoint keeps.
         seed = int(torch.randint(2**62, ()))
         assert parameter.grad is not None
-        whole = not isinstance(parameter, DTensor)  # of which Triton knows nothing
-        if whole and fused(parameter) and parameter.is_contiguous():
+        # Of a weight in parts, this process's own: it draws for no others.
+        means = state["exp_avg"], state["exp_avg_sq"]
+        weight, gradient, mean, square = map(local, (parameter, parameter.grad, *means))
+        if fused(weight) and weight.is_contiguous():
             from luthier.kernels.triton import adamw
 
             adamw.update(
-                parameter,
-                parameter.grad,
-                state["exp_avg"],
-                state["exp_avg_sq"],
+                weight,
+                gradient,
+                mean,
+                square,
                 step=state["step"],
                 lr=group["lr"],
                 betas=group["betas"],
@@ -71,13 +73,13 @@ class BF16AdamW(Optimizer):
             )
             return
         places = random.Random(seed)  # noqa: S311
-        flat = [t.view(-1) for t in (parameter, state["exp_avg"], state["exp_avg_sq"])]
-        gradient = parameter.grad.reshape(-1)
-        for start in range(0, len(gradient), PIECE):
+        flat = [t.view(-1) for t in (weight, mean, square)]
+        slopes = gradient.reshape(-1)
+        for start in range(0, len(slopes), PIECE):
             piece = slice(start, start + PIECE)
             kept = [t[piece] for t in flat]
-            values = weight, mean, square = [t.float() for t in kept]
-            _adamw(weight, mean, square, gradient[piece].float(), state["step"], group)
+            values = new, first, second = [t.float() for t in kept]
+            _adamw(new, first, second, slopes[piece].float(), state["step"], group)
             for target, value in zip(kept, values, strict=True):
                 round_into(target, value, places)
 

@@ -32,6 +32,7 @@ from luthier.objectives.teacher import Lessons
 from luthier.recipe import Recipe
 from luthier.run import Run
 from luthier.train.loop import arithmetic
+from luthier.train.parallel import in_parts
 from luthier.train.processes import Processes
 from luthier.train.setup import Setup
 from luthier.train.teaching import Teach, load_teacher
@@ -91,6 +92,11 @@ def checked_objective(
         on_event(Note(f"there is no fast path for {missing}"))
     packed = rows_stay_apart(model)
     if not packed:
+        if in_parts(recipe, processes):
+            raise UserError(
+                "this model cannot separate packed rows, so each row runs by itself, and processes with "
+                "unequal numbers of rows would wait for each other: use train.parallel ddp"
+            )
         on_event(
             Note("this model cannot separate packed rows: each row runs by itself, which is slower")
         )

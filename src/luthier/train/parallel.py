@@ -1,6 +1,8 @@
 """How several processes share a model, and what they cannot do."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -14,12 +16,6 @@ from luthier.objectives.objective import Objective, Parts
 from luthier.recipe import Recipe, TrainGroup
 from luthier.train.processes import Processes
 
-_BY_PARTS = (
-    "adamw_torch_fused",
-    "adamw_torch",
-    "sgd",
-)  # optimisers that look at one number at a time
-
 
 class Shared(Protocol):
     """A model and its objective, whose gradients the processes average in the backward pass."""
@@ -29,7 +25,7 @@ class Shared(Protocol):
         ...
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Gradients of backward passes in this context wait for the next one outside of it."""
+        """More backward passes of this step come after those in this context: what can wait, waits."""
         ...
 
 
@@ -64,6 +60,70 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def in_parts(recipe: Recipe, processes: Processes) -> bool:
+    """Whether each process holds a part of what trains."""
+    return processes.size > 1 and recipe.train.parallel in _PARTS
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What does not work with some ways of ``train.parallel``, why, and what does."""
+
+    key: str
+    asked: Callable[[Recipe], bool]
+    ways: tuple[str, ...]
+    why: str
+    instead: str
+
+
+_PARTS = ("fsdp2", "zero2")
+_ONE_BY_ONE = ("adamw_torch_fused", "adamw_torch", "sgd", "adamw_bf16")  # for each number by itself
+_REFUSED = (
+    _Refusal(
+        "train.optimizer_in_backward",
+        lambda recipe: recipe.train.optimizer_in_backward,
+        ("ddp", *_PARTS),
+        "updates weights before the processes have added up their gradients",
+        "set it to false",
+    ),
+    _Refusal(
+        "train.optim",
+        lambda recipe: recipe.train.optim == "adamw_bf16",
+        ("ddp",),
+        "rounds by chance, in each process otherwise, so that their weights would come apart",
+        "use adamw_torch_fused, or train.parallel zero2",
+    ),
+    _Refusal(
+        "train.optim",
+        lambda recipe: recipe.train.optim not in _ONE_BY_ONE,
+        _PARTS,
+        "looks at blocks or rows of a weight, of which each process has another part",
+        "use adamw_torch_fused, or train.parallel ddp",
+    ),
+    _Refusal(
+        "method.init_lora_weights",
+        lambda recipe: recipe.method.changes_base,
+        _PARTS,
+        "changes the base, from which a checkpoint must tell the adapter's weights, whole ones",
+        "use train.parallel ddp",
+    ),
+    _Refusal(
+        "data.add_tokens",
+        lambda recipe: bool(recipe.data.add_tokens),
+        _PARTS,
+        "trains some rows of the embedding, which are not cut",
+        "use train.parallel ddp",
+    ),
+    _Refusal(
+        "model.dtype",
+        lambda recipe: recipe.model.dtype == "float16",
+        _PARTS,
+        "scales the loss, and each process would find overflows in its own part alone",
+        "use bfloat16, or train.parallel ddp",
+    ),
+)
+
+
 def check_allowed(recipe: Recipe, processes: Processes) -> None:
     """Refuse what several processes cannot do.
 
@@ -72,19 +132,14 @@ def check_allowed(recipe: Recipe, processes: Processes) -> None:
     """
     if processes.size == 1:
         return
-    alone = f"or train in one process instead of {processes.size}"
-    if recipe.train.optimizer_in_backward:
-        raise UserError(
-            "train.optimizer_in_backward updates weights before the processes have added up their "
-            f"gradients: set it to false, {alone}"
-        )
-    if recipe.train.optim == "adamw_bf16":
-        raise UserError(
-            "train.optim adamw_bf16 rounds by chance, in each process otherwise, so that their weights "
-            f"would come apart: use adamw_torch_fused, {alone}"
-        )
-    if recipe.train.parallel == "fsdp2":
-        _check_sharding(recipe)
+    way = recipe.train.parallel
+    for each in _REFUSED:
+        if way in each.ways and each.asked(recipe):
+            group, _, name = each.key.partition(".")
+            raise UserError(
+                f"{each.key} {getattr(getattr(recipe, group), name)} does not work in {processes.size} "
+                f"processes with train.parallel {way}: it {each.why}; {each.instead}, or train in one process"
+            )
 
 
 def rows_per_step(train: TrainGroup, processes: int) -> str:
@@ -120,22 +175,3 @@ def of_same_steps(recipe: Recipe, before: int, now: int, on_event: OnEvent) -> R
     changed = recipe.model_copy(deep=True)
     changed.train.gradient_accumulation_steps = of_all // now
     return changed
-
-
-def _check_sharding(recipe: Recipe) -> None:
-    """Refuse what was not made for parts of weights."""
-    method, train = recipe.method, recipe.train
-    refused = {
-        f"method.init_lora_weights {method.init_lora_weights}": method.changes_base,
-        f"objective.name {recipe.objective.name}": recipe.objective.name not in ("sft", "distill"),
-        f"train.optim {train.optim}": train.optim not in _BY_PARTS,
-        "train.stop_on_forgetting": train.stop_on_forgetting is not None,
-        "data.add_tokens": bool(recipe.data.add_tokens),
-        "model.dtype float16": recipe.model.dtype == "float16",
-    }
-    for what, is_asked in refused.items():
-        if is_asked:
-            raise UserError(
-                f"{what} does not work with train.parallel fsdp2, which leaves each process a part of "
-                "every weight; use train.parallel ddp"
-            )

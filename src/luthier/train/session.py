@@ -43,7 +43,13 @@ from luthier.train.learning import checked_objective
 from luthier.train.loop import Learner, Loop
 from luthier.train.memory import with_micro_batch
 from luthier.train.optimizers import make_optimizer, make_scheduler, step_in_backward
-from luthier.train.parallel import check_allowed, of_same_steps, replicated, rows_per_step
+from luthier.train.parallel import (
+    check_allowed,
+    in_parts,
+    of_same_steps,
+    replicated,
+    rows_per_step,
+)
 from luthier.train.processes import Processes
 from luthier.train.provenance import note_changed_versions, provenance_of
 from luthier.train.setup import (
@@ -229,9 +235,9 @@ def open_session(asked: Asked) -> Session:
 
     alpha = recipe.train.neftune_noise_alpha
     learned = Noisy(objective, alpha) if alpha is not None else objective
-    in_parts = processes.size > 1 and recipe.train.parallel == "fsdp2"
-    if in_parts:
-        shard(model, setup.device, processes.size)
+    parted, cuts_weights = in_parts(recipe, processes), recipe.train.parallel == "fsdp2"
+    if parted:
+        shard(model, setup.device, processes.size, weights=cuts_weights)
     learner = _make_learner(recipe, setup, model, learned, course.max_steps, processes)
     checkpoints = Checkpoints(
         run,
@@ -247,11 +253,11 @@ def open_session(asked: Asked) -> Session:
         processes,
     )
     checkpoints.load()
-    if in_parts:
-        learner.shared = ShardedLoss(model, learned)
+    if parted:
+        learner.shared = ShardedLoss(model, learned, weights=cuts_weights)
     elif processes.size > 1:
         learner.shared = replicated(model, learned)
-    asks = data.validation and not recipe.objective.scores and not in_parts
+    asks = data.validation and not recipe.objective.scores
     probe = asked.probe if asks else None
     rate = recipe.train.learning_rate
     assert rate is not None  # the recipe filled in the method's
@@ -268,7 +274,7 @@ def open_session(asked: Asked) -> Session:
             on_event,
             together,
             processes,
-            in_parts,
+            parted,
         ),
         checkpoints,
         Watch(model, rate, on_event),

@@ -3,6 +3,9 @@
 Weights, gradients and optimiser states are cut along their first dimension. A layer is put together for
 as long as it computes, and its gradient goes back in parts. A process writes its own parts of a
 checkpoint, from which any number of processes can go on.
+
+What trains alone may be cut, and its weights stay together from the first forward pass of a step to its last
+backward pass: ZeRO's second stage (Rajbhandari et al. 2020) by the same engine.
 """
 
 import shutil
@@ -26,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -41,13 +44,30 @@ from luthier.objectives.objective import Objective, Parts
 _MODEL, _OPTIMIZER = "model", "optimizer"
 
 
-def shard(model: nn.Module, device: torch.device, processes: int) -> None:
+def shard(model: nn.Module, device: torch.device, processes: int, *, weights: bool) -> None:
     """Leave each process its part of every weight; ``model`` stays the module it is.
+
+    Args:
+        weights: else those that are frozen stay whole, and those that train are whole during a step.
 
     Raises:
         UserError: a layer in 4 bits is not computed by our own function, which alone can have its weight
             put together anew.
     """
+    if weights:
+        _prepare_4bit(model)
+    for casts in casts_of(model):
+        casts.keeps = False  # weights put together anew do not tell that they have changed
+    mesh = init_device_mesh(device.type, (processes,))
+    stay = set() if weights else {p for p in model.parameters() if not p.requires_grad}
+    kinds = set(inner(model)._no_split_modules or ())
+    # None: layers are cut again, but not what is around them, as the loss needs the head.
+    cut = None if weights else False
+    for module in [each for each in model.modules() if type(each).__name__ in kinds] + [model]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=cut, ignored_params=stay)
+
+
+def _prepare_4bit(model: nn.Module) -> None:
     fast = {m.get_base_layer() for m in model.modules() if is_known(m) and "forward" in vars(m)}  # type: ignore[operator]
     for name, layer in model.named_modules():
         if is_4bit(layer):
@@ -55,39 +75,40 @@ def shard(model: nn.Module, device: torch.device, processes: int) -> None:
                 raise UserError(
                     f"{name} is kept in 4 bits and has no adapter that kernels.lora computes, so "
                     "train.parallel fsdp2 cannot cut it: adapt all linear layers "
-                    "(method.target_modules: all-linear) without DoRA, or use train.parallel ddp"
+                    "(method.target_modules: all-linear) without DoRA, or use train.parallel zero2"
                 )
             layer.quant_state = layer.weight.quant_state
-    for casts in casts_of(model):
-        casts.keeps = False  # weights put together anew do not tell that they have changed
-    mesh = init_device_mesh(device.type, (processes,))
-    kinds = set(inner(model)._no_split_modules or ())
-    for module in [each for each in model.modules() if type(each).__name__ in kinds]:
-        fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+
+
+def cut_again(model: nn.Module) -> None:
+    """Give up what a forward pass put together and no backward pass followed."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class ShardedLoss:
-    """The objective of a model that ``shard`` has cut: what ``Shared`` asks for."""
+    """The objective of a model that ``shard`` has cut: what ``Shared`` asks for.
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    Gradients go to their processes in each micro-batch: whole ones would take the memory that parts save.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, *, weights: bool) -> None:
         self.model: Any = model
         self.objective = objective
+        self.weights = weights
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Parts]:
         return self.objective.loss(self.model, batch)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        self._sync(False)
+        """Weights that ``shard`` left whole during a step stay so."""
+        self.model.set_reshard_after_backward(self.weights)
         try:
             yield
         finally:
-            self._sync(True)
-
-    def _sync(self, on: bool) -> None:
-        self.model.set_requires_gradient_sync(on)
-        self.model.set_is_last_backward(on)
+            self.model.set_reshard_after_backward(True)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from luthier.events import OnEvent
 from luthier.objectives.objective import CROSS_ENTROPY, Objective, sums_over
 from luthier.perplexity import perplexity
 from luthier.train.processes import Processes
+from luthier.train.sharded import cut_again
 
 
 class Probe(Protocol):
@@ -33,7 +34,8 @@ class Validation:
 
     Each of several processes has its share of the batches; the probe is rank 0's.
 
-    With ``in_step`` the model runs equally often in all, as one must that is cut into parts.
+    With ``in_parts`` the model runs equally often in all, as one must that is cut into parts: the others
+    ask the probe, too.
 
     ``together`` rows in a row are one of ``batch_size``: 2 for pairs, whose loss is no perplexity's.
     """
@@ -45,7 +47,7 @@ class Validation:
     on_event: OnEvent
     together: int = 1
     processes: Processes = field(default_factory=Processes)
-    in_step: bool = False
+    in_parts: bool = False
 
     def measure(self, model: nn.Module, step: int) -> dict[str, float]:
         """Figures by the names of metrics.jsonl; before the first step those of the probe alone."""
@@ -57,16 +59,20 @@ class Validation:
                 nats = means.get(CROSS_ENTROPY, figures["eval_loss"])
                 figures["eval_perplexity"] = perplexity(nats)
             figures |= {f"eval_{name}": value for name, value in means.items()}
-        if self.probe is not None:
-            found = self.processes.from_first(self.probe)
+        probe = self.probe
+        if probe is not None:
+            asked = probe() if self.in_parts else None
+            found = self.processes.from_first(lambda: asked or probe())
             figures |= {f"eval_{name}": value for name, value in found.items()}
+        if self.in_parts:
+            cut_again(model)
         return figures
 
     def _means(self, model: nn.Module) -> dict[str, float]:
         groups = by_length(self.rows, self.batch_size, self.together)
         own = groups[self.processes.rank :: self.processes.size]
         mine = sums_over(self.objective, model, own, self.on_event)
-        if self.in_step and len(own) * self.processes.size < len(groups):
+        if self.in_parts and len(own) * self.processes.size < len(groups):
             sums_over(self.objective, model, groups[:1])  # counts nothing
         found = self.processes.gathered(mine)
         return sum(found[1:], found[0]).means()
