@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_model
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, quantize
+from transformers import AutoModelForCausalLM
 
 from luthier.errors import UserError
+from luthier.models import gguf as gguf_module
 from luthier.models import source as source_module
 from luthier.models.load import load_config, load_model, load_tokenizer
 from luthier.models.source import resolve
@@ -71,8 +73,8 @@ def test_a_hub_id_that_nobody_answers_for(tmp_path: Path, monkeypatch: pytest.Mo
         resolve("acme/none")
 
 
-def write_gguf(path: Path) -> None:
-    """A two-layer Llama as llama.cpp's converter lays it out."""
+def write_gguf(path: Path, quantised: bool = False) -> None:
+    """A two-layer Llama as llama.cpp's converter lays it out, its matrices in 8 bits if ``quantised``."""
     model = make_model("llama", 64)
     config = model.config
     writer = GGUFWriter(path, "llama")
@@ -111,7 +113,11 @@ def write_gguf(path: Path) -> None:
             continue  # tied
         for ours, theirs in names.items():
             name = name.replace(ours, theirs)
-        writer.add_tensor(name, tensor.numpy())
+        if quantised and tensor.ndim == 2:
+            stored = quantize(tensor.numpy(), GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, stored, raw_dtype=GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -184,3 +190,43 @@ def test_a_tokenizer_without_an_end_token_is_refused(tiny_model: Path, tmp_path:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="no end-of-text token"):
         load_tokenizer(folder)
+
+
+def test_a_gguf_file_is_converted_tensor_by_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To what Transformers loads whole, with a part of it in memory at a time."""
+    file, folder = tmp_path / "tiny.gguf", tmp_path / "folder"
+    write_gguf(file, quantised=True)
+    whole = AutoModelForCausalLM.from_pretrained(str(tmp_path), gguf_file=file.name).state_dict()
+    folder.mkdir()
+    limit = 2**14
+    monkeypatch.setattr(gguf_module, "_SHARD", limit)
+    held: list[int] = []
+    write = gguf_module.save_file
+
+    def counted(tensors: dict[str, torch.Tensor], *args: object, **more: object) -> None:
+        held.append(sum(tensor.nbytes for tensor in tensors.values()))
+        write(tensors, *args, **more)
+
+    monkeypatch.setattr(gguf_module, "save_file", counted)
+    gguf_module.convert_gguf(file, folder)
+    found = load_model(folder, torch.float32).state_dict()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    largest = max(tensor.nbytes for tensor in whole.values())
+    assert len(held) > 2
+    assert max(held) < limit + largest
+    assert sum(held) == sum(t.nbytes for name, t in whole.items() if name != "lm_head.weight")
+
+
+def test_a_gguf_file_that_lacks_a_weight_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = tmp_path / "tiny.gguf", tmp_path / "folder"
+    write_gguf(file)
+    folder.mkdir()
+    right = gguf_module._tensors
+    monkeypatch.setattr(gguf_module, "_tensors", lambda *a: list(right(*a))[1:])
+    with pytest.raises(UserError, match=r"it lacks .* of the model's weights"):
+        gguf_module.convert_gguf(file, folder)

@@ -13,7 +13,6 @@ from families import config_of, make_model
 from helpers import gradients, random_rows
 from interpreted import need_triton
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
 
 from luthier.data.batches import Batch, RowDataset, StepBatches, collate
 from luthier.kernels.triton import launch, switch
@@ -23,6 +22,7 @@ from luthier.plan.watch import Watch
 from luthier.recipe import MethodGroup
 from luthier.train import offload
 from luthier.train.bf16_adamw import BF16AdamW
+from luthier.train.setup import recompute_activations
 
 # What one layer launches in forward and backward, without and with recomputation, by family and method:
 # that of three layers less that of two. Fewer are better; more are a regression.
@@ -133,29 +133,53 @@ def test_the_next_step_is_made_while_one_runs() -> None:
     assert len(made) == 5
 
 
-def test_offloading_leaves_parameters_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+class FakeSide:
+    """A side stream that only tells what is asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.sent: list[Tensor] = []
+        self.log: list[tuple[str, int]] = []
+
+    def out(self, tensor: Tensor) -> Tensor:
+        self.sent.append(tensor)
+        kept = tensor.clone()
+        kept.number = len(self.sent) - 1
+        self.log.append(("out", kept.number))
+        return kept
+
+    def back(self, kept: Any, device: torch.device) -> tuple[Tensor, int]:
+        self.log.append(("back", kept.number))
+        return kept.clone(), kept.number
+
+    def wait(self, arrived: int) -> None:
+        self.log.append(("wait", arrived))
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_offloading_leaves_parameters_and_fetches_ahead(
+    recomputes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of full fine-tuning, whose weights every product saves; the gradients are the same."""
-    sent: list[Tensor] = []
-
-    class Recording(save_on_cpu):
-        def __init__(self, pin_memory: bool) -> None:
-            super().__init__(pin_memory)
-            pack = self.pack_hook
-
-            def recorded(tensor: Tensor) -> Any:
-                sent.append(tensor)
-                return pack(tensor)
-
-            self.pack_hook = recorded
-
-    monkeypatch.setattr(offload, "save_on_cpu", Recording)
+    monkeypatch.setattr(offload, "_LEAST", 1)
     model = make_model("llama", 96)
     batch = collate([[row] for row in random_rows(3)])
     plain = gradients(model, loss_sum(model, batch))
-    with offload.offloaded():
+    if recomputes:
+        recompute_activations(model.train())
+    side = FakeSide()
+    with offload.offloaded(side):
         loss = loss_sum(model, batch)
+    assert {name for name, _ in side.log} == {"out"}
+    sent = len(side.log)
     found = gradients(model, loss)
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     places = {p.untyped_storage().data_ptr() for p in model.parameters()}
     assert sent
-    assert not any(t.untyped_storage().data_ptr() in places for t in sent)
+    assert not any(t.untyped_storage().data_ptr() in places for t in side.sent)
+    backward = side.log[sent:]
+    # Each comes back once, is waited for once and later, and others come meanwhile.
+    fetched = [number for name, number in backward if name == "back"]
+    awaited = [number for name, number in backward if name == "wait"]
+    assert len(set(fetched)) == len(fetched) == len(awaited)
+    early = [n for n in awaited if backward.index(("wait", n)) - backward.index(("back", n)) > 1]
+    assert len(early) >= len(awaited) // 2

@@ -25,7 +25,7 @@ from luthier.runtime import peak_memory
 from luthier.train.checkpoints import Checkpoints
 from luthier.train.course import Course, Due
 from luthier.train.figures import StepResult, Window
-from luthier.train.offload import offloaded
+from luthier.train.offload import Side, offloaded
 from luthier.train.parallel import Shared, whole
 from luthier.train.processes import Processes
 from luthier.train.skips import NonFinite, Skips
@@ -50,7 +50,7 @@ class Learner:
         max_grad_norm: gradients are clipped to this norm; 0 never.
         scaler: of the loss, for float16 alone.
         steps_in_backward: the optimiser updates each weight inside the backward pass.
-        offloads: what the backward needs waits in host memory.
+        side: copies what the backward needs to host memory and back; None keeps it.
         processes: that take each step together, each with its own micro-batches.
         shared: what several processes run the model and its objective through, see ``parallel.py``.
         read: the numbers of a tensor; a simulated step, whose tensors have none, brings its own.
@@ -65,7 +65,7 @@ class Learner:
     max_grad_norm: float
     scaler: torch.amp.GradScaler | None = None
     steps_in_backward: bool = False
-    offloads: bool = False
+    side: Side | None = None
     processes: Processes = field(default_factory=Processes)
     shared: Shared | None = None
     read: Callable[[Tensor], list[float]] = Tensor.tolist
@@ -114,7 +114,7 @@ def train_step(
     total, part_sums = torch.zeros((), device=device), dict[str, Tensor]()
     for number, batch in enumerate(batches, 1):
         with learner.sharing_gradients(last=number == len(batches)):
-            with learner.arithmetic(), offloaded() if learner.offloads else nullcontext():
+            with learner.arithmetic(), offloaded(learner.side) if learner.side else nullcontext():
                 loss_sum, parts = learner.loss(batch.to(device))
             loss = loss_sum / count
             if learner.steps_in_backward:

@@ -42,6 +42,7 @@ from luthier.train.handed_on import prepared_once
 from luthier.train.learning import checked_objective
 from luthier.train.loop import Learner, Loop
 from luthier.train.memory import with_micro_batch
+from luthier.train.offload import CudaSide
 from luthier.train.optimizers import make_optimizer, make_scheduler, step_in_backward
 from luthier.train.parallel import (
     check_allowed,
@@ -391,7 +392,7 @@ def _make_learner(
         train.max_grad_norm,
         scaler=torch.amp.GradScaler(setup.device.type) if half else None,
         steps_in_backward=train.optimizer_in_backward,
-        offloads=train.activation_offload and setup.device.type == "cuda",
+        side=CudaSide() if train.activation_offload and setup.device.type == "cuda" else None,
         processes=processes,
     )
 
