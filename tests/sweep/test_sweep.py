@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import luthier
 from luthier.errors import Interrupted, UserError
 from luthier.evaluate.statistics import paired_test
+from luthier.events import Event
 from luthier.recipe import Recipe, load_recipe
 from luthier.records.sweep import Span, Sweep
 from luthier.run import Run, open_run
@@ -55,10 +56,24 @@ def base(
 
 
 @pytest.fixture(scope="module")
-def swept(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Notes]:
+def on_the_way() -> list[Sweep]:
+    """What sweep.json said while ``swept`` was made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def swept(
+    base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, on_the_way: list[Sweep]
+) -> tuple[Sweep, Notes]:
     notes = Notes()
-    out = tmp_path_factory.mktemp("sweeps") / "first"
-    return luthier.sweep(base, space=SPACE, trials=9, out=out, on_event=notes), notes
+    folder = SweepFolder(tmp_path_factory.mktemp("sweeps") / "first")
+
+    def look(event: Event) -> None:
+        notes(event)
+        if folder.record_path.is_file():
+            on_the_way.append(Sweep.from_file(folder.record_path))
+
+    return luthier.sweep(base, space=SPACE, trials=9, out=folder.root, on_event=look), notes
 
 
 def test_the_default_comes_first_and_the_best_is_better(swept: tuple[Sweep, Notes]) -> None:
@@ -436,6 +451,18 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
+def test_who_looks_on_sees_what_stands_so_far(
+    swept: tuple[Sweep, Notes], on_the_way: list[Sweep]
+) -> None:
+    states = {trial.state for found in on_the_way for trial in found.trials}
+    assert states == {"running", *(trial.state for trial in swept[0].trials)}
+    begun = [found for found in on_the_way if found.ended is None]
+    assert max(len(found.trials) for found in begun) == 9
+    for found in begun:
+        assert (found.verdict, found.recipe) == (None, None)
+        assert found.no_verdict == "the sweep has not ended"
+
+
 def test_other_settings_need_another_folder_and_more_trials_go_further(
     swept: tuple[Sweep, Notes], base: dict[str, Any]
 ) -> None:
@@ -451,6 +478,18 @@ def test_other_settings_need_another_folder_and_more_trials_go_further(
     folder = SweepFolder(out)
     with folder.locked(), pytest.raises(UserError, match="another command is at work"):
         luthier.sweep(base, space=SPACE, out=out)
+    before: list[Sweep] = []
+    further = luthier.sweep(
+        base,
+        space=SPACE,
+        trials=10,
+        out=out,
+        on_event=lambda _event: before.append(Sweep.from_file(folder.record_path)),
+    )
+    assert len(further.trials) == 10
+    # Its verdict stays while a sweep goes further, as how often one looked is in it.
+    assert {found.ended for found in before} == {None, sweep.ended}
+    assert all(found.verdict == sweep.verdict for found in before)
 
 
 def test_jobs_run_at_a_time_and_none_too_many(

@@ -69,7 +69,7 @@ def scatter(
         axis["data"] = list(choices)
         axis["axisLabel"] |= {"interval": 0, "width": 320 // len(choices), "overflow": "truncate"}
     else:
-        axis["axisLabel"] |= {":formatter": "v => String(+v.toPrecision(3))"}
+        axis["axisLabel"] |= {":formatter": "v => String(+v.toPrecision(4))"}
     if bounds is not None:
         inside = [*bounds, *(dot.x for group in groups for dot in group.dots)]
         axis |= {"min": min(map(float, inside)), "max": max(map(float, inside))}

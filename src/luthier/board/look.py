@@ -154,5 +154,7 @@ def duration(seconds: float | None) -> str:
 
 
 def gigabytes(size: float | None) -> str:
-    """Bytes as GiB."""
-    return "–" if size is None else f"{size / 2**30:.2f} GiB"
+    """Bytes as GiB, or as MiB where two digits of GiB would say little."""
+    if size is None:
+        return "–"
+    return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.1f} MiB"

@@ -72,31 +72,42 @@ _FIGURES = set("0123456789+-–<$×") | {""}
 
 @dataclass(frozen=True)
 class Versus:
-    """One side held against a reference on the same rows."""
+    """One side held against a reference on the same rows.
+
+    Attributes:
+        share: whether the difference is one of shares.
+    """
 
     name: str
     test: PairedTest
+    share: bool
+    higher_is_better: bool
+
+    def on_axis(self, difference: float) -> float:
+        """So that better is to the right."""
+        return difference if self.higher_is_better else -difference
 
 
-def forest(rows: Sequence[Versus], reference: str, share: bool, higher_is_better: bool) -> None:
-    """The difference of each from ``reference`` with its interval, on one axis: better is right.
+def forest(rows: Sequence[Versus], reference: str, one_scale: bool = True) -> None:
+    """The difference of each from ``reference`` with its interval: better is right.
 
     An interval that covers the line in the middle is not enough evidence, which is seen before any
     figure is read.
+
+    Args:
+        one_scale: whether the rows are of one measure, so that lengths compare.
     """
-    sign = 1 if higher_is_better else -1
-    ends = [sign * end for row in rows for end in (row.test.low, row.test.high)]
     # With the reference in the middle, so that left and right mean the same in each picture.
-    reach = 1.05 * max(map(abs, ends), default=0.0) or 1.0
-
-    def place(difference: float) -> float:
-        return 50 + 50 * sign * difference / reach
-
-    scale, form = (100, "+.1f") if share else (1, "+.3g")
+    reaches = [1.05 * max(abs(row.test.low), abs(row.test.high)) or 1.0 for row in rows]
+    if one_scale:
+        reaches = [max(reaches, default=1.0)] * len(rows)
     with ui.element("div").classes("forest"):
-        for row in rows:
+        for row, reach in zip(rows, reaches, strict=True):
             test = row.test
-            left, right = sorted((place(test.low), place(test.high)))
+            left, middle, right = sorted(
+                50 + 50 * row.on_axis(end) / reach for end in (test.low, test.difference, test.high)
+            )
+            scale, form = (100, "+.1f") if row.share else (1, "+.3g")
             ui.label(row.name).classes("forest-name wrap")
             with ui.element("div"):
                 pill(test.verdict)
@@ -109,7 +120,7 @@ def forest(rows: Sequence[Versus], reference: str, share: bool, higher_is_better
             axis.props["aria-label"] = said  # not parsed: a name may hold quotes
             with axis:
                 ui.element("i").style(f"left:{left:.2f}%;width:{max(0.4, right - left):.2f}%")
-                ui.element("b").style(f"left:{place(test.difference):.2f}%")
+                ui.element("b").style(f"left:{middle:.2f}%")
         ui.element("span").classes("forest-foot")
         ui.element("span")
         with ui.element("div").classes("ends soft small"):

@@ -48,11 +48,41 @@ def conclude(
     Raises:
         UserError: a file cannot be written.
     """
-    folder, trials = asked.folder, present(study)
-    found, best = [_trial(trial, asked) for trial in trials], best_of(trials)
-    verdict, why = _verdict(found, best, asked, ground, on_event)
+    trials = present(study)
+    best = best_of(trials)
+    verdict, why = _verdict(
+        [_trial(trial, asked) for trial in trials], best, asked, ground, on_event
+    )
     if best is not None:
-        write_text(folder.best_path, best_recipe(best, asked, study.study_name))
+        write_text(asked.folder.best_path, best_recipe(best, asked, study.study_name))
+    return _keep(
+        study, asked, ground, planned, ended=ended, verdict=verdict, why=why, trials=trials
+    )
+
+
+def keep_so_far(study: "Study", asked: Asked, ground: Ground, planned: SweepForecast) -> None:
+    """Write sweep.json while trials run, for those who look on; a verdict from before stays in it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    before = _verdict_before(asked)
+    why = None if before is not None else "the sweep has not ended"
+    _keep(study, asked, ground, planned, ended=None, verdict=before, why=why, trials=present(study))
+
+
+def _keep(
+    study: "Study",
+    asked: Asked,
+    ground: Ground,
+    planned: SweepForecast,
+    *,
+    ended: str | None,
+    verdict: SweepVerdict | None,
+    why: str | None,
+    trials: "list[FrozenTrial]",
+) -> Sweep:
+    folder, best = asked.folder, best_of(trials)
     seconds = spent(study)
     price = asked.price_per_hour
     sweep = Sweep(
@@ -65,10 +95,10 @@ def conclude(
         choosing_rows=ground.prepared.report.rows.validation,
         judging_rows=ground.judging_rows,
         space=asked.space,
-        trials=found,
+        trials=[_trial(trial, asked) for trial in trials],
         best=None if best is None else int(folder_of(best)),
-        recipe=None if best is None else str(folder.best_path),
-        importance=importance(trials),
+        recipe=None if best is None or ended is None else str(folder.best_path),
+        importance=importance(trials) if ended is not None else {},
         forecast=planned,
         seconds=round(seconds, 1),
         cost=None if price is None else seconds / 3600 * price,

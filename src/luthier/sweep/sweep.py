@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.events import OnEvent, ignore
+from luthier.events import Event, Note, OnEvent, ignore
 from luthier.extras import need
 from luthier.files import user_path
 from luthier.plan.machine import this_machine
@@ -18,7 +19,7 @@ from luthier.sweep.defaults import default_space
 from luthier.sweep.folder import SweepFolder
 from luthier.sweep.forecast import forecast
 from luthier.sweep.page import write_page
-from luthier.sweep.results import conclude
+from luthier.sweep.results import conclude, keep_so_far
 from luthier.sweep.shared import find_ground
 from luthier.sweep.space import make_space, parse_space, shown
 from luthier.sweep.study import begin, open_study
@@ -104,13 +105,23 @@ def run_sweep(asked: Asked, on_event: OnEvent = ignore) -> Sweep:
             written.
         Interrupted: the user stopped it; the trial that ran was saved, and the same call goes on.
     """
+    from optuna.exceptions import StorageInternalError
+
     folder = asked.folder
     with folder.locked():
         study = open_study(asked)
         ground = find_ground(asked.recipe, on_event)
         begin(study, asked)
         planned = forecast(asked, ground, on_event)
-        ended = work(asked, ground, on_event) if asked.jobs == 1 else work_together(asked, on_event)
+
+        def told(event: Event) -> None:
+            on_event(event)
+            if isinstance(event, Note):  # a trial was drawn, or has ended
+                # The record on the way is for those who look on: it stops no sweep.
+                with suppress(UserError, StorageInternalError):
+                    keep_so_far(study, asked, ground, planned)
+
+        ended = work(asked, ground, told) if asked.jobs == 1 else work_together(asked, told)
         sweep = conclude(study, asked, ground, planned, ended, on_event)
         write_page(sweep, folder)
     return sweep

@@ -13,6 +13,14 @@ from luthier.errors import UserError
 if TYPE_CHECKING:
     from luthier.api import Answers, Decision, Question
 
+# What a question is called on the path, where its key says too little.
+_CALLED = {
+    "few_shot": "few-shot prompts",
+    "reviewed": "data reviewed",
+    "prompts_exhausted": "better prompts",
+    "billions": "size of the model",
+    "gpu_memory": "memory of the GPU",
+}
 _COSTS = ("prompt_tokens", "completion_tokens", "context_tokens", "queries")  # never asked here
 
 
@@ -105,7 +113,7 @@ class _Advice:
                 with ui.element("li").classes(
                     "stop" + (" lit" if key in self.given else " now" if now else "")
                 ):
-                    ui.label(key.replace("_", " ")).classes("small")
+                    ui.label(_called(key)).classes("small")
                     if key in self.given:
                         with ui.element("div").classes("line"):
                             ui.label(_words(question, self.given[key]))
@@ -113,7 +121,7 @@ class _Advice:
                                 "change", on_click=lambda key=key: self._back_to(key)
                             )
                             button.props(
-                                f'flat no-caps dense size=sm aria-label="Change the answer to {key}"'
+                                f'flat no-caps dense size=sm aria-label="Change the answer: {_called(key)}"'
                             ).classes("quiet")
             if isinstance(found, Decision):
                 with ui.element("li").classes("stop lit end"):
@@ -132,7 +140,7 @@ class _Advice:
             heading("What would change it", 3)
             table(
                 ("answer", "if it were", "the advice"),
-                [(other.key.replace("_", " "), other.instead, other.outcome) for other in others],
+                [(_called(other.key), other.instead, other.outcome) for other in others],
             )
         if decision.choice is not None:
             recipe = make_advised_recipe(answers, decision, ["data.jsonl"])
@@ -148,6 +156,10 @@ class _Advice:
     def _again(self) -> None:
         self.given = {}
         self._show()
+
+
+def _called(key: str) -> str:
+    return _CALLED.get(key, key)
 
 
 def _words(question: "Question", value: Any) -> str:

@@ -93,7 +93,11 @@ def _against(compared: Compared, metric: ComparedMetric) -> tuple[str, list[Vers
     else:
         tests = [(a.name, a.against_first) for a in compared.approaches]
         reference = compared.approaches[0].name
-    return reference, [Versus(name, found[metric.name]) for name, found in tests if found]
+    return reference, [
+        Versus(name, found[metric.name], metric.share, metric.higher_is_better)
+        for name, found in tests
+        if found
+    ]
 
 
 async def _begun(study: Study, colours: Palette) -> None:
@@ -132,7 +136,7 @@ def _answer(compared: Compared) -> None:
     for metric in compared.metrics:
         reference, rows = _against(compared, metric)
         with card(metric.label):
-            forest(rows, reference, metric.share, metric.higher_is_better)
+            forest(rows, reference)
 
 
 def _show_variants(study: Study, found: VariantsCompared, colours: Palette) -> None:

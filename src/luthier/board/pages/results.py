@@ -6,9 +6,11 @@ from nicegui import ui
 
 from luthier.board.look import card, duration, gigabytes, heading, pill
 from luthier.board.parts import (
+    Versus,
     bar,
     change,
     content,
+    forest,
     interval,
     is_share,
     pair,
@@ -17,14 +19,20 @@ from luthier.board.parts import (
 )
 from luthier.errors import UserError
 from luthier.records import AnsweredRow, Evaluation, Measured, Plan
-from luthier.records.evaluation import AnyCompared, Compared, Forgetting, PreferenceFindings
+from luthier.records.evaluation import (
+    AnyCompared,
+    Compared,
+    Forgetting,
+    MetricCompared,
+    PreferenceFindings,
+)
 from luthier.run import Run
 
 _AT_ONCE = 10  # samples
 
 
-def show_evaluation(evaluation: Evaluation) -> None:
-    """The answer first, then its figures."""
+def show_answer(evaluation: Evaluation) -> None:
+    """Whether it is better and what it forgot: in a word, and as a picture of each metric."""
     from luthier.api import headline
 
     found = headline(evaluation)
@@ -47,6 +55,19 @@ def show_evaluation(evaluation: Evaluation) -> None:
                 f"{evaluation.seen_in_training:,} of the {evaluation.rows:,} rows are in the training "
                 "set: these scores are optimistic."
             ).classes("wrap")
+        forest(
+            [
+                Versus(metric.label, metric.test, metric.share, metric.higher_is_better)
+                for metric in evaluation.metrics.values()
+                if isinstance(metric, MetricCompared)  # perplexity is the loss again
+            ],
+            "the base",
+            one_scale=False,
+        )
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """The figures behind the answer."""
     with card(
         "Better by how much",
         f"{evaluation.rows:,} rows of {evaluation.data}; {evaluation.answered_rows:,} answered. Under "

@@ -25,7 +25,7 @@ from luthier.board.look import (
     palette,
     pill,
 )
-from luthier.board.pages.results import show_evaluation, show_plan, show_samples
+from luthier.board.pages.results import show_answer, show_evaluation, show_plan, show_samples
 from luthier.board.parts import bar, table
 from luthier.board.state import Board
 from luthier.errors import UserError
@@ -93,8 +93,9 @@ class _RunPage:
             # Apart from the figures, which are made anew each second: a button that goes away under
             # a finger, or under the keyboard's focus, does nothing.
             self.head = ui.element("div").classes("line")
-            self.figures = ui.column().classes("content-part")
             self.said = ui.column().classes("content-part").props("aria-live=polite")
+        self.answer = ui.column().classes("content-part")
+        self.figures = ui.element("section").classes("part")
         self.results = ui.column().classes("content-part")
         with card("Curves"), ui.element("div").classes("charts"):
             self.charts = []
@@ -274,15 +275,23 @@ class _RunPage:
         ui.navigate.to(self.board.draft(recipe.to_yaml()))
 
     def _show_results(self) -> None:
+        self.answer.clear()
         self.results.clear()
-        with self.results:
-            try:
-                evaluation = self.run.evaluation()
-                plan = self.run.plan()
-                measured = self.run.measured() if self.run.finished else None
-            except UserError as error:
+        try:
+            evaluation = self.run.evaluation()
+            plan = self.run.plan()
+            measured = self.run.measured() if self.run.finished else None
+        except UserError as error:
+            with self.answer:
                 failure(error)
-                return
+            return
+        with self.answer:
+            if evaluation is not None:
+                show_answer(evaluation)
+            elif measured is not None:
+                with ui.element("section").classes("answer"):
+                    ui.label("Nobody knows yet whether it is better: it has not been evaluated.")
+        with self.results:
             if evaluation is not None:
                 show_evaluation(evaluation)
                 show_samples(self.run, evaluation)

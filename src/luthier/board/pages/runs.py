@@ -32,11 +32,17 @@ _NAME = """params => {
   a.textContent = params.value; a.className = 'link';
   return a;
 }"""
+_VERDICT = """params => {
+  const span = document.createElement('span');
+  span.className = params.value ? 'pill ' + params.value.replaceAll(' ', '-') : 'soft';
+  span.textContent = params.value === 'no evidence' ? 'not enough evidence' : params.value || 'not evaluated';
+  return span;
+}"""
 _PILL = """params => {
   if (!params.value) return '';
   const span = document.createElement('span');
   span.className = 'pill ' + params.value.replaceAll(' ', '-');
-  span.textContent = params.value === 'no evidence' ? 'not enough evidence' : params.value;
+  span.textContent = params.value;
   return span;
 }"""
 _TAGS = """params => {
@@ -193,13 +199,16 @@ class _List:
                 heading(metric.label, 3)
                 forest(
                     [
-                        Versus(run.name, run.against_first[metric.name])
+                        Versus(
+                            run.name,
+                            run.against_first[metric.name],
+                            metric.share,
+                            metric.higher_is_better,
+                        )
                         for run in found.runs
                         if run.against_first
                     ],
                     first,
-                    metric.share,
-                    metric.higher_is_better,
                 )
             ui.label(
                 f"{found.rows:,} rows that all of them answered, paired; intervals of 95% over them"
@@ -264,7 +273,7 @@ def _grid() -> dict[str, Any]:
                 "flex": 2,
                 ":cellRenderer": _NAME,
             },
-            {"field": "verdict", "headerName": "Better?", "width": 150, ":cellRenderer": _PILL},
+            {"field": "verdict", "headerName": "Better?", "width": 185, ":cellRenderer": _VERDICT},
             {"field": "state", "headerName": "State", "width": 125, ":cellRenderer": _PILL},
             {
                 "field": "forgetting",

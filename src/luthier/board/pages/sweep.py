@@ -140,10 +140,15 @@ class _SweepPage:
                 bar(done / max(1, sweep.forecast.trials))
             if sweep.verdict is not None:
                 forest(
-                    [Versus(f"trial {sweep.verdict.trial}", sweep.verdict.test)],
+                    [
+                        Versus(
+                            f"trial {sweep.verdict.trial}",
+                            sweep.verdict.test,
+                            share=False,
+                            higher_is_better=False,
+                        )
+                    ],
                     "the recipe as it was given",
-                    share=False,
-                    higher_is_better=False,
                 )
             if sweep.ended is not None or sweep.verdict is not None:
                 ui.label(verdict_text(sweep)).classes("wrap")
@@ -285,7 +290,8 @@ class _SweepPage:
             return run_link(f"{self.study.name}:{folder}", text) if folder in there else text
 
         with card("Trials", "the best first"):
-            words = {n for n, d in enumerate(self.sweep.space, 2) if _has_words(d)}
+            first_key = len(heads) - len(self.sweep.space)
+            words = {n for n, d in enumerate(self.sweep.space, first_key) if _has_words(d)}
             table(
                 ("trial", "state", *heads[2:]),
                 [(first(trials[row[0]]), self._state(trials[row[0]]), *row[2:]) for row in rows],
