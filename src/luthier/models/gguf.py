@@ -130,7 +130,7 @@ def _write_whole(file: Path, folder: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name)
     # The weights are plain float32 now; the marks of the quantizer would forbid saving them.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     _save_config(model, folder)
     model.save_pretrained(folder)
 

@@ -244,7 +244,7 @@ class _Phases:
 
     def in_backward(self, _: Tensor) -> None:
         """Have the watch stop counting once the backward is through."""
-        Variable._execution_engine.queue_callback(self.stop_counting)  # type: ignore[attr-defined]
+        Variable._execution_engine.queue_callback(self.stop_counting)
 
     def stop_counting(self) -> None:
         assert self.watch is not None
