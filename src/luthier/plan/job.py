@@ -11,7 +11,8 @@ from luthier.errors import UserError
 from luthier.models.load import max_positions
 from luthier.objectives.reference import asked_in_every_step
 from luthier.plan.catalogues import find_config
-from luthier.plan.simulate import Step, Workload, simulate
+from luthier.plan.kept_steps import step_of
+from luthier.plan.simulate import Step, Workload
 from luthier.recipe import (
     METHOD_DEFAULTS,
     KernelsGroup,
@@ -98,7 +99,7 @@ class Job:
             self.objective,
             self.asks_reference,
         )
-        return simulate(self.config, self.method, work)
+        return step_of(self.config, self.method, work)
 
     def steps_of_both(self) -> tuple[Step, Step]:
         """Of the fullest micro-batch and of an average one."""
