@@ -73,13 +73,13 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
-        return torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cpu._is_avx512_bf16_supported())
     return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def packed(weight: Tensor, rows: int) -> Tensor:
     """A copy of ``weight`` (out, in) for products with some ``rows`` rows; it works with any number."""
-    copy: Tensor = _onednn._reorder_linear_weight(weight, rows)
+    copy: Tensor = _onednn._reorder_linear_weight(weight.detach(), rows)
     return copy
 
 
