@@ -1,13 +1,14 @@
 """Generation beside Transformers' `generate`, its continuous batching, and llama.cpp.
 
-    python benchmarks/bench_generate.py [RUN] [--new 32]
+    python benchmarks/bench_generate.py [RUN] [--new 16]
 
 Without a run, one of the real 135M model is made first, of two steps. All ways answer the same
 questions of nl2bash with the same adapter, unmerged, in answers of a fixed length: ours and
-Transformers' in float32 from the run's weights, llama.cpp from the f16 GGUF files that we exported.
+Transformers' in float32 from the run's weights, llama.cpp from the f16 GGUF files, exported before.
 Each way runs in a process of its own, for `--limit` seconds at most; what it has measured by then
-counts. "products" is the floor: the matrix products of a step alone, the adapter's left out. "own, no
-guesses" is ours without prompt lookup, which answers that go on past their end, as here, flatter.
+counts. All of it takes some eight minutes. "products" is the floor: the matrix products of a step
+alone, the adapter's left out. "own, no guesses" is ours without prompt lookup, which answers that go
+on past their end, as here, flatter.
 
 The second table asks base and tuned the same questions, as `luthier evaluate` does, up to `--new`
 tokens each: by Transformers, padded, 16 of one side at once, as version 0.1 did; by ours as now.
@@ -27,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parents[2] / "shared/data/nl2bash.jsonl"
-WAYS = ("products", "own", "own, no guesses", "generate", "continuous batching", "llama.cpp")
+WAYS = ("products", "own", "own, no guesses", "generate", "llama.cpp", "continuous batching")
+EXPORT = "export"  # not timed
 SIDES = ("Transformers, 16 of a side", "ours, both sides at once")
 AT_ONCE = (1, 8, 16)
 ASKED = 48  # questions of the second table
@@ -39,13 +41,18 @@ def make_run(folder: Path) -> Path:
     import luthier
 
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(DATA.read_text("utf-8").splitlines(True)[:200]), "utf-8")
+    rows.write_text("".join(DATA.read_text("utf-8").splitlines(True)[:12]), "utf-8")
     run = luthier.train(
         {
             "model": {"source": "smollm2-135m", "dtype": "float32"},
             "method": {"name": "lora", "lora_dropout": 0.0},
             "data": {"train": str(rows), "max_length": 128},
-            "train": {"max_steps": 2},
+            "train": {
+                "max_steps": 2,
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": 1,
+            },
+            "evaluate": {"probe": False},
             "run": {"dir": str(folder), "name": "bench"},
         }
     )
@@ -69,19 +76,20 @@ def load(run: Path) -> tuple[Any, list[list[int]]]:
 def products(models: Any, rows: int) -> float:
     """Seconds that the products of one token of ``rows`` answers take."""
     import torch
-    import torch.nn.functional as F
 
-    base = models.tuned.get_base_model()
-    weights = [
-        module.base_layer.weight for module in base.modules() if hasattr(module, "base_layer")
-    ] + [base.get_output_embeddings().weight]
-    inputs = {weight.shape[1]: torch.randn(rows, weight.shape[1]) for weight in weights}
+    from luthier.generate.decoder import Decoder
+
+    decoder = Decoder(models.tuned)
+    if rows > 1:
+        decoder.pack()
+    each = decoder._products()
+    inputs = {size: torch.randn(rows, size) for size in {p.weight.shape[1] for p in each}}
     with torch.no_grad():
         times = []
         for _ in range(12):
             started = time.perf_counter()
-            for weight in weights:
-                F.linear(inputs[weight.shape[1]], weight)
+            for product in each:
+                product(inputs[product.weight.shape[1]], ())
             times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2]
 
@@ -167,6 +175,9 @@ def measure(way: str, run: Path, new: int) -> Iterator[dict[str, Any]]:
 
     if way in SIDES:
         yield both_sides(way, run, new)
+        return
+    if way == EXPORT:
+        llama_cpp(run)[1].close()
         return
     models, prompts = load(run)
     if way == "products":
@@ -254,9 +265,9 @@ def figures(way: str, run: Path, options: argparse.Namespace) -> tuple[dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="?")
-    parser.add_argument("--new", type=int, default=32, help="tokens of each answer")
-    parser.add_argument("--limit", type=int, default=60, help="seconds of each way, at most")
-    parser.add_argument("--way", choices=(*WAYS, *SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--new", type=int, default=16, help="tokens of each answer")
+    parser.add_argument("--limit", type=int, default=45, help="seconds of each way, at most")
+    parser.add_argument("--way", choices=(EXPORT, *WAYS, *SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     from luthier.runtime import prepare
 
@@ -277,6 +288,7 @@ def report(run: Path, options: argparse.Namespace) -> None:
     table = Table("", *(f"tok/s, {n}" for n in AT_ONCE), *(f"× products, {n}" for n in AT_ONCE))
     for head in ("first token", "memory", ""):
         table.add_column(head)
+    figures(EXPORT, run, options)
     floor: dict[int, float] = {}
     for way in WAYS:
         found, why = figures(way, run, options)

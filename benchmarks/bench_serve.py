@@ -2,9 +2,10 @@
 
     python benchmarks/bench_serve.py [RUN] [--seconds 20]
 
-Without a run, one of the real 135M model is made first, of two steps. Starts the server as a process of its own. Each client streams one greedy answer after another, 64
-tokens each, to questions of its own. Answers of the crowd are compared with those of one client
-alone. Memory is the server's resident memory after each round.
+Without a run, one of the real 135M model is made first, of two steps. Starts the server as a process
+of its own. Each client streams one greedy answer after another, 64 tokens each, to questions of its
+own. Answers of the crowd are compared with those of one client alone. Memory is the server's resident
+memory after each round.
 """
 
 import argparse
@@ -113,6 +114,7 @@ def make_run(folder: Path) -> Path:
         f"data.train={ROOT / 'src/luthier/demo/task/train.jsonl'}",
         "train.max_steps=2",
         "train.gradient_accumulation_steps=1",
+        "evaluate.probe=false",
         f"run.dir={folder}",
         "run.name=bench",
     ):

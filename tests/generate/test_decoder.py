@@ -203,7 +203,7 @@ def test_weights_in_one_piece_are_still_the_layers_own(tmp_path: Path) -> None:
 )
 def test_packed_weights_fit_into_memory_or_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen by a change of the weights, which a copy does not have."""
-    model = make_model("llama", len(TOKENIZER))
+    model: Any = make_model("llama", len(TOKENIZER))
     first, second, third = (Decoder(model) for _ in range(3))
     first.pack()
     monkeypatch.setattr(decoder, "free_memory", lambda _device: 1000.0)

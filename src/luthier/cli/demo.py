@@ -2,6 +2,9 @@
 
 import shlex
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Column, Table
+
 from luthier.cli.app import Json, Overrides, app, out, print_json
 from luthier.cli.evaluate import show_comparison, show_samples
 from luthier.cli.terminal import terminal
@@ -43,8 +46,11 @@ def demo(
     show_samples(evaluation, 3)
     show_comparison(evaluation)
     show_measured(root, measured)
-    parts = ", ".join(f"{part} {took:.0f} s" for part, took in seconds.items())
-    out.print(f"{sum(seconds.values()):.0f} s in all: {parts}", highlight=False, soft_wrap=True)
+    whole = sum(seconds.values())
+    table = Table("time", Column("", justify="right"), Column("", justify="right"), box=SIMPLE_HEAD)
+    for part, took in (*seconds.items(), ("in all", whole)):
+        table.add_row(part, f"{took:.0f} s", f"{took / whole:.0%}")
+    out.print(table)
     out.print(
         f"next: luthier generate {root} --compare -p {shlex.quote(_QUESTION)}\n"
         f"      luthier chat {root} --compare\n"

@@ -46,26 +46,25 @@ class _Clock:
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._began = self._since = time.perf_counter()
-        self._part = ""
+        self._since = time.perf_counter()
+        self._part = self._between = "getting the model, tokenising, planning"
         self._seconds: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
-            self._turn("training")
-        elif isinstance(event, Finished):
-            self._turn("")
+        if isinstance(event, Started | Finished):
+            begun = isinstance(event, Started)
+            self._between = "training" if begun else "loading, scoring, reporting"
+            self._turn(self._between)
         elif isinstance(event, Progress) and event.task.startswith(_PARTS):
-            self._turn("" if event.finished else event.task)
+            self._turn(self._between if event.finished else event.task)
         self._on_event(event)
 
     def _turn(self, part: str) -> None:
         now = time.perf_counter()
-        if self._part:
-            before = self._seconds.get(self._part, 0.0)
-            self._seconds[self._part] = before + now - self._since
+        before = self._seconds.get(self._part, 0.0)
+        self._seconds[self._part] = before + now - self._since
         self._part, self._since = part, now
 
     def parts(self) -> dict[str, float]:
-        rest = time.perf_counter() - self._began - sum(self._seconds.values())
-        return {**self._seconds, "loading, planning and scoring": rest}
+        self._turn(self._part)
+        return self._seconds

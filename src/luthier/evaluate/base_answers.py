@@ -1,8 +1,8 @@
-"""Answers of base models, kept between evaluations: all runs over one base ask it the same.
+"""Answers and losses of base models, kept between evaluations: all runs over one base ask it the same.
 
 They lie in ``answers.sqlite`` in the cache, under a hash of all that decides them: the files of the
 model, how its weights are stored, the tokenizer and its template, the device, and the code that
-answers. Change any of it, and the base is asked anew.
+computes them. Change any of it, and the base is asked anew.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+import luthier
 from luthier.data.token_cache import definition
 from luthier.data.tokens import Tokenizer
 from luthier.evaluate.store import key_of
 from luthier.events import OnEvent, during
 from luthier.files import sha256
-from luthier.generate import batching
 from luthier.models.dtype import pick_device
 from luthier.models.pull import cache_folder
 from luthier.models.source import resolve
@@ -38,7 +38,7 @@ _TABLE = (
 
 
 def base_name(run: Run, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -> str | None:
-    """What answers of the base of ``run`` depend on besides the prompt, as a hash.
+    """What answers and losses of the base of ``run`` depend on besides what is asked, as a hash.
 
     None where nothing of it is to be kept: small models, and bases that the run has given new tokens.
     """
@@ -50,8 +50,10 @@ def base_name(run: Run, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -
     with during("looking for answers of the base that are kept", on_event):
         content = {file.name: sha256(file) for file in files}
     code = hashlib.sha256()
-    for file in sorted(Path(batching.__file__).parent.glob("*.py")):
-        code.update(file.read_bytes())
+    ours = Path(luthier.__file__).parent
+    for package in ("data", "evaluate", "generate", "kernels", "models", "objectives"):
+        for file in sorted((ours / package).rglob("*.py")):
+            code.update(file.read_bytes())
     method = recipe.method
     stored = (method.name, method.bnb_4bit_quant_type, method.bnb_4bit_use_double_quant)
     device = pick_device()
@@ -60,6 +62,7 @@ def base_name(run: Run, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -
         content,
         run.provenance().dtype,
         stored if method.name == "qlora" else None,
+        recipe.model.rope_scaling,
         hashlib.sha256(definition(Tokenizer(tokenizer, "completions"))).hexdigest(),
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         [version(name) for name in ("torch", "transformers", "luthier")],

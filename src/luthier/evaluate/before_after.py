@@ -19,9 +19,9 @@ from luthier.errors import UserError
 from luthier.evaluate.answering import answers_of_both
 from luthier.evaluate.base_answers import base_name
 from luthier.evaluate.classification import confusion
-from luthier.evaluate.examination import Examination, Rows
+from luthier.evaluate.examination import Examination, Loaded, Rows
 from luthier.evaluate.harness import run_tasks
-from luthier.evaluate.likelihood import RowLoss, row_losses
+from luthier.evaluate.likelihood import RowLoss
 from luthier.evaluate.losses import compare_losses
 from luthier.evaluate.metrics import Metric, make_metrics
 from luthier.evaluate.preference import PREFERS, findings, grown, preferred, score_pairs
@@ -31,8 +31,6 @@ from luthier.evaluate.store import Store, key_of
 from luthier.evaluate.wins import Verdicts, compare_lengths, count_wins, who_is_asked
 from luthier.events import Note, OnEvent, ignore
 from luthier.files import sha256, write_json, write_jsonl
-from luthier.generate.answer import Model
-from luthier.kernels.separation import rows_stay_apart
 from luthier.models.tuned import load_tuned
 from luthier.recipe import Recipe
 from luthier.records import AnsweredRow, Evaluation
@@ -239,9 +237,8 @@ def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
     tokenizer, on_event = examination.models.tokenizer, examination.on_event
     pairs = tokenise_pairs(rows.all, examination.recipe.data, tokenizer, on_event)
 
-    def losses(side: str, model: Model) -> tuple[list[RowLoss], list[RowLoss]]:
-        task, packed = f"pairs by {side}", rows_stay_apart(model)
-        judged = row_losses(model, pairs, packed=packed, task=task, on_event=on_event)
+    def losses(side: str, model: Loaded) -> tuple[list[RowLoss], list[RowLoss]]:
+        judged = examination.losses(side, model, pairs, f"pairs by {side}") if pairs else []
         return _losses(examination, side, model), judged
 
     found = examination.of_both(losses)
@@ -260,15 +257,14 @@ def _measure(examination: Examination, metrics: Sequence[Metric]) -> _Sides:
     return _Sides(side(found[0], answers["base"]), side(found[1], answers["tuned"]))
 
 
-def _losses(examination: Examination, side: str, model: Model) -> list[RowLoss]:
+def _losses(examination: Examination, side: str, model: Loaded) -> list[RowLoss]:
     """The loss of each conversation; a text that was cut into several rows is one."""
     rows, data, on_event = examination.rows, examination.recipe.data, examination.on_event
     encoder = Tokenizer(examination.models.tokenizer, data.train_on)
     tokens = tokenise(rows.all, data, encoder, on_event)
     if not tokens:
         raise UserError(f"no row of {rows.source} fits data.max_length {data.max_length}")
-    packed = rows_stay_apart(model)
-    pieces = row_losses(model, tokens, packed=packed, task=f"loss of {side}", on_event=on_event)
+    pieces = examination.losses(side, model, tokens, f"loss of {side}")
     whole: dict[int, RowLoss] = {}
     for row, loss in zip(tokens, pieces, strict=True):
         before = whole.get(row.source, RowLoss(0.0, 0))

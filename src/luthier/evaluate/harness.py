@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.evaluate.examination import Examination
+from luthier.evaluate.examination import Examination, Loaded
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.events import during
 from luthier.extras import need
-from luthier.generate.answer import Model
 from luthier.models.adapters import inner
 from luthier.records.evaluation import MetricCompared
 
@@ -52,8 +51,8 @@ def run_tasks(
     manager = TaskManager()
     directions: dict[str, dict[str, bool]] = {}
 
-    def put(side: str, model: Model) -> _Scores:
-        whole = inner(model)
+    def put(side: str, model: Loaded) -> _Scores:
+        whole = inner(model())
         language_model = HFLM(
             pretrained=whole,
             tokenizer=examination.models.tokenizer,

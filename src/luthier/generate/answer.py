@@ -24,8 +24,6 @@ from luthier.models.load import max_positions
 
 Prompt: TypeAlias = Messages | str
 
-_MANY = 4  # answers that gain more by packed weights than packing takes
-
 
 @dataclass(frozen=True)
 class Ask:
@@ -115,8 +113,6 @@ def _continued(
         )
         for number, ask in enumerate(asks)
     ]
-    if len(tasks) >= _MANY:
-        decoder.pack()
     if tasks:
         stops = stop_token_ids(tokenizer)
         yield from Batch(decoder, tasks, sampling, stops, batch_size, pace=pace).run()

@@ -16,6 +16,7 @@ from luthier.generate.sampling import Sampling, choose
 
 _CHUNK = 512  # tokens of prompts that are read at once
 _WORTH = 16  # tokens that two rows must share for one to wait for the other
+_MANY = 4  # answers that gain more by packed weights than packing takes
 _AT_ONCE = 256  # tokens of a step beyond which nothing is guessed
 
 
@@ -103,6 +104,8 @@ class Batch:
         on_token: Callable[[int], None] = lambda _token: None,
         pace: Pace | None = None,
     ) -> None:
+        if len(tasks) >= _MANY:
+            decoder.pack()
         self._decoder, self._sampling, self._stops = decoder, sampling, frozenset(stops)
         self._waiting = sorted(tasks, key=_order)
         self._on_token = on_token

@@ -135,7 +135,8 @@ class Decoder:
                 last += len(piece.tokens)
                 ends.append(last)
             wanted = ends
-        active = self._active(pieces)
+        names = [piece.adapter for piece in pieces for _ in piece.tokens]
+        active = self._active(names)
         sight = Sight(pieces, self._windows, self._groups)
         x = self._embed(ids)
         turns = {kind: self._turn(x, positions, kind) for kind in {b.rotary for b in self._layers}}
@@ -144,21 +145,20 @@ class Decoder:
         if len(wanted) != len(x):
             chosen = torch.tensor(wanted, dtype=torch.long, device=self.device)
             x = x[chosen]
-            active = [(name, None if rows is None else rows[chosen]) for name, rows in active]
+            active = self._active([names[place] for place in wanted])
         logits = self._head(self._norm(x), active)
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
-    def _active(self, pieces: list[Piece]) -> Active:
-        """The adapters that are on, each with its rows."""
-        names = [piece.adapter for piece in pieces]
+    def _active(self, names: Sequence[str | None]) -> Active:
+        """The adapters that are on, by those of all tokens, each with its rows."""
         kinds = [name for name in dict.fromkeys(names) if name is not None]
         if len(set(names)) == 1:
             return [(name, None) for name in kinds]
-        active = []
-        for name in kinds:
-            on = [float(piece.adapter == name) for piece in pieces for _ in piece.tokens]
-            active.append((name, torch.tensor(on, device=self.device)[:, None]))
-        return active
+        rows = [[at for at, each in enumerate(names) if each == name] for name in kinds]
+        return [
+            (name, torch.tensor(of_it, device=self.device))
+            for name, of_it in zip(kinds, rows, strict=True)
+        ]
 
     def _turn(self, x: Tensor, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines (N, 1, d), the sines of the first half negated: see ``_rotate``."""

@@ -29,7 +29,7 @@ class Low:
 
 @dataclass
 class Product:
-    """y = x W^T + b + m x A^T (s B)^T, of several layers at once; m is 1 or 0 by row (Hu et al. 2021).
+    """y = x W^T + b, and + x A^T (s B)^T in some rows (Hu et al. 2021), of several layers at once.
 
     Attributes:
         weight: (out, in), the layers' weights below one another.
@@ -45,7 +45,7 @@ class Product:
         """(N, out) of ``x`` (N, in).
 
         Args:
-            active: names of adapters, each with the rows it is on for, 1 or 0 (N, 1), or None for all.
+            active: names of adapters, each with the numbers of the rows it is on for, or None for all.
         """
         if self.packed is None:
             output = F.linear(x, self.weight, self.bias)
@@ -55,13 +55,16 @@ class Product:
             low = self.adapters.get(name)
             if low is None:
                 continue
-            inner = F.linear(x.to(low.down.dtype), low.down)
-            if rows is not None:
-                inner = inner * rows
-            if output.dtype == low.up.dtype:
+            part = x if rows is None else x[rows]
+            inner = F.linear(part.to(low.down.dtype), low.down)
+            if output.dtype != low.up.dtype:  # adapters stay in float32
+                changed = output if rows is None else output[rows]
+                changed = (changed + F.linear(inner, low.up)).to(output.dtype)
+                output = changed if rows is None else output.index_copy_(0, rows, changed)
+            elif rows is None:
                 output.addmm_(inner, low.up.t())
-            else:  # adapters stay in float32
-                output = (output + F.linear(inner, low.up)).to(output.dtype)
+            else:
+                output.index_add_(0, rows, F.linear(inner, low.up))
         return output
 
 
@@ -70,13 +73,13 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
-        return torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cpu._is_avx512_bf16_supported())
     return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def packed(weight: Tensor, rows: int) -> Tensor:
     """A copy of ``weight`` (out, in) for products with some ``rows`` rows; it works with any number."""
-    copy: Tensor = _onednn._reorder_linear_weight(weight, rows)
+    copy: Tensor = _onednn._reorder_linear_weight(weight.detach(), rows)
     return copy
 
 

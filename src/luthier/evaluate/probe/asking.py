@@ -7,15 +7,13 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data.conversation import Conversation, Message, Origin
 from luthier.data.spans import stop_token_ids
-from luthier.data.tokens import Tokenizer
+from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.evaluate.answering import answers_of_both
-from luthier.evaluate.examination import Examination
-from luthier.evaluate.likelihood import RowLoss, row_losses
+from luthier.evaluate.examination import Examination, Loaded
+from luthier.evaluate.likelihood import RowLoss
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import UNRELATED, Item, load_passages
-from luthier.events import OnEvent
-from luthier.generate.answer import Model, Prompt
-from luthier.kernels.separation import rows_stay_apart
+from luthier.generate.answer import Prompt
 
 ANSWER_TOKENS = 48  # longest answer to an open or unrelated question
 _BATCH = 64
@@ -40,12 +38,12 @@ class Probed:
 def ask(
     examination: Examination,
     side: str,
-    model: Model,
+    model: Loaded,
     items: Sequence[Item],
     questions: Sequence[Question],
     answers: Sequence[str],
 ) -> Probed:
-    """Score ``items`` and the passages; ``model`` is in evaluation mode.
+    """Score ``items`` and the passages.
 
     Args:
         questions: the multiple-choice items as ``tokenised`` makes them, in their order.
@@ -53,8 +51,14 @@ def ask(
     """
     choices = [item for item in items if item.answer is not None]
     spoken = [item for item in items if item.answer is None]
-    task, on_event = f"probe of {side}", examination.on_event
-    scores = choice_scores(model, questions, f"{task}, multiple choice", on_event)
+    task = f"probe of {side}, multiple choice"
+    scores = examination.once(
+        side,
+        model,
+        task,
+        [repr(question).encode() for question in questions],
+        lambda loaded: choice_scores(loaded, questions, task, examination.on_event),
+    )
     said: dict[str, str] = {}
     right: dict[str, float] = {}
     for item, values in zip(choices, scores, strict=True):
@@ -66,7 +70,8 @@ def ask(
         if item.area != UNRELATED:
             right[item.id] = float(item.right(answer))
     tokenizer = examination.models.tokenizer
-    losses = text_losses(model, tokenizer, load_passages(), f"{task}, passages", on_event)
+    rows = text_rows(tokenizer, load_passages())
+    losses = examination.losses(side, model, rows, f"probe of {side}, passages")
     return Probed(right, said, losses)
 
 
@@ -114,17 +119,10 @@ def tokenised(tokenizer: PreTrainedTokenizerBase, item: Item, *, plain: bool) ->
     return Question(list(prompt), choices, sizes)
 
 
-def text_losses(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    task: str,
-    on_event: OnEvent,
-) -> list[RowLoss]:
-    """Loss of plain prose, each text by itself."""
+def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[TokenRow]:
+    """Plain prose, each text by itself."""
     encoder = Tokenizer(tokenizer, "completions")
-    rows = [row for text in texts for row in encoder.encode(Conversation(_ORIGIN, text=text))]
-    return row_losses(model, rows, packed=rows_stay_apart(model), task=task, on_event=on_event)
+    return [row for text in texts for row in encoder.encode(Conversation(_ORIGIN, text=text))]
 
 
 def _prompt(item: Item, *, plain: bool) -> Prompt:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier.data.conversation import Conversation
-from luthier.evaluate.examination import Examination
+from luthier.evaluate.examination import Examination, Loaded
 from luthier.evaluate.losses import compare_losses
 from luthier.evaluate.probe.asking import Probed, ask, open_answers, tokenised
 from luthier.evaluate.probe.divergence import divergences
@@ -16,7 +16,6 @@ from luthier.evaluate.probe.verdict import judge
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.events import during
 from luthier.files import write_jsonl
-from luthier.generate.answer import Model
 from luthier.records.evaluation import (
     Compared,
     Forgetting,
@@ -48,7 +47,7 @@ def probe_forgetting(examination: Examination, training: Sequence[Conversation])
     answers = open_answers(examination, items, plain=plain)
     both = time.perf_counter() - started
 
-    def put(side: str, model: Model) -> Probed:
+    def put(side: str, model: Loaded) -> Probed:
         started = time.perf_counter()
         probed = ask(examination, side, model, items, questions, answers[side])
         seconds[side] = round(time.perf_counter() - started + both / 2, 1)

@@ -3,11 +3,13 @@
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from luthier.evaluate.probe.asking import text_losses, tokenised
+from luthier.evaluate.likelihood import row_losses
+from luthier.evaluate.probe.asking import text_rows, tokenised
 from luthier.evaluate.probe.choices import Question, choice_scores
 from luthier.evaluate.probe.items import load_items, load_passages
 from luthier.events import OnEvent, ignore
 from luthier.generate.answer import Model
+from luthier.kernels.separation import rows_stay_apart
 
 _EVERY = 5  # of the multiple-choice questions, so that every area is there in its share
 _PASSAGES = 3
@@ -39,7 +41,13 @@ class QuickProbe:
             with torch.random.fork_rng():
                 scores = choice_scores(model, self._questions, _TASK, self.on_event)
                 passages = load_passages()[:_PASSAGES]
-                losses = text_losses(model, tokenizer, passages, _TASK, self.on_event)
+                losses = row_losses(
+                    model,
+                    text_rows(tokenizer, passages),
+                    packed=rows_stay_apart(model),
+                    task=_TASK,
+                    on_event=self.on_event,
+                )
         finally:
             model.train(training)
         right = [values.index(max(values)) == 0 for values in scores]
