@@ -58,9 +58,7 @@ def shard(model: nn.Module, device: torch.device, processes: int, *, weights: bo
     mesh = init_device_mesh(device.type, (processes,))
     stay = set() if weights else {p for p in model.parameters() if not p.requires_grad}
     kinds = set(inner(model)._no_split_modules or ())
-    cut = (
-        None if weights else False
-    )  # None: layers, but not what is around them, as the loss needs the head
+    cut = None if weights else False  # None: the layers; the loss needs the head, which is outside
     for module in [each for each in model.modules() if type(each).__name__ in kinds] + [model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=cut, ignored_params=stay)
 
