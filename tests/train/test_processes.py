@@ -33,10 +33,11 @@ ALIKE: dict[str, tuple[str, str, list[str]]] = {
     "lora-window": ("gemma3", "2-fsdp2", ["train.gradient_checkpointing=true"]),
     "qlora": ("llama", "2-fsdp2", ["method.name=qlora", "train.optim=adamw_torch_fused"]),
     "full-experts": ("mixtral", "2-ddp", ["method.name=full", "train.learning_rate=1e-3"]),
-    "dpo": ("llama", "2-ddp 2-fsdp2", ["objective.name=dpo", "data.train=PAIRS"]),
+    "dpo": ("llama", "2-ddp", ["objective.name=dpo", "data.train=PAIRS"]),
     "dpo-kept": ("llama", "2-zero2", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
                                       "train.learning_rate=1e-4"]),
     "kto": ("llama", "2-fsdp2", ["objective.name=kto", "data.train=PAIRS"]),
+    "reward": ("llama", "2-fsdp2", ["objective.name=reward", "data.train=PAIRS"]),
 }  # fmt: skip
 RUNS = [(name, way) for name, (_, ways, _) in ALIKE.items() for way in ways.split()]
 BF16 = ["method.name=full", "train.optim=adamw_bf16", "model.dtype=bfloat16",
@@ -130,11 +131,12 @@ def together(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]
     }
     made = Together(folder, models, data)
     for name, (family, _, more) in ALIKE.items():
-        made.add(f"{name}-1", 1, *more, family=family)
+        made.add(f"{name}-1", 1, *more, "train.save_steps=4", family=family)
     for name, way in RUNS:
         ranks, _, parallel = way.partition("-")
         family, _, more = ALIKE[name]
-        made.add(f"{name}-{way}", int(ranks), *more, f"train.parallel={parallel}", family=family)
+        more = [*more, f"train.parallel={parallel}", "train.save_steps=4"]
+        made.add(f"{name}-{way}", int(ranks), *more, family=family)
     made.add("bf16-1", 1, *BF16)
     made.add("bf16-2", 2, *BF16, "train.parallel=fsdp2")
     for name, then in (("full", 4), ("lora-packed", 1)):  # begun in two processes

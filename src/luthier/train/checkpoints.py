@@ -282,7 +282,7 @@ class Checkpoints:
         elif is_sharded(self.model):
             raise UserError(
                 f"one process wrote {folder}, so several cannot go on from there with train.parallel "
-                "fsdp2: finish the run in one process, or choose another run.name to start over"
+                "fsdp2 or zero2: use ddp, or choose another run.name to start over"
             )
         else:
             self._load_whole(folder)
