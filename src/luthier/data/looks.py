@@ -76,8 +76,9 @@ class _Reader:
         self._lists |= {name for name, of in assigned.items() if all(map(self._is_list, of))}
         loops = [(_names(each.target), each.iter) for each in template.find_all(nodes.For)]
         others = {name for names, of in loops if not self._is_list(of) for name in names}
-        for macro in template.find_all((nodes.Macro, nodes.CallBlock)):
-            others.update(name for each in macro.args for name in _names(each))
+        bound = [each for macro in template.find_all(nodes.Macro) for each in macro.args]
+        bound += [each for block in template.find_all(nodes.CallBlock) for each in block.args]
+        others.update(name for each in bound for name in _names(each))
         known = {*given, *_NONE, "messages", "loop", "add_generation_prompt", "self"}
         self._taken = {name for names, _ in loops for name in names} | others
         self._turns = self._taken - others - known - assigned.keys()
@@ -176,7 +177,7 @@ class _Reader:
             return self._text(node.left) and self._text(node.right)
         if isinstance(node, nodes.CondExpr):
             truth = self._truth(node.test)
-            branches = [node.expr1] if truth is not False else []
+            branches: list[nodes.Expr | None] = [node.expr1] if truth is not False else []
             branches += [] if truth else [node.expr2]
             return self._is_sure(node.test) and all(
                 each is not None and self._text(each) for each in branches
