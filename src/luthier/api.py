@@ -659,6 +659,7 @@ def plan(
     price: float | None = None,
     sweep: int = 1,
     api_price: float | None = None,
+    capacity: bool = True,
     on_event: OnEvent = ignore,
     **changes: Mapping[str, Any],
 ) -> "Planned":
@@ -670,6 +671,8 @@ def plan(
         price: of the device, US dollars per hour.
         sweep: so many runs, for the cost.
         api_price: of a model behind an API, US dollars per million tokens.
+        capacity: whether to look for the largest micro-batch and row on each device, too; that
+            takes most of the time of a plan.
 
     Raises:
         UserError: the recipe, its data or the device is wrong.
@@ -679,7 +682,7 @@ def plan(
     runtime.prepare()
     target = find_target(gpu, memory, price=price)
     jobs = jobs_of_recipe(as_recipe(recipe, **changes), target, methods, on_event)
-    return plan_jobs(jobs, target, sweep, api_price, on_event)
+    return plan_jobs(jobs, target, sweep, api_price, on_event, capacity=capacity)
 
 
 def advise(**answers: Any) -> "Decision | Question":

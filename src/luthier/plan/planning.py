@@ -131,6 +131,7 @@ def plan_jobs(
     api_price: float | None = None,
     on_event: OnEvent = ignore,
     ranks: Sequence[Ranks] = (),
+    capacity: bool = True,
 ) -> Planned:
     """Simulate a step of each job and predict what it takes on ``target``.
 
@@ -138,6 +139,7 @@ def plan_jobs(
         sweep: number of runs that the cost covers.
         api_price: price of an API, US dollars per million tokens.
         ranks: processes to plan each job for, besides one.
+        capacity: whether to look for the largest micro-batch and row on each device, too.
 
     Raises:
         UserError: a model cannot be planned for; see ``simulate``.
@@ -164,7 +166,8 @@ def plan_jobs(
                 for planned in plan_ranks(job, steps, computing, each, target.device, framework)
             ]
         with during(f"looking for what fits, {name}", on_event):
-            fits[name] = capacities(job, devices)
+            if capacity:
+                fits[name] = capacities(job, devices)
             if not plans[-1].fits:
                 changes[name] = changes_to_fit(job, target.device)
     pays = {

@@ -155,7 +155,7 @@ def _devices() -> dict[str, str]:
 def _plan(recipe: Recipe, device: str) -> "Planned":
     from luthier.api import plan
 
-    return plan(recipe, gpu=None if device == _HERE else device)
+    return plan(recipe, gpu=None if device == _HERE else device, capacity=False)
 
 
 def _between(bounds: "tuple[float, float] | None", form: Callable[[float], str]) -> str:
