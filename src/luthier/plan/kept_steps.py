@@ -4,6 +4,7 @@ A step lies in ``steps`` in the cache, in a folder named after the code that sim
 the model's configuration, the method and the batch. Change any of it, and it is simulated anew.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -41,7 +42,7 @@ def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> St
     try:
         return Step(**json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):  # not there, or not whole
-        step = simulate(config, method, work)
+        step = simulate(copy.deepcopy(config), method, work)  # which changes it
     try:
         if not file.parent.exists():
             file.parent.mkdir(parents=True)
