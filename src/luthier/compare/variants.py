@@ -11,7 +11,7 @@ import yaml
 
 from luthier.errors import UserError
 from luthier.recipe import METHOD_DEFAULTS, MethodName, Recipe
-from luthier.recipe.groups import PREFERENCE_RATES
+from luthier.recipe.groups.objective import PREFERENCE_RATES
 
 
 @dataclass(frozen=True)

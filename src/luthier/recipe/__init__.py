@@ -1,21 +1,13 @@
 """The recipe: the one object that says everything about a run."""
 
-from luthier.recipe.groups import (
-    COLUMN_NAMES,
-    METHOD_DEFAULTS,
-    METRICS,
-    OBJECTIVES,
-    DataGroup,
-    EvaluateGroup,
-    KernelsGroup,
-    MethodGroup,
-    MethodName,
-    ModelGroup,
-    ObjectiveGroup,
-    ReplayGroup,
-    RunGroup,
-    TrainGroup,
-)
+from luthier.recipe.groups.data import COLUMN_NAMES, DataGroup, ReplayGroup
+from luthier.recipe.groups.evaluate import METRICS, EvaluateGroup
+from luthier.recipe.groups.kernels import KernelsGroup
+from luthier.recipe.groups.method import METHOD_DEFAULTS, MethodGroup, MethodName
+from luthier.recipe.groups.model import ModelGroup
+from luthier.recipe.groups.objective import OBJECTIVES, ObjectiveGroup
+from luthier.recipe.groups.run import RunGroup
+from luthier.recipe.groups.train import TrainGroup
 from luthier.recipe.reading import (
     as_recipe,
     load_recipe,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from luthier.recipe.groups import METHOD_DEFAULTS
+from luthier.recipe.groups.method import METHOD_DEFAULTS
 from luthier.recipe.schema import Recipe
 
 SCHEMA_PATH = Path(str(files("luthier.recipe"))).absolute() / "recipe.schema.json"

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from luthier.errors import UserError
-from luthier.recipe.groups import METHOD_DEFAULTS
+from luthier.recipe.groups.method import METHOD_DEFAULTS
 from luthier.recipe.messages import nearest_key
 from luthier.recipe.schema import Recipe, groups, known_keys
 

@@ -17,24 +17,20 @@ from luthier.credentials import holds_secret
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe.changes import Changes, merge
-from luthier.recipe.groups import (
-    METHOD_DEFAULTS,
-    METRICS,
+from luthier.recipe.groups.data import DataGroup
+from luthier.recipe.groups.evaluate import METRICS, EvaluateGroup
+from luthier.recipe.groups.group import Group
+from luthier.recipe.groups.kernels import KernelsGroup
+from luthier.recipe.groups.method import METHOD_DEFAULTS, MethodGroup
+from luthier.recipe.groups.model import ModelGroup
+from luthier.recipe.groups.objective import (
     OBJECTIVES,
     PREFERENCE_DEFAULTS,
     PREFERENCE_RATES,
-    REPORTS,
-    WARMUP_RATIO,
-    DataGroup,
-    EvaluateGroup,
-    Group,
-    KernelsGroup,
-    MethodGroup,
-    ModelGroup,
     ObjectiveGroup,
-    RunGroup,
-    TrainGroup,
 )
+from luthier.recipe.groups.run import RunGroup
+from luthier.recipe.groups.train import REPORTS, WARMUP_RATIO, TrainGroup
 from luthier.recipe.messages import explain_errors
 from luthier.recipe.names import check_names
 from luthier.recipe.schedules import check_phases, check_schedule

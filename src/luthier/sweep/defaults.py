@@ -15,7 +15,7 @@ from luthier.records.sweep import Choice, Dimension, Span
 from luthier.sweep.space import ALPHA_RATIO, own_value
 
 # The rate matters most. Either way of the recipe's own, which is the published one of its method unless
-# it was set (recipe/groups.py): the published ones of LoRA and of full fine-tuning are 15 times apart.
+# it was set (recipe/groups/method.py): the published ones of LoRA and of full fine-tuning are 15 times apart.
 _RATE_FACTOR = 8.0
 _LONGER = 5 / 3  # the most epochs, over the recipe's own
 _WARMUP = 0.2

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.recipe.convert.conversion import Conversion
-from luthier.recipe.groups import REPORTS
+from luthier.recipe.groups.train import REPORTS
 from luthier.recipe.schedules import SCHEDULES, check_schedule
 
 NEVER = 1_000_000  # steps: later than any run ends, where both happen anyway

@@ -1,0 +1,28 @@
+"""The group `kernels`."""
+
+from pydantic import Field
+
+from luthier.recipe.groups.group import Group
+
+
+class KernelsGroup(Group):
+    """Fast paths of training. Each is exact; false runs the reference implementation instead."""
+
+    loss: bool = Field(
+        True, description="compute output head and loss in pieces, never all logits at once"
+    )
+    lora: bool = Field(True, description="compute frozen layer and adapter in one function")
+    attention: bool = Field(
+        True, description="attend within each packed row on its own, not under one large mask"
+    )
+    norm: bool = Field(True, description="keep only the input of an RMS norm for the backward pass")
+    gated: bool = Field(
+        True, description="keep only the inputs of SwiGLU and GeGLU for the backward pass"
+    )
+    rotary: bool = Field(
+        True, description="keep nothing of rotary embeddings for the backward pass"
+    )
+    triton: bool = Field(
+        True,
+        description="on an NVIDIA GPU, compute what the others name in one pass each, by kernels in Triton",
+    )
