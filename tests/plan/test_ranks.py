@@ -30,6 +30,9 @@ def test_bytes_are_those_of_zero_and_of_rings() -> None:
     assert traffic("ddp", 4000, 4000, 4, 2, 8).bytes == 6000
     assert traffic("fsdp2", 4000, 4000, 4, 2, 8).bytes == 8 * 9000
     assert traffic("zero2", 4000, 4000, 4, 2, 8).bytes == 9 * 3000
+    # What is outside of the layers is gathered once by FSDP2, since the loss needs it in between.
+    assert traffic("fsdp2", 4000, 4000, 4, 2, 1, outside=1000).bytes == 9000 - 750
+    assert traffic("zero3", 4000, 4000, 4, 2, 1, outside=1000).bytes == 9000
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -42,7 +45,9 @@ def test_only_what_trains_is_reduced(method: str) -> None:
         p.strategy: p.traffic.bytes for p in plan_ranks(planned, steps, None, Ranks(2), card, 0)
     }
     assert sent["ddp"] == sent["zero2"] == trained
-    assert sent["fsdp2"] == sent["zero3"] == largest.weights + trained / 2
+    table = 96 * planned.config.hidden_size * 4 * (1 if planned.config.tie_word_embeddings else 2)
+    assert sent["zero3"] == largest.weights + trained / 2
+    assert sent["fsdp2"] == sent["zero3"] - table / 2
     assert (trained == largest.adapter) == (method == "lora")
 
 

@@ -98,18 +98,25 @@ class RankPlan:
 
 
 def traffic(
-    strategy: Strategy, weights: int, trained: int, size: int, layers: int, micro_batches: int
+    strategy: Strategy,
+    weights: int,
+    trained: int,
+    size: int,
+    layers: int,
+    micro_batches: int,
+    outside: int = 0,
 ) -> Traffic:
     """What one of ``size`` ranks sends in a step of ``micro_batches`` micro-batches.
 
     ddp: one all-reduce of the gradients, in the last micro-batch. zero2: in each micro-batch gradients
     reduced to where their states are, and once the updated weights gathered. zero3 and fsdp2: in each micro-batch the
     weights of each layer are gathered for the forward and again for the backward pass, and its
-    gradients reduced to where they belong.
+    gradients reduced to where they belong; fsdp2 keeps what is outside of the layers in between.
 
     Args:
         weights: bytes of all of them, as they are stored.
         trained: bytes of those that train, and of their gradients.
+        outside: bytes of the weights outside of the layers: embedding and head.
     """
     if size == 1:
         return Traffic(0.0, 0)
@@ -120,7 +127,8 @@ def traffic(
     if strategy == "zero2":
         times = micro_batches + 1
         return Traffic(half * trained * times, (size - 1) * (layers + 1) * times)
-    sent = half * (2 * weights + trained) * micro_batches
+    gathered = 2 * weights - (outside if strategy == "fsdp2" else 0)
+    sent = half * (gathered + trained) * micro_batches
     return Traffic(sent, 3 * (size - 1) * (layers + 1) * micro_batches)
 
 
@@ -156,16 +164,22 @@ def plan_ranks(
         computing: seconds of a step on one device, least and most.
     """
     largest, typical = steps
-    layers = max(1, int(getattr(job.config.get_text_config(), "num_hidden_layers", 1)))
+    config = job.config.get_text_config()
+    layers = max(1, int(getattr(config, "num_hidden_layers", 1)))
+    trained = trained_dtype(job.optim)
+    stored = trained if job.method.name == "full" else job.dtype
+    tables = 1 if config.tie_word_embeddings else 2
+    outside = tables * config.vocab_size * config.hidden_size * stored.itemsize
     tokens = sum(job.typical) * job.gradient_accumulation_steps * ranks.size
     for strategy in strategies:
         sent = traffic(
             strategy,
             typical.weights,
-            typical.trainable * trained_dtype(job.optim).itemsize,
+            typical.trainable * trained.itemsize,
             ranks.size,
             layers,
             job.gradient_accumulation_steps,
+            outside,
         )
         sending = sent.seconds(ranks)
         step: Range | None = None
