@@ -1,6 +1,8 @@
 """Several processes on paper: the published formulas, and what follows from them."""
 
+import itertools
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -105,3 +107,12 @@ def test_the_command_plans_for_ranks(cli: Any) -> None:
     assert {each["ranks"] for each in ranks} == {16}
     refused = cli(*line, "--nodes", "2")
     assert "--nodes needs --nproc" in refused.stderr
+
+
+def test_scaling_is_drawn(cli: Any) -> None:
+    line = ["plan", "--model", "gpt2", "--method", "lora", "--seq-len", "64", "--gpu", "h100"]
+    drawn = cli(*line, "--scaling").stdout
+    bars = re.findall(r"^ *(\w+) +([▁-█]{11}) +([▁-█]{11}) *$", drawn, re.M)
+    assert [strategy for strategy, *_ in bars] == [*STRATEGIES]
+    assert all(least[0] == most[0] == "█" for _, least, most in bars)  # one sends nothing
+    assert all(a >= b for _, least, _ in bars for a, b in itertools.pairwise(least))

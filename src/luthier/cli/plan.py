@@ -264,9 +264,8 @@ def _show_ranks(method: str, found: "list[RankPlan]") -> None:
         "GiB a rank",
         "sent a step",
         "sending",
-        "computing",
         "step",
-        "tokens/s",
+        "thousand tokens/s",
     ):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")
     table.add_column("of ideal", justify="right", overflow="fold")
@@ -279,17 +278,37 @@ def _show_ranks(method: str, found: "list[RankPlan]") -> None:
             f"{plan.peak / 2**30:,.1f}" + ("" if plan.fits else " [red]no"),
             _size(round(plan.traffic.bytes)),
             "unknown" if plan.sending is None else f"{plan.sending:,.3f} s",
-            _range(plan.computing, "{:,.3f} s"),
             _range(plan.step, "{:,.3f} s"),
-            _range(plan.tokens_per_second, "{:,.0f}"),
+            _thousands(plan.tokens_per_second),
             _range(plan.efficiency, "{:.0%}"),
         )
     out.print(table)
+    if len({plan.ranks for plan in found}) > 2:
+        _draw_efficiency(found)
     out.print(
-        "by ring formulas (docs/plan.md): the least step hides all sending behind computing, the "
-        "most hides none. `luthier train --nproc` runs DDP, ZeRO-2 and FSDP2 by train.parallel",
+        f"computing takes {_range(found[0].computing, '{:,.3f} s')} of each step. By ring formulas "
+        "(docs/plan.md): the least step hides all sending behind computing, the most hides none. `luthier train --nproc` runs DDP, ZeRO-2 and FSDP2 by train.parallel",
         style="dim",
     )
+
+
+def _draw_efficiency(found: "list[RankPlan]") -> None:
+    """Bars of the share of the ideal speed by number of ranks, a row for each strategy."""
+    table = Table("", "no sending hidden", "all of it", box=None, padding=(0, 2))
+    for strategy in dict.fromkeys(plan.strategy for plan in found):
+        shares = [plan.efficiency for plan in found if plan.strategy == strategy]
+        table.add_row(strategy, *("".join(_bar(s and s[end]) for s in shares) for end in (0, 1)))
+    sizes = sorted({plan.ranks for plan in found})
+    out.print(f"of the ideal speed, {sizes[0]:,} to {sizes[-1]:,} ranks; a full bar is all of it")
+    out.print(table)
+
+
+def _thousands(tokens: "Range | None") -> str:
+    return _range(tokens and (tokens[0] / 1e3, tokens[1] / 1e3), "{:,.0f}")
+
+
+def _bar(share: float | None) -> str:
+    return "?" if share is None else "▁▂▃▄▅▆▇█"[min(7, int(8 * share))]
 
 
 def _show_changes(method: str, tried: "list[Change]", device: "Accelerator") -> None:
