@@ -1,13 +1,14 @@
 """Templates that insert contents: the text joined of a skeleton is the one that they render."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from families import CHAT_FAMILIES, QWEN3, make_tokenizer
 from jinja2 import nodes
 from transformers.utils import chat_template_utils
 
-from luthier.data import spans
+from luthier.data import spans, template
 from luthier.data.looks import Looks, looks_of
 from luthier.data.skeleton import Skeleton, stand_in
 from luthier.data.template import render
@@ -176,6 +177,21 @@ def test_a_filled_skeleton_is_the_rendering(name: str) -> None:
                     assert skeleton.fill(contents) == rendered(roles, contents, ask)
                     compared += "Error" not in written
     assert compared > 20
+
+
+def test_what_was_read_wrongly_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first rows are rendered in full, too; where they differ, all are from then on."""
+    shown = "{{ m.content if 'x' in m.content else m.content|upper }}"
+    source = f"{{% for m in messages %}}[{shown}]{{% endfor %}}"
+    tokenizer = make_tokenizer(replace(CHAT_FAMILIES["chatml"], template=source))
+    monkeypatch.setattr(template, "looks_of", lambda *_: Looks())
+    for _ in range(2):
+        for content, written in (("xa", "[xa]"), ("ab", "[AB]")):
+            turns = [{"role": "user", "content": content}]
+            assert render(tokenizer, turns, add_generation_prompt=False) == written
+    assert "run in full" in caplog.text
 
 
 @pytest.mark.parametrize("body", LOOKING)

@@ -7,7 +7,9 @@ What is trained is the template's own rendering, and the same template answers a
 import datetime
 import hashlib
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +28,8 @@ from luthier.data.skeleton import Skeleton, stand_in
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe import DataGroup
+
+log = logging.getLogger(__name__)
 
 # The prompt of Stanford Alpaca (Taori et al. 2023), multi-turn by repetition.
 ALPACA_TEMPLATE = """\
@@ -201,6 +205,9 @@ def _nothing_but_text(turn: Message) -> bool:
 
 
 _TEXTS = frozenset(["role", "content", "input"])
+_CHECKED = (
+    32  # rows of a sequence of roles that are rendered in full, too, before skeletons are trusted
+)
 
 
 @dataclass(frozen=True)
@@ -211,12 +218,24 @@ class _Plain:
     tokens: dict[str, str]
     looks: Looks | None
     skeletons: dict[tuple[object, ...], Skeleton | None] = field(default_factory=dict)
+    checked: Counter[tuple[object, ...]] = field(default_factory=Counter)
 
     def render(self, turns: list[Message], ask: bool) -> str:
         skeleton = self._skeleton(turns, ask)
-        if skeleton is not None:
-            return skeleton.fill([turn["content"] for turn in turns])
-        return self._run(turns, ask)
+        if skeleton is None:
+            return self._run(turns, ask)
+        filled = skeleton.fill([turn["content"] for turn in turns])
+        shape = _shape(turns, ask)
+        if self.checked[shape] == _CHECKED:
+            return filled
+        self.checked[shape] += 1
+        whole = self._run(turns, ask)
+        if whole != filled:
+            log.warning(
+                "the template does more with contents than was read in it; it is run in full"
+            )
+            self.skeletons[shape] = None
+        return whole
 
     def place(self, turns: list[Message], index: int, size: int) -> tuple[int, int] | None:
         """Where the content of turn ``index`` is; None where the roles alone do not say it."""
@@ -228,7 +247,7 @@ class _Plain:
     def _skeleton(self, turns: list[Message], ask: bool) -> Skeleton | None:
         if self.looks is None or not all(self.looks.pass_over(turn["content"]) for turn in turns):
             return None
-        shape = (ask, *(turn["role"] for turn in turns))
+        shape = _shape(turns, ask)
         if shape not in self.skeletons:
             stand_ins = [{**turn, "content": stand_in(index)} for index, turn in enumerate(turns)]
             passed = all(self.looks.pass_over(turn["content"]) for turn in stand_ins)
@@ -243,6 +262,10 @@ class _Plain:
                 lambda: self.compiled.render(messages=turns, add_generation_prompt=ask, **given)
             )
         )
+
+
+def _shape(turns: list[Message], ask: bool) -> tuple[object, ...]:
+    return (ask, *(turn["role"] for turn in turns))
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
