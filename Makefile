@@ -10,7 +10,7 @@ demo: $(READY)  ## fine-tune the real small model on the text-to-SQL task, show 
 	$(BIN)/luthier demo
 
 test: lint  ## lint, then every test, a process a core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 # Files that should take little time (see CONTRIBUTING.md); the rest is `make test`.
 QUICK := $(addprefix tests/,advise data demo/test_task.py evaluate/test_gate.py evaluate/test_sql.py \
