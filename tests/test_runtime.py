@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import UserError
-from luthier.runtime import World, peak_memory, world
+from luthier.runtime import World, peak_memory, threads_in_words, world
 
 OURS = (
     "OMP_WAIT_POLICY",
@@ -159,3 +159,11 @@ def test_peak_memory_never_falls() -> None:
     assert during - before >= 2**26
     del held
     assert peak_memory() >= during
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_threads_are_counted_in_words(
+    count: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: count)
+    assert threads_in_words() == words

@@ -132,6 +132,14 @@ def world() -> World:
     return World(rank, local_rank, size)
 
 
+def threads_in_words() -> str:
+    """How many threads a matrix product takes on a CPU, as ``1 thread`` or ``2 threads``."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{count} thread" if count == 1 else f"{count} threads"
+
+
 def peak_memory() -> int:
     """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
     import torch

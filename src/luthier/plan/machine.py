@@ -4,6 +4,7 @@ import psutil
 import torch
 
 from luthier.plan.catalogues import Accelerator, card_named
+from luthier.runtime import threads_in_words
 
 # What a process holds besides tensors. On CUDA: the context and the libraries' workspaces, by
 # experience 0.5 to 1 GiB; not measured here, for want of a GPU. On a CPU: interpreter and libraries,
@@ -28,7 +29,7 @@ def this_machine() -> Accelerator:
         return _cuda()
     total = psutil.virtual_memory().total
     return Accelerator(
-        name=f"this machine (cpu, {torch.get_num_threads()} threads)",
+        name=f"this machine (cpu, {threads_in_words()})",
         memory=round(total / 2**30, 1),
         is_cpu=True,
     )

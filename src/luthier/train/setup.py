@@ -28,6 +28,7 @@ from luthier.models.new_tokens import add_tokens
 from luthier.models.source import ResolvedModel, resolve
 from luthier.recipe import Recipe
 from luthier.records import Provenance
+from luthier.runtime import threads_in_words
 
 # Paging moves optimiser state between GPU and host memory; without a GPU there is nothing to page.
 _UNPAGED = {"paged_adamw_8bit": "adamw_8bit", "paged_adamw_32bit": "adamw_torch_fused"}
@@ -58,7 +59,7 @@ class Setup:
         """The GPU's name, or ``cpu`` with its number of threads."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return f"{self.device.type}, {torch.get_num_threads()} threads"
+        return f"{self.device.type}, {threads_in_words()}"
 
     @property
     def dtype_name(self) -> str:

@@ -134,7 +134,7 @@ class PlanView:
                 with ui.element("div").classes("fact"):
                     ui.label(name).classes("soft small")
                     ui.label(value).classes("value")
-        ui.label(f"times rest on: {plan.basis}").classes("soft small")
+        ui.label(f"times are {plan.basis}").classes("soft small")
         changes = found.changes.get(plan.method, [])
         if changes and changes[-1].fits:
             for change in changes:

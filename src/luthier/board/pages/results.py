@@ -221,7 +221,7 @@ def show_plan(plan: Plan, measured: Measured | None) -> None:
                 _rounded,
             )
         )
-    with card("Plan against measured", f"planned for {plan.device}; times rest on: {plan.basis}"):
+    with card("Plan against measured", f"planned for {plan.device}; times are {plan.basis}"):
         for name, planned, real, said in rows:
             most = max(planned, real or 0.0) or 1.0
             error = "" if real is None or not real else f" ({planned / real - 1:+.0%})"
