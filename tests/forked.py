@@ -1,9 +1,10 @@
 """The command line in processes that are forked from one that has only imported it.
 
-    python tests/forked.py
+    python tests/forked.py [PACKAGE…]
 
 reads requests from stdin, one JSON object a line, and answers each with an exit code. Most of a short
-command's time are the imports of torch and Transformers; here they are paid for once.
+command's time are the imports of torch and Transformers; here they are paid for once. The packages named
+are as if they were not installed.
 """
 
 import json
@@ -13,7 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ _OF_A_TEST = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
 
 
 class Forked:
-    """A process that has done nothing but import, and forks one for each command."""
+    """A process that has done nothing but import, and forks one for each command.
 
-    def __init__(self) -> None:
+    Args:
+        missing: packages that it finds not to be installed.
+    """
+
+    def __init__(self, missing: Collection[str] = ()) -> None:
+        self.missing = sorted(missing)
         self.env = {**os.environ, "COLUMNS": "100"}
         self.limits = _limits()
         self.process: subprocess.Popen[str] | None = None
@@ -38,7 +44,7 @@ class Forked:
     ) -> "subprocess.CompletedProcess[str]":
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, __file__, *self.missing],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -75,6 +81,7 @@ def _limits() -> tuple[int, int]:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")  # whatever is printed goes elsewhere
     os.dup2(2, 1)
+    sys.modules.update(dict.fromkeys(sys.argv[1:]))  # type: ignore[arg-type]
     from luthier import runtime
 
     runtime.prepare()

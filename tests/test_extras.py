@@ -1,15 +1,13 @@
 """What works without the extras, and the sentence where one is missing."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from helpers import write_rows
 
 import luthier
@@ -34,20 +32,14 @@ IMPORTED = {
 OPTIONAL = set().union(*IMPORTED.values())
 
 
-def without_extras(*args: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """`luthier ARGS…` where no extra is installed."""
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))\n"
-        "from luthier.cli.main import main; main()"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "COLUMNS": "200"},
-    )
+@pytest.fixture(scope="module")
+def without_extras() -> Iterator[Forked]:
+    """`luthier` where no extra is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        forked = Forked(missing=OPTIONAL)
+        yield forked
+        forked.close()
 
 
 def needs(path: Path) -> Iterator[tuple[str, set[str]]]:
@@ -77,27 +69,27 @@ def test_each_need_names_the_extra_that_installs_its_packages() -> None:
         assert packages <= IMPORTED[extra]
 
 
-def test_the_core_starts_without_the_extras(tmp_path: Path) -> None:
-    done = without_extras("--help", cwd=tmp_path)
+def test_the_core_starts_without_the_extras(without_extras: Forked, tmp_path: Path) -> None:
+    done = without_extras.run(["--help"], "", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "serve" in done.stdout
 
 
 def test_training_and_all_that_follows_need_no_extra(
-    make_recipe: Callable[..., Recipe], tmp_path: Path
+    without_extras: Forked, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(make_recipe("train.max_steps=2").to_yaml(), encoding="utf-8")
     run = tmp_path / "runs" / "run"
     for args in (
-        ("train", recipe),
-        ("generate", run, "--prompt", "Repeat 3", "--max-new-tokens", "4"),
-        ("evaluate", run, "--no-probe"),
-        ("export", run, "--to", "safetensors", "--out", tmp_path / "folder"),
+        ["train", str(recipe)],
+        ["generate", str(run), "--prompt", "Repeat 3", "--max-new-tokens", "4"],
+        ["evaluate", str(run), "--no-probe"],
+        ["export", str(run), "--to", "safetensors", "--out", str(tmp_path / "folder")],
     ):
-        done = without_extras(*args, cwd=tmp_path)
+        done = without_extras.run(args, "", tmp_path)
         assert done.returncode == 0, (args, done.stdout, done.stderr)
-    done = without_extras("export", run, "--to", "gguf", cwd=tmp_path)
+    done = without_extras.run(["export", str(run), "--to", "gguf"], "", tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == (
         "error: luthier export --to gguf needs the extra 'export': pip install 'luthier[export]'"
@@ -134,7 +126,7 @@ def test_training_and_all_that_follows_need_no_extra(
     ],
 )
 def test_a_missing_extra_is_one_sentence(
-    args: tuple[str, ...], sentence: str, tmp_path: Path
+    args: tuple[str, ...], sentence: str, without_extras: Forked, tmp_path: Path
 ) -> None:
     (tmp_path / "docs").mkdir()
     write_rows(tmp_path / "docs" / "a.jsonl", [{"text": "a"}])
@@ -142,5 +134,5 @@ def test_a_missing_extra_is_one_sentence(
     (tmp_path / "rows.xlsx").write_bytes(b"PK")
     recipe = "model: {source: model.gguf}\ndata: {train: docs/a.jsonl}\n"
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    done = without_extras(*args, cwd=tmp_path)
+    done = without_extras.run(args, "", tmp_path)
     assert (done.returncode, done.stderr.strip()) == (2, f"error: {sentence}")
