@@ -67,6 +67,13 @@ def test_scores_are_those_of_the_likelihoods(
     task: Path, make_recipe: Callable[..., Recipe], train: Callable[..., Run], tiny_model: Path
 ) -> None:
     run = train(make_recipe("train.learning_rate=3e-2", "evaluate.max_rows=0"))
+    # On the same run: tasks that are not there.
+    for name, message in (
+        ("nowhere.yaml", "no task file nowhere.yaml"),
+        ("no_such_task", "lm-eval cannot run no_such"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_run(run, tasks=[name])
     found = evaluate_run(run, tasks=[str(task)]).tasks["choices acc"]
     base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     expected = likeliest(base, tiny_model)
@@ -79,9 +86,12 @@ def test_scores_are_those_of_the_likelihoods(
     assert found.test.verdict in ("better", "no evidence", "worse")
 
 
-def test_from_the_command_line(task: Path, recipe_file: Path, cli: Cli) -> None:
-    assert cli("train", recipe_file).returncode == 0
-    run = Run(recipe_file.parent / "runs/run")
+def test_from_the_command_line(
+    task: Path, make_recipe: Callable[..., Recipe], train: Callable[..., Run], cli: Cli
+) -> None:
+    short = ("train.max_steps=1", "train.warmup_ratio=0", "evaluate.max_rows=2")
+    run = train(make_recipe(*short, "evaluate.max_new_tokens=4", "evaluate.metrics=[exact_match]"))
+    run.trust()
     done = cli("evaluate", run.root, "--lm-eval", task, "--lm-eval-limit", "5", "--samples", "0")
     assert done.returncode == 0, done.stderr
     assert "choices acc" in done.stdout
@@ -91,15 +101,3 @@ def test_from_the_command_line(task: Path, recipe_file: Path, cli: Cli) -> None:
     assert "On public tasks" in render_report(run)
     (check,) = check_gate(evaluation, least=["choices acc=1.1"])
     assert not check.passed
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("nowhere.yaml", "no task file nowhere.yaml"), ("no_such_task", "lm-eval cannot run no_such")],
-)
-def test_a_task_that_is_not_there(
-    name: str, message: str, make_recipe: Callable[..., Recipe], train: Callable[..., Run]
-) -> None:
-    run = train(make_recipe("evaluate.max_rows=0"))
-    with pytest.raises(UserError, match=message):
-        evaluate_run(run, tasks=[name])
