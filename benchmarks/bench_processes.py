@@ -96,6 +96,7 @@ def main() -> None:
             alone.setdefault(what, speed)
             ratio = f"{speed / alone[what]:.2f}"
             table.add_row(what, parallel if count > 1 else "", str(count), f"{speed:,.0f}", ratio)
+            print(f"{what}, {parallel}, {count}: {speed:,.0f} tokens/s", flush=True)
         Console().print(table)
 
 
