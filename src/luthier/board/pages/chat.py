@@ -251,9 +251,8 @@ class _Chat:
         if path.is_file():
             with self.kept:
                 count = path.read_bytes().count(b"\n")
-                ui.link(
-                    f"{count:,} preferences so far, as rows for preference training", "/preferences"
-                )
+                said = f"{count:,} preference{'' if count == 1 else 's'} so far"
+                ui.link(f"{said}, as rows for preference training", "/preferences")
 
 
 class _Stopped(Exception):
