@@ -15,7 +15,7 @@ TUNES = ["--metric", "--budget", "--tasks", "one", "--few-shot", "not_enough", "
 METHOD = ["--prompts-exhausted", "--model", "smollm2-135m", "--gpu-memory", "0"]
 
 
-def test_a_recipe_comes_out_and_is_read_back(cli: Cli, tmp_path: Path) -> None:
+def test_a_recipe_comes_out_and_is_read_back(cli: Cli, narrow_model: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Number {n}?", "completion": f"It is {n}."} for n in range(1200)]
     data = write_rows(tmp_path / "my.jsonl", rows)
     given = [*TUNES, *METHOD, "--priority", "balanced", "--data", str(data)]
@@ -26,7 +26,10 @@ def test_a_recipe_comes_out_and_is_read_back(cli: Cli, tmp_path: Path) -> None:
     recipe = load_recipe(tmp_path / "out.yaml")
     assert recipe.method.name == "lora"
     assert recipe.train_files == [str(data)]
-    planned = cli("plan", "out.yaml", "--json", cwd=tmp_path)
+    # Of a model with a tenth of the layers.
+    planned = cli(
+        "plan", "out.yaml", "--set", f"model.source={narrow_model}", "--json", cwd=tmp_path
+    )
     assert planned.returncode == 0, planned.stderr
 
 

@@ -94,7 +94,7 @@ def test_the_commands_of_the_data_guide(
 
 
 def test_the_commands_of_the_plan_guide(cli: Cli, narrow_model: Path, tmp_path: Path) -> None:
-    """Word for word, but that plans are of a model with a tenth of the named one's layers."""
+    """Word for word, but that plans are of a narrow model of three layers."""
     rows = [{"prompt": f"Number {n}?", "completion": f"It is {n}."} for n in range(1200)]
     write_rows(tmp_path / "my.jsonl", rows)
     typed = commands("docs/plan.md")
@@ -102,10 +102,11 @@ def test_the_commands_of_the_plan_guide(cli: Cli, narrow_model: Path, tmp_path: 
     for line in typed:
         if "--calibrate" not in line:  # has a test of its own, and would time a busy machine
             if line[0] == "plan":
-                line = [str(narrow_model) if part == "smollm2-135m" else part for part in line]
+                named = ("smollm2-135m", "llama-3.1-8b")
+                line = [str(narrow_model) if part in named else part for part in line]
                 recipe = (tmp_path / "my.yaml").read_text("utf-8")
                 (tmp_path / "my.yaml").write_text(
-                    recipe.replace("source: smollm2-135m", f"source: {narrow_model}"), "utf-8"
+                    recipe.replace('source: "smollm2-135m"', f"source: {narrow_model}"), "utf-8"
                 )
             done = cli(*line, cwd=tmp_path)
             assert done.returncode == 0, (line, done.stderr)

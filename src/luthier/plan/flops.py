@@ -7,8 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from luthier.plan.live import DEVICE, device_of
+
 # Reserve or rename memory and touch none of it.
-_FREE = {"prim::device", "aten::_unsafe_view", "aten::empty_like", "aten::empty.memory_format"}
+_FREE = {"aten::_unsafe_view", "aten::empty_like", "aten::empty.memory_format"}
 IN_PLACE = {"aten::addmm_": torch.ops.aten.addmm}
 # Products of batches of matrices are those of attention, one a head.
 _BATCHED = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
@@ -44,6 +46,8 @@ class CountWork(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is DEVICE:
+            return device_of(args[0])
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.name()

@@ -8,6 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+DEVICE = torch.ops.prim.device.default  # half of what fake tensors dispatch
+
+
+def device_of(tensor: Any) -> torch.device:
+    """What ``DEVICE`` answers, asked of the tensor itself and of no mode between."""
+    device: torch.device = type(tensor).__torch_dispatch__(DEVICE, (), (tensor,))
+    return device
+
 
 def _inner_bytes(operation: str, args: tuple[Any, ...]) -> int:
     """What an operation allocates inside and frees before it returns, where that is much.
@@ -67,6 +75,8 @@ class LiveStorage(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is DEVICE:
+            return device_of(args[0])
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
