@@ -163,18 +163,32 @@ def start(recipe_file: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_same_command_goes_on(
-    number: signal.Signals, recipes: Callable[..., Recipe], tmp_path: Path
-) -> None:
-    def recipe(name: str) -> Recipe:
-        made = recipes("lora", f"{name}-{number.name}")
+@pytest.fixture(scope="module")
+def longer(recipes: Callable[..., Recipe]) -> Callable[[str], Recipe]:
+    def make(name: str) -> Recipe:
+        made = recipes("lora", name)
         made.train.max_steps, made.train.save_steps = 120, 100
         return made
 
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole_longer(longer: Callable[[str], Recipe]) -> Run:
+    recipe = longer("whole-longer")
+    run = claim_run(recipe, "x")
+    fit(recipe, run)
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: signal.Signals, longer: Callable[[str], Recipe], whole_longer: Run, tmp_path: Path
+) -> None:
+    recipe = longer(f"stopped-{number.name}")
     file = tmp_path / "recipe.yaml"
-    file.write_text(recipe("stopped").to_yaml())
-    run = claim_run(recipe("stopped"), "x")
+    file.write_text(recipe.to_yaml())
+    run = claim_run(recipe, "x")
     process = start(file)
     wait_for_step(run, 5)
     process.send_signal(number)
@@ -186,9 +200,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert 5 <= max(run.checkpoints()) < 120
     _, said = (resumed := start(file)).communicate(timeout=300)
     assert resumed.returncode == 0, said
-    reference = claim_run(recipe("reference"), "x")
-    fit(recipe("reference"), reference)
-    assert weights(run) == weights(reference)
+    assert weights(run) == weights(whole_longer)
 
 
 def test_killed_from_outside_at_no_chosen_moment(
