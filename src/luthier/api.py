@@ -455,9 +455,9 @@ def train(
         UserError: the recipe, the data or the machine does not allow it.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, and the same call resumes from it.
     """
+    runtime.prepare()
     from luthier.runs import train_run, train_run_together
 
-    runtime.prepare()
     full = as_recipe(recipe, **changes)
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     run = claim_run(full, stem)
@@ -487,9 +487,9 @@ def find_run(
         if base_model is None and not (path / "adapter_config.json").is_file():
             found = open_run(path)
         else:
+            runtime.prepare()
             from luthier.models.foreign import open_tuned
 
-            runtime.prepare()
             found = open_tuned(path, base_model, on_event)
     if trust:
         found.trust()
@@ -526,10 +526,10 @@ def evaluate(
         UserError: the run has not finished, or a row, a metric or the scale is wrong.
         Untrusted: the run is of someone else, and asks for what needs consent.
     """
+    runtime.prepare()
     from luthier.evaluate.before_after import evaluate_run
     from luthier.evaluate.report.page import write_report
 
-    runtime.prepare()
     found = find_run(run, base_model, trust, on_event)
     evaluation = evaluate_run(
         found,
@@ -572,12 +572,12 @@ def compare(
         UserError: a variant is wrong, or a run cannot begin.
         Interrupted: as ``train``.
     """
+    runtime.prepare()
     from luthier.compare.folder import ComparisonFolder
     from luthier.compare.methods import compare_methods
     from luthier.compare.page import write_methods
     from luthier.compare.variants import make_variants
 
-    runtime.prepare()
     folder = Path(out)
     grid = {key: list(values) for key, values in (vary or {}).items()}
     full = as_recipe(recipe, **changes)
@@ -629,9 +629,9 @@ def sweep(
         UserError: a key or value is wrong, or the recipe cannot be trained as it is.
         Interrupted: as ``train``.
     """
+    runtime.prepare()
     from luthier.sweep.sweep import ask, run_sweep
 
-    runtime.prepare()
     asked = ask(
         as_recipe(recipe, **changes),
         Path(recipe).stem if isinstance(recipe, str | Path) else "sweep",
@@ -677,9 +677,9 @@ def plan(
     Raises:
         UserError: the recipe, its data or the device is wrong.
     """
+    runtime.prepare()
     from luthier.plan.planning import find_target, jobs_of_recipe, plan_jobs
 
-    runtime.prepare()
     target = find_target(gpu, memory, price=price)
     jobs = jobs_of_recipe(as_recipe(recipe, **changes), target, methods, on_event)
     return plan_jobs(jobs, target, sweep, api_price, on_event, capacity=capacity)
@@ -723,11 +723,11 @@ def check_data(
     Raises:
         UserError: a source or the model cannot be read.
     """
+    runtime.prepare()
     from luthier.data.check.report import check_data as check
     from luthier.data.check.scan import TokenizerChoice
     from luthier.models.source import resolve
 
-    runtime.prepare()
     tokenizer = None
     if model is not None:
         folder = resolve(model, on_event=on_event).folder
@@ -759,10 +759,10 @@ def tokenize_data(
     Raises:
         UserError: the recipe or its data is wrong, or ``out`` cannot be written.
     """
+    runtime.prepare()
     from luthier.data.prepare import tokenize_into
     from luthier.train.setup import load_prepared_tokenizer, resolve_model
 
-    runtime.prepare()
     chosen = as_recipe(recipe, **changes)
     folder = resolve_model(chosen, on_event).folder
     tokenizer = load_prepared_tokenizer(chosen, folder, on_event=on_event).tokenizer
@@ -785,9 +785,9 @@ def load(
         UserError: the run has not finished, or a file of it is damaged.
         Untrusted: the run is of someone else, and asks for what needs consent.
     """
+    runtime.prepare()
     from luthier.models.tuned import load_tuned
 
-    runtime.prepare()
     return load_tuned(find_run(run, base_model, trust, on_event), adapter_scale, on_event)
 
 
@@ -817,6 +817,7 @@ def generate(
     Raises:
         UserError: a prompt is so long that no answer fits, or a sampling option does not exist.
     """
+    runtime.prepare()
     from contextlib import nullcontext
     from dataclasses import fields
 
@@ -859,10 +860,10 @@ def merge(
         UserError: the runs do not go together, or ``out`` exists.
         CheckFailed: what was merged answers otherwise than base and adapter.
     """
+    runtime.prepare()
     from luthier.export.merge import MergeOptions
     from luthier.export.merge import merge as merge_runs
 
-    runtime.prepare()
     several = [runs] if isinstance(runs, Run | Path | str) else runs
     found = [find_run(run, base_model, trust, on_event) for run in several]
     return merge_runs(found, Path(out), MergeOptions(**options), on_event)
@@ -888,9 +889,9 @@ def export(
     Raises:
         UserError: the model cannot be written in that form, or the folder exists.
     """
+    runtime.prepare()
     from luthier.export.export import export as export_run
 
-    runtime.prepare()
     found = find_run(run, base_model, trust, on_event)
     place = run if isinstance(run, Run) else Run(user_path(str(run)))
     folder = place.export_path(to) if out is None else Path(out)
