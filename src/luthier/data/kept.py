@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,7 +21,7 @@ from luthier.data.token_cache import definition
 from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.errors import UserError
 from luthier.events import Note
-from luthier.files import staged_folder, write_json
+from luthier.files import code_hash, staged_folder, write_json
 from luthier.models.pull import cache_folder
 from luthier.recipe import DataGroup, Recipe
 from luthier.records.data import DataReport
@@ -41,7 +40,7 @@ def sources_key(recipe: Recipe, encoder: Tokenizer, hashes: Mapping[str, str]) -
     """Of all that decides what ``recipe``'s files, with their ``hashes``, become."""
     data, objective = recipe.data.model_dump_json(), recipe.objective.learns_from
     chosen = [data, objective, recipe.train.seed, sorted(hashes.items())]
-    return _digest(_code(), json.dumps(chosen).encode(), definition(encoder))
+    return _digest(code_hash("data").encode(), json.dumps(chosen).encode(), definition(encoder))
 
 
 def split_hash(
@@ -49,7 +48,7 @@ def split_hash(
 ) -> str:
     """Of the lines of a split, by the hashes of its files, and of what makes token rows of them."""
     chosen = [sorted(hashes.items()), data.max_length, data.on_too_long, learns_from]
-    return _digest(_code(), json.dumps(chosen).encode(), definition(encoder))
+    return _digest(code_hash("data").encode(), json.dumps(chosen).encode(), definition(encoder))
 
 
 def find_split(key: str) -> Sides | None:
@@ -141,10 +140,3 @@ def _make_room() -> None:
 
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
-
-
-@cache
-def _code() -> bytes:
-    """Hash of what reads, splits and tokenises: another version may do it otherwise."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()

@@ -12,17 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-import luthier
 from luthier.data.token_cache import definition
 from luthier.data.tokens import Tokenizer
 from luthier.evaluate.store import key_of
 from luthier.events import OnEvent, during
-from luthier.files import sha256
+from luthier.files import code_hash, sha256
 from luthier.models.dtype import pick_device
 from luthier.models.pull import cache_folder
 from luthier.models.source import resolve
@@ -49,11 +47,6 @@ def base_name(run: Run, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -
         return None
     with during("looking for answers of the base that are kept", on_event):
         content = {file.name: sha256(file) for file in files}
-    code = hashlib.sha256()
-    ours = Path(luthier.__file__).parent
-    for package in ("data", "evaluate", "generate", "kernels", "models", "objectives"):
-        for file in sorted((ours / package).rglob("*.py")):
-            code.update(file.read_bytes())
     method = recipe.method
     stored = (method.name, method.bnb_4bit_quant_type, method.bnb_4bit_use_double_quant)
     device = pick_device()
@@ -66,7 +59,7 @@ def base_name(run: Run, tokenizer: PreTrainedTokenizerBase, on_event: OnEvent) -
         hashlib.sha256(definition(Tokenizer(tokenizer, "completions"))).hexdigest(),
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         [version(name) for name in ("torch", "transformers", "luthier")],
-        code.hexdigest(),
+        code_hash("data", "evaluate", "generate", "kernels", "models", "objectives"),
     )
 
 

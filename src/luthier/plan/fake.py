@@ -40,8 +40,9 @@ def meta_model(
     whole = method.name == "full"
     with torch.device("meta"):
         kind: Any = AutoModelForCausalLM
+        config = copy.deepcopy(config)  # a model changes its own
         if scores:
-            kind, config = AutoModelForSequenceClassification, copy.deepcopy(config)
+            kind = AutoModelForSequenceClassification
             config.num_labels = 1
         model: PreTrainedModel = kind.from_config(config, dtype=trained if whole else dtype)
         if method.name == "qlora":

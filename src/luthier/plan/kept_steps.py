@@ -4,7 +4,6 @@ A step lies in ``steps`` in the cache, in a folder named after the code that sim
 the model's configuration, the method and the batch. Change any of it, and it is simulated anew.
 """
 
-import copy
 import hashlib
 import json
 import logging
@@ -17,8 +16,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-import luthier
-from luthier.files import write_json
+from luthier.files import code_hash, write_json
 from luthier.models.pull import cache_folder
 from luthier.plan.simulate import Step, Workload, simulate
 from luthier.recipe import MethodGroup
@@ -42,7 +40,7 @@ def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> St
     try:
         return Step(**json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):  # not there, or not whole
-        step = simulate(copy.deepcopy(config), method, work)  # which changes it
+        step = simulate(config, method, work)
     try:
         if not file.parent.exists():
             file.parent.mkdir(parents=True)
@@ -56,9 +54,7 @@ def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> St
 @cache
 def _code() -> str:
     """A name for the code that simulates: all of ours, and the libraries."""
-    content = hashlib.sha256()
-    for file in sorted(Path(luthier.__file__).parent.rglob("*.py")):
-        content.update(file.read_bytes())
+    content = hashlib.sha256(code_hash().encode())
     for name in ("torch", "transformers", "peft", "bitsandbytes"):
         content.update(version(name).encode())
     return content.hexdigest()[:16]
