@@ -210,7 +210,7 @@ class _Chat:
             if pieces:
                 place.set_text("".join(pieces))
         answer = answering.result()
-        place.set_text(answer or "(nothing)")
+        place.set_text(answer if answer.strip() else "(nothing that can be seen)")
         return answer
 
     def _preferences(
