@@ -21,7 +21,7 @@ def test_a_step_is_simulated_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         asked.append(work)
         return simulate(config, method, work)
 
-    monkeypatch.setattr(kept_steps, "simulate", counted)
+    monkeypatch.setattr(kept_steps, "step_by_layers", counted)
     config, method = config_of("llama", 96), MethodGroup(lora_r=4)
     work = Workload([8, 5], 6, torch.float32, "adamw_torch_fused")
     first = step_of(config, method, work)

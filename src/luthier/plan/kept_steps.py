@@ -18,7 +18,8 @@ from transformers import PreTrainedConfig
 
 from luthier.files import code_hash, write_json
 from luthier.models.pull import cache_folder
-from luthier.plan.simulate import Step, Workload, simulate
+from luthier.plan.depth import step_by_layers
+from luthier.plan.simulate import Step, Workload
 from luthier.recipe import MethodGroup
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _KEPT = 90 * 24 * 3600.0  # seconds after which the steps of other code are dele
 
 
 def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> Step:
-    """What ``simulate`` says of them. Raises as it does."""
+    """What ``step_by_layers`` says of them. Raises as it does."""
     asked = {
         "config": config.to_dict(),
         "attention": config._attn_implementation,
@@ -40,7 +41,7 @@ def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> St
     try:
         return Step(**json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError):  # not there, or not whole
-        step = simulate(config, method, work)
+        step = step_by_layers(config, method, work)
     try:
         if not file.parent.exists():
             file.parent.mkdir(parents=True)

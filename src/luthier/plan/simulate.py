@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,6 +116,38 @@ class Step:
         return max(0, self.peak - stays - passing)
 
 
+Moment = tuple[str, *tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A step in pieces, each of which grows evenly with the number of layers.
+
+    Attributes:
+        figures: those of a ``Step`` that are no peaks.
+        before_head: bytes alive where the head begins.
+        peaks: most bytes alive by the piece of the step: ("forward", pass, n) before and in layer n, counted
+            from 1, ("backward", pass, n) after and in it, and what lies between those and the end.
+    """
+
+    figures: dict[str, int]
+    before_head: int
+    peaks: dict[Moment, int]
+
+    def step(self) -> Step:
+        phases = {
+            name: max((p for moment, p in self.peaks.items() if moment[0] == name), default=0)
+            for name in ("forward", "backward", "step")
+        }
+        return Step(
+            logits=phases["forward"] - self.before_head,
+            forward_peak=phases["forward"],
+            backward_peak=phases["backward"],
+            step_peak=phases["step"],
+            **self.figures,
+        )
+
+
 def simulate(
     config: PreTrainedConfig, method: MethodGroup, work: Workload, watch: Watch | None = None
 ) -> Step:
@@ -131,16 +164,23 @@ def simulate(
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
             a layer, or the model has an operation that cannot be simulated (experts in float32).
     """
+    return count(config, method, work, watch).step()
+
+
+def count(
+    config: PreTrainedConfig, method: MethodGroup, work: Workload, watch: Watch | None = None
+) -> Counted:
+    """What ``simulate`` makes its answer of; arguments and errors are the same."""
     if watch is None:
-        return _simulate(config, method, work, None)
+        return _count(config, method, work, None)
     triton = work.kernels.triton and switch.is_installed()
     with switch.simulated_gpu(triton), watch.of_triton():
-        return _simulate(config, method, work, watch)
+        return _count(config, method, work, watch)
 
 
-def _simulate(
+def _count(
     config: PreTrainedConfig, method: MethodGroup, work: Workload, watch: Watch | None
-) -> Step:
+) -> Counted:
     scores = work.objective.scores
     model = meta_model(config, method, work.dtype, trained_dtype(work.optim), work.tokens, scores)
     model.config.use_cache = False
@@ -167,8 +207,10 @@ def _simulate(
         load_peak = live.peak
         resident = live.live
         live.add(tables)
-        phases = _Phases(live, _objective(work, fast.head), watch)
+        phases = _Phases(live, _objective(work, fast.head), watch, work.optimizer_in_backward)
         _head(model).register_forward_pre_hook(phases.at_head)
+        for number, layer in enumerate(layers_of(model)):
+            layer.register_forward_pre_hook(partial(phases.at_layer, number))
         optimizer = _Planned(trained, phases.at_update)
         if work.optimizer_in_backward:
             step_in_backward(optimizer)
@@ -198,36 +240,58 @@ def _simulate(
     cast = [tensor.untyped_storage().nbytes() for kept in casts_of(model) for tensor in kept.kept()]
     resident += sum(cast)
     weights += sum(cast)
-    return Step(
-        weights=weights,
-        adapter=0 if method.name == "full" else sum(4 * p.numel() for p in trained) + sum(cast),
-        gradients=phases.gradients,
-        optimizer=resident - weights,
-        activations=phases.before_head - resident,
-        logits=phases.forward_peak - phases.before_head,
-        load_peak=load_peak,
-        forward_peak=phases.forward_peak,
-        backward_peak=phases.backward_peak,
-        step_peak=live.peak,
-        flops=counter.flops,
-        attention_flops=counter.attention_flops,
-        moved=counter.moved,
-        operations=counter.operations,
-        trainable=sum(p.numel() for p in trained),
-        parameters=total,
-        multiplied=multiplied,
+    phases.cut(("step",))
+    return Counted(
+        peaks=phases.peaks,
+        before_head=phases.before_head,
+        figures={
+            "weights": weights,
+            "adapter": 0
+            if method.name == "full"
+            else sum(4 * p.numel() for p in trained) + sum(cast),
+            "gradients": phases.gradients,
+            "optimizer": resident - weights,
+            "activations": phases.before_head - resident,
+            "load_peak": load_peak,
+            "flops": counter.flops,
+            "attention_flops": counter.attention_flops,
+            "moved": counter.moved,
+            "operations": counter.operations,
+            "trainable": sum(p.numel() for p in trained),
+            "parameters": total,
+            "multiplied": multiplied,
+        },
     )
 
 
 class _Phases:
-    """An objective, and a look at what is alive as the step passes from phase to phase."""
+    """An objective, and a look at what is alive as the step passes from piece to piece."""
 
-    def __init__(self, live: LiveStorage, objective: Objective, watch: Watch | None) -> None:
+    def __init__(
+        self, live: LiveStorage, objective: Objective, watch: Watch | None, in_backward: bool
+    ) -> None:
         self.live = live
         self.objective = objective
         self.watch = watch
         self.collate, self.count = objective.collate, objective.count
-        self.before_head = self.forward_peak = self.backward_peak = self.gradients = 0
+        self.before_head = self.gradients = self.passes = 0
+        self.is_forward = True
+        self.in_backward = in_backward  # updates are
+        self.peaks: dict[Moment, int] = {}
+
+    def cut(self, moment: Moment) -> None:
+        """End the piece of this name."""
+        self.peaks[moment] = max(self.peaks.get(moment, 0), self.live.peak)
+        self.live.restart_peak()
+
+    def at_layer(self, number: int, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self.is_forward:  # it is computed again
+            return
+        self.passes += number == 0
+        self.cut(("forward", self.passes, number))
+        if inputs and inputs[0].requires_grad:
+            moment: Moment = ("backward", self.passes, number)
+            inputs[0].register_hook(lambda _: self.cut(moment))
 
     def at_head(self, *_: Any) -> None:
         self.before_head = self.live.live
@@ -237,12 +301,12 @@ class _Phases:
             self.watch.counting = True
         found = self.objective.loss(model, batch)
         if self.watch is not None:
-            found[0].register_hook(self.in_backward)
-        self.forward_peak = self.live.peak
-        self.live.restart_peak()
+            found[0].register_hook(self.at_backward)
+        self.is_forward = False
+        self.cut(("forward",))
         return found
 
-    def in_backward(self, _: Tensor) -> None:
+    def at_backward(self, _: Tensor) -> None:
         """Have the watch stop counting once the backward is through."""
         Variable._execution_engine.queue_callback(self.stop_counting)
 
@@ -251,8 +315,9 @@ class _Phases:
         self.watch.counting = False
 
     def at_update(self, trained: Sequence[Tensor]) -> None:
-        self.backward_peak = max(self.backward_peak, self.live.peak)
-        self.live.restart_peak()
+        """All gradients are there, or the one that is used at once."""
+        if not self.in_backward:
+            self.cut(("backward",))
         storages = [p.grad.untyped_storage() for p in trained if p.grad is not None]
         self.gradients = sum({s._cdata: s.nbytes() for s in storages}.values())
 
@@ -290,6 +355,14 @@ def _check_rank(model: PreTrainedModel | PeftModel, method: MethodGroup) -> None
                 f"{name.removeprefix('base_model.model.')} ({module.in_features} x "
                 f"{module.out_features}), whose rank is {least} at most; use {least} or less"
             )
+
+
+def layers_of(model: nn.Module) -> Sequence[nn.Module]:
+    """The decoder's layers, in order; none where they are not in one list."""
+    body = inner(model)
+    number = body.config.get_text_config().num_hidden_layers
+    found = [m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
+    return list(found[0]) if len(found) == 1 else []
 
 
 def _head(model: nn.Module) -> Any:
