@@ -7,6 +7,7 @@ command's time are the imports of torch and Transformers; here they are paid for
 are as if they were not installed.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -88,6 +89,9 @@ def _serve() -> None:
     from luthier.cli.main import main
     from luthier.plan import calibrate, planning  # noqa: F401
     from luthier.train import fit  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        from rouge_score import rouge_scorer  # noqa: F401  # takes longer than a short evaluation
 
     for line in sys.stdin:
         pid = os.fork()

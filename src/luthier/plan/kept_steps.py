@@ -30,7 +30,7 @@ _KEPT = 90 * 24 * 3600.0  # seconds after which the steps of other code are dele
 def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> Step:
     """What ``step_by_layers`` says of them. Raises as it does."""
     asked = {
-        "config": config.to_dict(),
+        "config": {k: v for k, v in config.to_dict().items() if k != "_name_or_path"},
         "attention": config._attn_implementation,
         "method": method.model_dump(),
         "work": asdict(work)
