@@ -17,6 +17,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from luthier.files import code_hash, write_json
+from luthier.kernels.triton import switch
 from luthier.models.pull import cache_folder
 from luthier.plan.simulate import Step, Workload, simulate
 from luthier.recipe import MethodGroup
@@ -32,6 +33,7 @@ def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> St
         "config": config.to_dict(),
         "attention": config._attn_implementation,
         "method": method.model_dump(),
+        "triton": switch.is_installed(),
         "work": asdict(work)
         | {"kernels": work.kernels.model_dump(), "objective": work.objective.model_dump()},
     }
