@@ -126,7 +126,9 @@ def measure(who: str, folder: Path, method: MethodGroup, tokens: int) -> dict[st
 
 
 def planned(size: str, method: MethodGroup, tokens: int, recomputing: bool) -> Step:
-    work = Workload([tokens], tokens - 1, torch.bfloat16, OPTIM[method.name], recomputing)
+    work = Workload(
+        [tokens], tokens - 1, torch.bfloat16, OPTIM[method.name], recomputing, on_gpu=True
+    )
     return simulate(config_of(size), method, work)
 
 

@@ -58,6 +58,7 @@ def work_of(method: str, lengths: Sequence[int], recomputes: bool, triton: bool 
         OPTIM[method],
         recomputes,
         kernels=KernelsGroup(triton=triton),
+        on_gpu=True,
     )
 
 

@@ -186,7 +186,9 @@ def test_data_are_uploaded_and_a_plan_is_made_to_fit(
 
 def test_several_runs_answer_and_a_thumb_is_a_row(tab: Any, shown_runs: Path) -> None:
     tab.goto(f"{tab.root}/chat?run=first")
-    tab.get_by_label("Temperature").fill("2")  # first, so that it is there in time; no two answers are the same
+    tab.get_by_label("Temperature").fill(
+        "2"
+    )  # first, so that it is there in time; no two answers are the same
     tab.get_by_label("Longest answer, in tokens").fill("32")
     tab.get_by_role("combobox", name="Runs").click()
     tab.get_by_role("option", name=EVIL).click()

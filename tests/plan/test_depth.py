@@ -1,6 +1,7 @@
 """A deep model's step from two shallow ones, against the same step simulated whole: each figure is equal."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -47,11 +48,12 @@ def deep(family: str, layers: int = 12) -> PreTrainedConfig:
     [
         ("llama", LORA, Workload([24, 40], 32, BF16, "adamw_torch_fused")),
         ("llama", LORA, Workload([24, 40], 32, BF16, "adamw_torch_fused", True)),
-        ("llama", QLORA, Workload([9], 4, BF16, "paged_adamw_8bit", True)),
+        ("llama", QLORA, Workload([9], 4, BF16, "paged_adamw_8bit", True, on_gpu=True)),
         # The peak is in the first layer's backward, where gradients are all there, or in the last one's.
         ("llama", FULL, Workload([5], 4, F32, "sgd")),
         ("llama", FULL, Workload([300], 299, F32, "adamw_torch_fused")),
         ("llama", FULL, Workload([30], 20, BF16, "adamw_bf16", True, True)),
+        ("llama", FULL, Workload([30], 20, BF16, "adamw_torch", on_gpu=True)),
         ("gpt2", LORA, Workload([24, 40], 32, F32, "adamw_torch_fused")),
         ("gpt2", FULL, Workload([40], 39, F32, "adafactor", True)),
         ("qwen2", LORA, Workload([64], 32, F32, "adamw_torch_fused")),
@@ -67,8 +69,13 @@ def deep(family: str, layers: int = 12) -> PreTrainedConfig:
 def test_each_figure_is_that_of_the_whole_model(
     depths: list[int], family: str, method: MethodGroup, work: Workload
 ) -> None:
-    assert step_by_layers(deep(family), method, work) == simulate(deep(family), method, work)
+    found = asdict(step_by_layers(deep(family), method, work))
     assert depths == [4, 5]
+    # The norms of all gradients are one tensor, which a GPU's allocator rounds up to 512 bytes.
+    most = 512 if work.on_gpu else 0
+    whole = asdict(simulate(deep(family), method, work))
+    assert {key for key in whole if abs(found[key] - whole[key]) > most} == set()
+    assert {key for key in whole if found[key] != whole[key]} <= {"backward_peak", "step_peak"}
 
 
 def _other_types(config: PreTrainedConfig) -> None:

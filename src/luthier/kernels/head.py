@@ -202,8 +202,12 @@ class _HeadLosses(torch.autograd.Function):
 
 def piece_length(weight: Tensor) -> int:
     """Positions of a piece."""
-    budget = _PIECE["cuda" if is_gpu(weight.device) else "cpu"]
-    return max(1, budget // (4 * weight.shape[0]))
+    return positions_at_once(weight.shape[0], is_gpu(weight.device))
+
+
+def positions_at_once(words: int, on_gpu: bool) -> int:
+    """Whose logits over so many words there are at most."""
+    return max(1, _PIECE["cuda" if on_gpu else "cpu"] // (4 * words))
 
 
 def _summed(losses: Tensor, weight: Tensor) -> Tensor:
@@ -239,6 +243,7 @@ def in_pieces(
         piece = hidden[part]
         logits = nn.functional.linear(piece, compute, offset)
         of_piece, slopes = of_logits(logits, part, any(wanted))
+        del logits  # before the next ones are made
         found.append(of_piece)
         if slopes is None:
             continue
@@ -249,6 +254,7 @@ def in_pieces(
             torch.mm(slopes, compute, out=for_hidden[part])
         if for_weight is not None:
             for_weight += slopes.t() @ piece
+        del slopes
     return found, [for_hidden, for_weight, for_bias]
 
 

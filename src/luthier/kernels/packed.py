@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
@@ -69,7 +70,9 @@ def attend_packed(
     if window is not None and window >= longest:
         window = None
     grouped = query.shape[1] != key.shape[1]
-    if softcap is None and _is_for_flash(query, value):
+    # A simulated step has both keep the same: inputs, output, and a number for each query.
+    simulated = isinstance(query, FakeTensor) or query.is_meta
+    if simulated or (softcap is None and _is_for_flash(query, value)):
         # Flattened, not indexed: the gradient of an index is a tensor of noughts that it is copied into.
         of_query, of_key, of_value = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
         attended: Any = varlen_attn(

@@ -128,7 +128,14 @@ def _measure(sample: Sample, device: torch.device, dtype: torch.dtype) -> tuple[
     step = simulate(
         config,
         method,
-        Workload(lengths, supervised, dtype, optim, sample.gradient_checkpointing),
+        Workload(
+            lengths,
+            supervised,
+            dtype,
+            optim,
+            sample.gradient_checkpointing,
+            on_gpu=device.type == "cuda",
+        ),
     )
     model = _build(config, method, device, dtype)
     head = install(model, KernelsGroup()).head

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from luthier.kernels.head import positions_at_once
 from luthier.plan.catalogues import Accelerator
 from luthier.plan.estimate import memory_of
 from luthier.plan.job import Job
@@ -39,13 +40,25 @@ def capacities(job: Job, devices: Sequence[Accelerator]) -> list[Capacity]:
     is linear in tokens, but for a mask over pairs where a model needs one.
     """
     row = max(job.largest)
-    peaks = [job.step([tokens]).peak for tokens in _SIZES]
+    peaks = {}
+    for on_gpu in {not device.is_cpu for device in devices}:
+        there = replace(job, on_gpu=on_gpu)
+        sizes = _sizes(there)
+        peaks[on_gpu] = sizes, [there.step([tokens]).peak for tokens in sizes]
     found = []
     for device in devices:
-        fitting = _invert(_SIZES, peaks, device.bytes - framework_bytes(device))
+        room = device.bytes - framework_bytes(device)
+        fitting = _invert(*peaks[not device.is_cpu], room)
         longest = min(fitting // job.objective.together, job.positions or fitting)
         found.append(Capacity(device.name, fitting, fitting // row, longest))
     return found
+
+
+def _sizes(job: Job) -> list[int]:
+    """``_SIZES``, and where the head's first piece is full: from there on logits take no more memory."""
+    words = job.config.get_text_config().vocab_size
+    full = math.ceil(positions_at_once(words, job.on_gpu) / job.supervised)
+    return sorted({*_SIZES, full} if _SIZES[0] < full < _SIZES[-1] else _SIZES)
 
 
 def _invert(sizes: Sequence[int], peaks: Sequence[int], room: int) -> int:

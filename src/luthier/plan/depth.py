@@ -1,7 +1,8 @@
 """A step of a deep model, from those of two shallow ones.
 
 Layers that are alike add the same to every piece of a step: to its work, and to what is alive at each
-moment of it. So two models of few layers tell what one of many needs, exactly, in a fraction of the time.
+moment of it. So two models of few layers tell what one of many needs, in a fraction of the time: exactly, but
+for 512 bytes to which a GPU's allocator may round the norms of all gradients, one tensor.
 """
 
 import copy

@@ -1,12 +1,16 @@
 """Counting the work of whatever runs: floating-point operations, bytes moved, operations."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from luthier.kernels.triton import launch
 from luthier.plan.live import DEVICE, device_of
 
 # Reserve or rename memory and touch none of it.
@@ -20,6 +24,30 @@ _CPU_ATTENTION = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": (2, 0),
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": (5, 1),
 }
+# The same of a GPU's.
+_GPU_ATTENTION = {"torch_attn::_varlen_attn": 2, "torch_attn::_varlen_attn_backward": 5}
+
+
+def attention_on_gpu(name: str, args: tuple[Any, ...], lengths: Sequence[int]) -> int | None:
+    """Operations of a GPU's attention of packed rows, those of the scores that are seen; None for others."""
+    if name not in _GPU_ATTENTION:
+        return None
+    query = args[1] if name.endswith("backward") else args[0]
+    left = next((a[0] for a in args if isinstance(a, list) and len(a) == 2), -1)
+    window = left + 1 if left >= 0 else max(lengths)
+    # Of row i the first min(n, w) tokens see 1, 2, …, the others w.
+    full = ((min(n, window), max(0, n - window)) for n in lengths)
+    seen = sum(n * (n + 1) // 2 + more * window for n, more in full)
+    return int(2 * _GPU_ATTENTION[name] * query.shape[1] * query.shape[2] * seen)
+
+
+def moved_by_kernel(name: str, tensors: Sequence[Tensor]) -> int:
+    """Bytes that a kernel of Triton reads and writes, each tensor once."""
+    moved = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
+    if name == "_losses" or (name == "_drop" and tensors[0] is tensors[1]):
+        # In place: what is read is written, too.
+        moved += tensors[0].numel() * tensors[0].element_size()
+    return moved
 
 
 class CountWork(TorchDispatchMode):
@@ -28,6 +56,9 @@ class CountWork(TorchDispatchMode):
     PyTorch's own table says how many floating-point operations each takes. (Its counter follows
     modules besides, which keeps recomputed activations alive and so would spoil a count of memory.)
 
+    Args:
+        lengths: of the rows of the batch, where a GPU's attention is to be counted.
+
     Attributes:
         flops: two per multiply-add, matrix products and attention.
         attention_flops: the part of them that is attention.
@@ -35,9 +66,23 @@ class CountWork(TorchDispatchMode):
         operations: how many operations ran (views not counted).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lengths: Sequence[int] = ()) -> None:
         super().__init__()
+        self.lengths = lengths
         self.flops = self.attention_flops = self.moved = self.operations = 0
+
+    @contextmanager
+    def of_triton(self) -> Iterator[None]:
+        """Counts Triton's kernels of a simulated step, too."""
+        launch.watchers.append(self._launched)
+        try:
+            yield
+        finally:
+            launch.watchers.remove(self._launched)
+
+    def _launched(self, name: str, tensors: Sequence[Tensor]) -> None:
+        self.operations += 1
+        self.moved += moved_by_kernel(name, tensors)
 
     def __torch_dispatch__(
         self,
@@ -58,7 +103,10 @@ class CountWork(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self.moved += leaf.numel() * leaf.element_size()
         product = IN_PLACE.get(name, func._overloadpacket)
-        if product in flop_registry:
+        if (of_attention := attention_on_gpu(name, args, self.lengths)) is not None:
+            self.flops += of_attention
+            self.attention_flops += of_attention
+        elif product in flop_registry:
             flops = flop_registry[product](*args, **kwargs, out_val=result)
             self.flops += flops
             if "attention" in name or product in _BATCHED:

@@ -81,9 +81,10 @@ def _plan(
     recipe: Recipe, resolved: ResolvedModel, data: Prepared, setup: Setup, on_event: OnEvent
 ) -> Plan | None:
     config = load_config(resolved.folder, recipe.model.trust_remote_code, recipe.model.rope_scaling)
+    on_gpu = setup.device.type == "cuda"
     # What the run measures is resident memory on a CPU, and tensors alone on a GPU.
-    framework = 0 if setup.device.type == "cuda" else resident_bytes()
-    job = job_of_data(recipe, data, config, setup.dtype, setup.optim)
+    framework = 0 if on_gpu else resident_bytes()
+    job = job_of_data(recipe, data, config, setup.dtype, on_gpu, setup.optim)
     try:
         plan = make_plan(job, this_machine(), load_calibration(setup.dtype), framework)
     except UserError as error:

@@ -14,7 +14,7 @@ from luthier.models.known import KNOWN_MODELS
 from luthier.models.pull import cached
 from luthier.models.rope import scaled
 from luthier.models.source import resolve
-from luthier.plan.catalogues import Accelerator, as_on_gpu, find_config
+from luthier.plan.catalogues import Accelerator, find_config
 from luthier.plan.job import Job, check_length, job_from_lengths, job_from_shape
 from luthier.recipe import Recipe
 from luthier.train.setup import load_prepared_tokenizer
@@ -40,8 +40,6 @@ def job_of_recipe(
     """
     source, trusted = recipe.model.source, recipe.model.trust_remote_code
     config = scaled(find_config(source, trusted), recipe.model.rope_scaling)
-    if on_gpu:
-        config = as_on_gpu(config)
     check_length(recipe.data.max_length, source, config)
     folder = _tokenizer_folder(recipe, on_event)
     if folder is None:
@@ -49,9 +47,10 @@ def job_of_recipe(
             f"the tokenizer of {source} is not on this machine, so the data was not read: the plan "
             f"assumes 1,000 rows of data.max_length ({recipe.data.max_length:,}) tokens"
         )
-        return job_from_shape(recipe, config, dtype, rows=1000), assumed
+        return job_from_shape(recipe, config, dtype, 1000, on_gpu), assumed
     tokenizer = load_prepared_tokenizer(recipe, folder).tokenizer
-    return job_of_data(recipe, prepare(recipe, tokenizer, on_event), config, dtype), None
+    data = prepare(recipe, tokenizer, on_event)
+    return job_of_data(recipe, data, config, dtype, on_gpu), None
 
 
 def job_of_shape(recipe: Recipe, dtype: torch.dtype, rows: int, on_gpu: bool) -> Job:
@@ -64,7 +63,7 @@ def job_of_shape(recipe: Recipe, dtype: torch.dtype, rows: int, on_gpu: bool) ->
         UserError: no such model, or rows longer than the model can read.
     """
     config = scaled(find_config(recipe.model.source), recipe.model.rope_scaling)
-    return job_from_shape(recipe, as_on_gpu(config) if on_gpu else config, dtype, rows)
+    return job_from_shape(recipe, config, dtype, rows, on_gpu)
 
 
 def job_of_data(
@@ -72,6 +71,7 @@ def job_of_data(
     data: Prepared,
     config: PreTrainedConfig,
     dtype: torch.dtype,
+    on_gpu: bool,
     optim: str | None = None,
 ) -> Job:
     """The job of a recipe whose data was prepared; ``optim`` is what stands in for its optimiser."""
@@ -81,7 +81,9 @@ def job_of_data(
     items = [[len(row) for row in item] for item in dataset.items]
     tokens = data.report.tokens
     held_out = tokens.validation.supervised
-    return job_from_lengths(recipe, config, dtype, items, tokens.train.supervised, optim, held_out)
+    return job_from_lengths(
+        recipe, config, dtype, items, tokens.train.supervised, optim, held_out, on_gpu
+    )
 
 
 def _tokenizer_folder(recipe: Recipe, on_event: OnEvent) -> Path | None:

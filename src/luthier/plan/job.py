@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from luthier.errors import UserError
 from luthier.models.load import max_positions
 from luthier.objectives.reference import asked_in_every_step
-from luthier.plan.catalogues import find_config
+from luthier.plan.catalogues import as_on_gpu, find_config
 from luthier.plan.kept_steps import step_of
 from luthier.plan.simulate import Step, Workload
 from luthier.recipe import (
@@ -37,6 +37,7 @@ class Job:
         rows_tokens: tokens of all training rows, each once.
         taught: tokens of which a teacher's probabilities are kept, those of validation rows too.
         teacher_parameters: of the teacher, 0 without one.
+        on_gpu: a GPU computes.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Job:
     rows_tokens: int = 0
     taught: int = 0
     teacher_parameters: int = 0
+    on_gpu: bool = False
 
     @property
     def asks_reference(self) -> bool:
@@ -98,8 +100,10 @@ class Job:
             self.tokens_added,
             self.objective,
             self.asks_reference,
+            self.on_gpu,
         )
-        return step_of(self.config, self.method, work)
+        config = as_on_gpu(self.config) if self.on_gpu else self.config
+        return step_of(config, self.method, work)
 
     def steps_of_both(self) -> tuple[Step, Step]:
         """Of the fullest micro-batch and of an average one."""
@@ -135,6 +139,7 @@ def job_from_lengths(
     supervised: int,
     optim: str | None = None,
     held_out: int = 0,
+    on_gpu: bool = False,
 ) -> Job:
     """The job of a recipe whose data is known.
 
@@ -176,6 +181,7 @@ def job_from_lengths(
         rows_tokens=tokens,
         taught=supervised + held_out if recipe.objective.teacher is not None else 0,
         teacher_parameters=_parameters(recipe.objective.teacher),
+        on_gpu=on_gpu,
     )
 
 
@@ -188,7 +194,9 @@ def _parameters(model: str | None) -> int:
     return built.num_parameters()
 
 
-def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype, rows: int) -> Job:
+def job_from_shape(
+    recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype, rows: int, on_gpu: bool = False
+) -> Job:
     """The job of a recipe whose data is not at hand: ``rows`` rows of ``data.max_length`` tokens.
 
     All tokens count in the loss: the most memory that any data can need. Of pairs both rows are so long.
@@ -203,6 +211,7 @@ def job_from_shape(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype,
         dtype,
         [[recipe.data.max_length] * recipe.objective.together] * rows,
         supervised=rows * recipe.objective.together * (recipe.data.max_length - 1),
+        on_gpu=on_gpu,
     )
 
 

@@ -21,11 +21,21 @@ def _inner_bytes(operation: str, args: tuple[Any, ...]) -> int:
     """What an operation allocates inside and frees before it returns, where that is much.
 
     bitsandbytes' 4-bit product expands the weight, (out, in) in the input's dtype, for as long as it
-    runs.
+    runs. FlashAttention's backward sums the gradient of the queries in float32, and makes those of keys
+    and values for each head of the queries before it sums them (PyTorch's ``flash_api.cpp``,
+    ``mha_varlen_bwd``).
     """
     if operation == "bitsandbytes::gemm_4bit":
         inputs, shape = args[0], args[2]
         return int(shape[0] * shape[1] * inputs.element_size())
+    if operation == "torch_attn::_varlen_attn_backward":
+        query, key, borders = args[1], args[2], args[6]
+        tokens, heads, width = query.shape
+        padded = tokens + 128 * (borders.shape[0] - 1)
+        step = 32 if width <= 128 else 64
+        summed = 4 * padded * heads * (-(-width // step) * step + 1)
+        grouped = key.shape[1] != heads
+        return summed + grouped * 2 * tokens * heads * width * query.element_size()
     return 0
 
 
@@ -38,10 +48,12 @@ class LiveStorage(TorchDispatchMode):
     Attributes:
         live: bytes alive now.
         peak: most bytes alive since ``restart_peak``.
+        block: bytes in whose multiples memory is handed out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = 1) -> None:
         super().__init__()
+        self.block = block
         self.live = 0
         self.peak = 0
         self._sizes: dict[int, int] = {}
@@ -61,8 +73,8 @@ class LiveStorage(TorchDispatchMode):
         key = storage._cdata
         if key in self._sizes:
             return
-        self._sizes[key] = storage.nbytes()
-        self.live += storage.nbytes()
+        self._sizes[key] = -(-storage.nbytes() // self.block) * self.block
+        self.live += self._sizes[key]
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:

@@ -1,7 +1,7 @@
 """One training step on fake tensors (shapes without storage): its memory and its work."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from luthier.train.setup import recompute_activations
 
 _8BIT_BLOCK = 256  # numbers that share a constant in an 8-bit state
 _8BIT_LEAST = 4096  # smaller tensors keep 32-bit state (bitsandbytes' min_8bit_size)
+_CUDA_BLOCK = 512  # bytes, of which CUDA's allocator hands out multiples (its kMinBlockSize)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Workload:
         optim: the recipe's name.
         tokens: whose rows of the embedding train beside an adapter, so many.
         asks_reference: the model is asked without its adapter, too, in every step.
+        on_gpu: a GPU computes, with Triton's kernels where ``kernels`` wants them and Triton is installed.
     """
 
     lengths: Sequence[int]
@@ -64,6 +66,7 @@ class Workload:
     tokens: int = 0
     objective: ObjectiveGroup = field(default_factory=ObjectiveGroup)
     asks_reference: bool = False
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,8 @@ def simulate(
     lies outside of tensors is not included: the framework, its GPU context, the allocator's slack.
 
     Args:
-        watch: has the step run as on a GPU, with Triton's kernels where ``work`` wants them and Triton is
-            installed, and looks at it. All weights have to be in ``work.dtype``: nothing is cast.
+        watch: looks at the step, which runs as on a GPU. All weights have to be in ``work.dtype``: nothing
+            is cast.
 
     Raises:
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
@@ -171,15 +174,26 @@ def count(
     config: PreTrainedConfig, method: MethodGroup, work: Workload, watch: Watch | None = None
 ) -> Counted:
     """What ``simulate`` makes its answer of; arguments and errors are the same."""
-    if watch is None:
-        return _count(config, method, work, None)
+    counter = CountWork(work.lengths)
+    if watch is None and not work.on_gpu:
+        return _count(config, method, work, counter, LiveStorage(), None)
+    work = replace(work, on_gpu=True)
     triton = work.kernels.triton and switch.is_installed()
-    with switch.simulated_gpu(triton), watch.of_triton():
-        return _count(config, method, work, watch)
+    with switch.simulated_gpu(triton), counter.of_triton(), _seen_by(watch):
+        return _count(config, method, work, counter, LiveStorage(_CUDA_BLOCK), watch)
+
+
+def _seen_by(watch: Watch | None) -> AbstractContextManager[None]:
+    return nullcontext() if watch is None else watch.of_triton()
 
 
 def _count(
-    config: PreTrainedConfig, method: MethodGroup, work: Workload, watch: Watch | None
+    config: PreTrainedConfig,
+    method: MethodGroup,
+    work: Workload,
+    counter: CountWork,
+    live: LiveStorage,
+    watch: Watch | None,
 ) -> Counted:
     scores = work.objective.scores
     model = meta_model(config, method, work.dtype, trained_dtype(work.optim), work.tokens, scores)
@@ -194,11 +208,10 @@ def _count(
     if masks and not switch.fused(next(model.parameters())):
         tables.append(dropout.table(method.lora_dropout, work.dtype, torch.device("cpu")))
     device = torch.device("cpu" if watch is None else "meta")
-    with FakeTensorMode(allow_non_fake_inputs=True) if watch is None else device:
+    with _on_processor() if watch is None else device:
         give_storages(model)
         if work.gradient_checkpointing:
             recompute_activations(model)
-        live = LiveStorage()
         live.add(storages(model))
         weights = live.live
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -211,7 +224,7 @@ def _count(
         _head(model).register_forward_pre_hook(phases.at_head)
         for number, layer in enumerate(layers_of(model)):
             layer.register_forward_pre_hook(partial(phases.at_layer, number))
-        optimizer = _Planned(trained, phases.at_update)
+        optimizer = _Planned(trained, phases.at_update, work)
         if work.optimizer_in_backward:
             step_in_backward(optimizer)
         learner = Learner(
@@ -225,7 +238,6 @@ def _count(
             steps_in_backward=work.optimizer_in_backward,
             read=_zeros if watch is None else watch.read,
         )
-        counter = CountWork()
         with live, counter, watch or nullcontext():
             with torch.device("cpu"):
                 batch = _batch(work, config.get_text_config().vocab_size)
@@ -262,6 +274,12 @@ def _count(
             "multiplied": multiplied,
         },
     )
+
+
+@contextmanager
+def _on_processor() -> Iterator[None]:
+    with FakeTensorMode(allow_non_fake_inputs=True), switch.fake_cpu_is_gpu():
+        yield
 
 
 class _Phases:
@@ -323,17 +341,37 @@ class _Phases:
 
 
 class _Planned(torch.optim.Optimizer):
-    """Stands for an optimiser whose state is counted apart; updates in place need no memory."""
+    """Stands for an optimiser whose state is counted apart."""
 
     def __init__(
-        self, trained: Sequence[Tensor], at_update: Callable[[Sequence[Tensor]], None]
+        self,
+        trained: Sequence[Tensor],
+        at_update: Callable[[Sequence[Tensor]], None],
+        work: Workload,
     ) -> None:
         super().__init__(trained, {"lr": 1.0})
         self.trained = trained
         self.at_update = at_update
+        self.work = work
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.at_update(self.trained)
+        sizes = [p.numel() for p in self.trained if p.grad is not None]
+        torch.empty(_update_numbers(sizes, self.work.optim, self.work.on_gpu))
+
+
+def _update_numbers(sizes: Sequence[int], optim: str, on_gpu: bool) -> int:
+    """Float32 numbers that an update of tensors of ``sizes`` numbers needs for a moment.
+
+    PyTorch's own operations go from tensor to tensor on a processor, and through all at once on a GPU.
+    Adafactor goes from tensor to tensor on both; the other optimisers need nothing.
+    """
+    at_once = sum(sizes) if on_gpu else max(sizes, default=0)
+    if optim == "sgd":  # gradients with the decayed weights added
+        return at_once
+    if optim == "adamw_torch":  # roots of the second moments, and those divided
+        return at_once if on_gpu else 2 * at_once
+    return 2 * max(sizes, default=0) if optim == "adafactor" else 0
 
 
 def _zeros(figures: Tensor) -> list[float]:

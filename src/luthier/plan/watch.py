@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from luthier.kernels.triton import launch
-from luthier.plan.flops import IN_PLACE
+from luthier.plan.flops import IN_PLACE, attention_on_gpu, moved_by_kernel
 
 # Reserve memory, or name it anew, and touch none of it.
 _FREE = {"aten::empty_like", "aten::new_empty", "aten::empty.memory_format", "aten::_unsafe_view",
@@ -25,8 +25,6 @@ _FREE = {"aten::empty_like", "aten::new_empty", "aten::empty.memory_format", "at
 _READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal",
           "aten::_unique2", "aten::is_nonzero", "aten::repeat_interleave.Tensor"}  # fmt: skip
 _COPIES = {"aten::_to_copy", "aten::copy_"}
-# Products of (T, D) and (S, D) in attention: the backward computes the scores again.
-_ATTENTION = {"torch_attn::_varlen_attn": 2, "torch_attn::_varlen_attn_backward": 5}
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,7 @@ class Watch(TorchDispatchMode):
         places = {tensor.device.type for tensor in tensors}
         if places != {"meta"}:
             self.mixed[name] += 1
-        moved = sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
-        if name in ("_drop", "_losses"):  # in place: what is read is written, too
-            moved += tensors[0].numel() * tensors[0].element_size() * (tensors[0] is tensors[1])
-        self._add(name, "other", 0, moved)
+        self._add(name, "other", 0, moved_by_kernel(name, tensors))
 
     def _add(self, name: str, kind: str, flops: int, moved: int) -> None:
         if self.counting:
@@ -121,12 +116,8 @@ class Watch(TorchDispatchMode):
     def _work(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: Any, result: Any
     ) -> tuple[str, int]:
-        if name in _ATTENTION:
-            query = args[1] if name.endswith("backward") else args[0]
-            left = next((a[0] for a in args if isinstance(a, list) and len(a) == 2), -1)
-            window = left + 1 if left >= 0 else max(self.lengths)
-            seen = sum(min(i + 1, window) for length in self.lengths for i in range(length))
-            return "attention", 2 * _ATTENTION[name] * query.shape[1] * query.shape[2] * seen
+        if (of_attention := attention_on_gpu(name, args, self.lengths)) is not None:
+            return "attention", of_attention
         product = IN_PLACE.get(name, func._overloadpacket)
         if product in flop_registry:
             return "product", int(flop_registry[product](*args, **kwargs, out_val=result))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -9,7 +11,17 @@ from torch import Tensor
 
 _DEVICES = ("cuda",)
 _enabled = False
-_simulating = False
+
+
+@dataclass(frozen=True)
+class _Simulated:
+    """A GPU that is not there: which devices stand for it, and whether Triton's kernels are in use."""
+
+    devices: frozenset[str]
+    triton: bool
+
+
+_simulated: ContextVar[_Simulated | None] = ContextVar("simulated GPU", default=None)
 
 
 def enable(on: bool) -> None:
@@ -20,21 +32,37 @@ def enable(on: bool) -> None:
 
 @contextmanager
 def simulated_gpu(triton: bool) -> Iterator[None]:
-    """While it lasts PyTorch's "meta" device, whose tensors have no numbers, stands for a GPU.
+    """While it lasts, and in this thread alone, PyTorch's "meta" device stands for a GPU.
 
-    ``triton`` says whether its kernels are in use there.
+    Its tensors have no numbers. ``triton`` says whether its kernels are in use there.
     """
-    global _enabled, _simulating
-    before, _enabled, _simulating = _enabled, triton, True
+    with _simulating(_Simulated(frozenset({"meta"}), triton)):
+        yield
+
+
+@contextmanager
+def fake_cpu_is_gpu() -> Iterator[None]:
+    """While it lasts the processor's tensors, all of them fake, stand for those of a simulated GPU, too."""
+    simulated = _simulated.get()
+    if simulated is not None:
+        simulated = replace(simulated, devices=simulated.devices | {"cpu"})
+    with _simulating(simulated):
+        yield
+
+
+@contextmanager
+def _simulating(simulated: _Simulated | None) -> Iterator[None]:
+    token = _simulated.set(simulated)
     try:
         yield
     finally:
-        _enabled, _simulating = before, False
+        _simulated.reset(token)
 
 
 def is_gpu(device: torch.device) -> bool:
     """Whether ``device`` is a GPU, or stands for one."""
-    return device.type == "cuda" or (_simulating and device.type == "meta")
+    simulated = _simulated.get()
+    return device.type == "cuda" or (simulated is not None and device.type in simulated.devices)
 
 
 def is_for(device: torch.device) -> bool:
@@ -48,4 +76,5 @@ def is_installed() -> bool:
 
 def fused(values: Tensor) -> bool:
     """Whether a Triton kernel computes what is made of ``values``."""
-    return _enabled and is_for(values.device)
+    simulated = _simulated.get()
+    return (_enabled if simulated is None else simulated.triton) and is_for(values.device)

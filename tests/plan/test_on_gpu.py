@@ -1,0 +1,91 @@
+"""What is planned for a GPU against what a watched step holds there: memory within 3%."""
+
+import copy
+from dataclasses import replace
+from itertools import chain, product
+from typing import Any
+
+import pytest
+import torch
+from families import MODEL_FAMILIES, config_of
+from torch import nn
+
+from luthier.plan.catalogues import as_on_gpu, find_config
+from luthier.plan.live import LiveStorage
+from luthier.plan.simulate import Workload, _update_numbers, simulate
+from luthier.plan.watch import Watch
+from luthier.recipe import MethodGroup, TrainGroup
+from luthier.train.optimizers import make_optimizer
+
+OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "paged_adamw_8bit"}
+LENGTHS = [24, 40, 7]
+# Each family with each method, and each method with each dtype and with and without recomputation.
+TINY = [
+    *((family, "lora", torch.bfloat16, True) for family in MODEL_FAMILIES),
+    *((family, "full", torch.bfloat16, False) for family in MODEL_FAMILIES),
+    *((family, "qlora", torch.bfloat16, False) for family in MODEL_FAMILIES if family != "mixtral"),
+    *(("llama", *each) for each in product(("lora", "qlora"), (torch.float32, torch.float16), (False, True))),
+    ("llama", "full", torch.bfloat16, True),
+    ("mixtral", "lora", torch.bfloat16, False),
+]  # fmt: skip
+
+
+def peaks(config: Any, method: str, work: Workload) -> tuple[int, int]:
+    """That of the plan, and that of the watch."""
+    group = MethodGroup(name=method, lora_dropout=0.0)  # type: ignore[arg-type]
+    planned = simulate(config, group, replace(work, on_gpu=True))
+    return planned.peak, simulate(config, group, work, Watch(work.lengths)).peak
+
+
+@pytest.mark.parametrize(("family", "method", "dtype", "recomputes"), TINY)
+def test_a_plan_for_a_gpu_holds_what_a_watched_step_holds(
+    family: str, method: str, dtype: torch.dtype, recomputes: bool
+) -> None:
+    config = as_on_gpu(config_of(family, 96))
+    planned, seen = peaks(config, method, Workload(LENGTHS, 60, dtype, OPTIM[method], recomputes))
+    assert planned == pytest.approx(seen, rel=0.03)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("method", OPTIM)
+def test_of_layers_of_8b(method: str, recomputes: bool) -> None:
+    """8,192 tokens through two layers of Llama 3.1 8B."""
+    config = copy.deepcopy(find_config("llama-3.1-8b"))
+    config.num_hidden_layers = 2
+    work = Workload([2048] * 4, 8188, torch.bfloat16, OPTIM[method], recomputes)
+    planned, seen = peaks(config, method, work)
+    assert planned == pytest.approx(seen, rel=0.03)
+
+
+def test_a_gpu_keeps_what_a_processor_does_not() -> None:
+    config = config_of("llama", 96)
+    work = Workload([512], 511, torch.bfloat16, "sgd")
+    here, there = (simulate(config, MethodGroup(), replace(work, on_gpu=g)) for g in (False, True))
+    # The output of attention, which is dropped into a copy, and a float32 for each query of each head, in
+    # two layers; but no table of random bits.
+    kept = 2 * 512 * (config.hidden_size * 2 + config.num_attention_heads * 4)
+    assert there.activations - here.activations + 2**21 == pytest.approx(kept, rel=0.1)
+    assert there.flops == pytest.approx(here.flops, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+def test_what_an_update_needs_for_a_moment(name: str) -> None:
+    """Against the optimiser itself; what PyTorch takes on a GPU, "foreach", runs here, too."""
+    model = nn.Sequential(nn.Linear(300, 200, bias=False), nn.Linear(200, 100, bias=False))
+    for on_gpu in (False, True):
+        optimizer = make_optimizer(model, TrainGroup(learning_rate=1e-3, weight_decay=0.01), name)
+        for group in optimizer.param_groups:
+            if on_gpu and name in ("adamw_torch", "sgd"):
+                group["foreach"] = True
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            live = LiveStorage()
+            states = (each.values() for each in optimizer.state.values())
+            live.add([*model.parameters(), *(p.grad for p in model.parameters()), *chain(*states)])
+            held = live.live
+            with live:
+                optimizer.step()
+        sizes = [p.numel() for p in model.parameters()]
+        expected = 4 * _update_numbers(sizes, name, on_gpu)
+        assert live.peak - held == pytest.approx(expected, abs=8_000)
