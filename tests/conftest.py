@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from families import save_narrow, save_tiny
-from forked import Forked
+from forked import ForkedByEnvironment
 from helpers import Cli, Notes, write_rows
 
 from luthier.recipe import Recipe, parse_recipe
@@ -103,11 +103,11 @@ def recipe_file(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def cli() -> Iterator[Cli]:
     """Run `luthier ARGS…` as a person would; returns the finished process with its text."""
-    forked = Forked()
+    by_environment = ForkedByEnvironment()
 
     def run(*args: str | Path, stdin: str = "", cwd: Path | None = None, **env: str) -> Any:
         given = {**os.environ, "COLUMNS": "100", **env}
-        if forked.can_run(given):
+        if (forked := by_environment.find(given)) is not None:
             return forked.run([*map(str, args)], stdin, cwd)
         return subprocess.run(
             [sys.executable, "-m", "luthier.cli.main", *map(str, args)],
@@ -120,7 +120,7 @@ def cli() -> Iterator[Cli]:
         )
 
     yield run
-    forked.close()
+    by_environment.close()
 
 
 @pytest.fixture

@@ -27,11 +27,12 @@ class Forked:
 
     Args:
         missing: packages that it finds not to be installed.
+        env: its environment, instead of this process's.
     """
 
-    def __init__(self, missing: Collection[str] = ()) -> None:
+    def __init__(self, missing: Collection[str] = (), env: Mapping[str, str] | None = None) -> None:
         self.missing = sorted(missing)
-        self.env = {**os.environ, "COLUMNS": "100"}
+        self.env = dict(env) if env is not None else {**os.environ, "COLUMNS": "100"}
         self.limits = _limits()
         self.process: subprocess.Popen[str] | None = None
 
@@ -68,6 +69,32 @@ class Forked:
             assert self.process.stdin is not None
             self.process.stdin.close()
             self.process.wait()
+
+
+class ForkedByEnvironment:
+    """A ``Forked`` for an environment, which libraries read when they are imported; the last few are kept."""
+
+    def __init__(self, most: int = 2) -> None:
+        self.most = most
+        self._kept: list[Forked] = []
+
+    def find(self, env: Mapping[str, str]) -> Forked | None:
+        """The one for ``env``, started where there is none; None where processes cannot be forked."""
+        if not hasattr(os, "fork"):
+            return None
+        found = next((forked for forked in self._kept if forked.can_run(env)), None)
+        if found is None:
+            found = Forked(env=env)
+        else:
+            self._kept.remove(found)
+        self._kept.append(found)
+        while len(self._kept) > self.most:
+            self._kept.pop(0).close()
+        return found
+
+    def close(self) -> None:
+        for forked in self._kept:
+            forked.close()
 
 
 def _plain(env: Mapping[str, str]) -> dict[str, str]:
