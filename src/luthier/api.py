@@ -17,6 +17,9 @@ from luthier.recipe import MethodName, Recipe, as_recipe
 from luthier.records import Comparison, DataCheck, Evaluation, Exported, Sweep, TokenizedData
 from luthier.run import Run, claim_run, open_run
 
+# Whoever imports this is about to use it, and libraries read their environment when they are imported.
+runtime.prepare()
+
 if TYPE_CHECKING:
     from luthier.advise.answers import QUESTIONS as QUESTIONS
     from luthier.advise.answers import Answers as Answers
@@ -424,7 +427,6 @@ _PARTS = {
 def __getattr__(name: str) -> Any:
     if name not in _PARTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    runtime.prepare()
     module, there = _PARTS[name]
     return getattr(import_module(module), there)
 
@@ -455,7 +457,6 @@ def train(
         UserError: the recipe, the data or the machine does not allow it.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written, and the same call resumes from it.
     """
-    runtime.prepare()
     from luthier.runs import train_run, train_run_together
 
     full = as_recipe(recipe, **changes)
@@ -487,7 +488,6 @@ def find_run(
         if base_model is None and not (path / "adapter_config.json").is_file():
             found = open_run(path)
         else:
-            runtime.prepare()
             from luthier.models.foreign import open_tuned
 
             found = open_tuned(path, base_model, on_event)
@@ -526,7 +526,6 @@ def evaluate(
         UserError: the run has not finished, or a row, a metric or the scale is wrong.
         Untrusted: the run is of someone else, and asks for what needs consent.
     """
-    runtime.prepare()
     from luthier.evaluate.before_after import evaluate_run
     from luthier.evaluate.report.page import write_report
 
@@ -572,7 +571,6 @@ def compare(
         UserError: a variant is wrong, or a run cannot begin.
         Interrupted: as ``train``.
     """
-    runtime.prepare()
     from luthier.compare.folder import ComparisonFolder
     from luthier.compare.methods import compare_methods
     from luthier.compare.page import write_methods
@@ -629,7 +627,6 @@ def sweep(
         UserError: a key or value is wrong, or the recipe cannot be trained as it is.
         Interrupted: as ``train``.
     """
-    runtime.prepare()
     from luthier.sweep.sweep import ask, run_sweep
 
     asked = ask(
@@ -677,7 +674,6 @@ def plan(
     Raises:
         UserError: the recipe, its data or the device is wrong.
     """
-    runtime.prepare()
     from luthier.plan.planning import find_target, jobs_of_recipe, plan_jobs
 
     target = find_target(gpu, memory, price=price)
@@ -723,7 +719,6 @@ def check_data(
     Raises:
         UserError: a source or the model cannot be read.
     """
-    runtime.prepare()
     from luthier.data.check.report import check_data as check
     from luthier.data.check.scan import TokenizerChoice
     from luthier.models.source import resolve
@@ -759,7 +754,6 @@ def tokenize_data(
     Raises:
         UserError: the recipe or its data is wrong, or ``out`` cannot be written.
     """
-    runtime.prepare()
     from luthier.data.prepare import tokenize_into
     from luthier.train.setup import load_prepared_tokenizer, resolve_model
 
@@ -785,7 +779,6 @@ def load(
         UserError: the run has not finished, or a file of it is damaged.
         Untrusted: the run is of someone else, and asks for what needs consent.
     """
-    runtime.prepare()
     from luthier.models.tuned import load_tuned
 
     return load_tuned(find_run(run, base_model, trust, on_event), adapter_scale, on_event)
@@ -817,7 +810,6 @@ def generate(
     Raises:
         UserError: a prompt is so long that no answer fits, or a sampling option does not exist.
     """
-    runtime.prepare()
     from contextlib import nullcontext
     from dataclasses import fields
 
@@ -860,7 +852,6 @@ def merge(
         UserError: the runs do not go together, or ``out`` exists.
         CheckFailed: what was merged answers otherwise than base and adapter.
     """
-    runtime.prepare()
     from luthier.export.merge import MergeOptions
     from luthier.export.merge import merge as merge_runs
 
@@ -889,7 +880,6 @@ def export(
     Raises:
         UserError: the model cannot be written in that form, or the folder exists.
     """
-    runtime.prepare()
     from luthier.export.export import export as export_run
 
     found = find_run(run, base_model, trust, on_event)
