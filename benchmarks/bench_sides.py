@@ -11,7 +11,8 @@ Transformers, packing the weights) is. CPU seconds, because other work may run b
 did are counted from the tokens its layers and its head read, padding included. Those that are needed have
 each token of a prompt once (a common start of several once a side) and each token that was said. Their time
 is at the best speed that the machine showed for them, of several numbers of rows, in the process of ours:
-no way that keeps float32 and both sides' weights can be faster.
+the bound for any way in float32. (A prompt's tokens can skip most of the last layer, as ours do; that is not
+counted: of 30 layers, 3% of the prompts' products.)
 """
 
 import argparse
