@@ -9,9 +9,6 @@ Each way runs in a process of its own, for `--limit` seconds at most; what it ha
 counts. All of it takes some eight minutes. "products" is the floor: the matrix products of a step
 alone, the adapter's left out. "own, no guesses" is ours without prompt lookup, which answers that go
 on past their end, as here, flatter.
-
-The second table asks base and tuned the same questions, as `luthier evaluate` does, up to `--new`
-tokens each: by Transformers, padded, 16 of one side at once, as version 0.1 did; by ours as now.
 """
 
 import argparse
@@ -22,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +26,7 @@ from typing import Any
 DATA = Path(__file__).parents[2] / "shared/data/nl2bash.jsonl"
 WAYS = ("products", "own", "own, no guesses", "generate", "llama.cpp", "continuous batching")
 EXPORT = "export"  # not timed
-SIDES = ("Transformers, 16 of a side", "ours, both sides at once")
 AT_ONCE = (1, 8, 16)
-ASKED = 48  # questions of the second table
 
 Answerer = Callable[[list[list[int]], int, int], None]  # prompts, new tokens of each, at once
 
@@ -59,15 +53,15 @@ def make_run(folder: Path) -> Path:
     return run.root
 
 
-def load(run: Path) -> tuple[Any, list[list[int]]]:
-    """The tuned model with its base, and token ids of prompts."""
+def load(run: Path, count: int = 64) -> tuple[Any, list[list[int]]]:
+    """The tuned model with its base, and token ids of ``count`` prompts."""
     from luthier.generate.answer import encode_prompt
     from luthier.models.tuned import load_tuned
     from luthier.run import open_run
 
     models = load_tuned(open_run(run))
     models.tuned.float()
-    rows = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()[200:264]]
+    rows = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()[200 : 200 + count]]
     asked = [f"{row['instruction']} {row['input']}" for row in rows]
     prompts = [encode_prompt(models.tokenizer, ({"role": "user", "content": a},)) for a in asked]
     return models, prompts
@@ -173,9 +167,6 @@ def measure(way: str, run: Path, new: int) -> Iterator[dict[str, Any]]:
     """One figure after another, as they are known."""
     from luthier.runtime import peak_memory
 
-    if way in SIDES:
-        yield both_sides(way, run, new)
-        return
     if way == EXPORT:
         llama_cpp(run)[1].close()
         return
@@ -204,44 +195,6 @@ def measure(way: str, run: Path, new: int) -> Iterator[dict[str, Any]]:
         yield {"memory": memory()}
 
 
-def both_sides(way: str, run: Path, new: int) -> dict[str, Any]:
-    """Seconds and tokens of an evaluation's answers, and their hash."""
-    import hashlib
-
-    from luthier.data.spans import stop_token_ids
-    from luthier.generate.batching import Batch, Task
-    from luthier.generate.by_transformers import continue_prompts
-    from luthier.generate.decoder import find_decoder
-    from luthier.generate.sampling import Sampling
-
-    models, prompts = load(run)
-    prompts = prompts[:ASKED]
-    sampling, stops = Sampling(max_new_tokens=new), stop_token_ids(models.tokenizer)
-    made: dict[int, list[int]] = {}
-    started, cpu = time.perf_counter(), time.process_time()
-    if way == SIDES[1]:
-        decoder = find_decoder(models.tuned)
-        assert decoder is not None
-        tasks = [
-            Task(number + len(prompts) * side, prompt, new, adapter)
-            for side, adapter in enumerate((None, "default"))
-            for number, prompt in enumerate(prompts)
-        ]
-        made |= Batch(decoder, tasks, sampling, stops, 128).run()
-    else:
-        for side in (0, 1):
-            asked = {number + len(prompts) * side: p for number, p in enumerate(prompts)}
-            with models.as_base() if side == 0 else nullcontext():
-                made |= continue_prompts(models.tuned, models.tokenizer, asked, sampling, 16)
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    whole = [
-        made[n][: next((i + 1 for i, t in enumerate(made[n]) if t in stops), new)]
-        for n in sorted(made)
-    ]
-    said = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-    return {"seconds": seconds, "cpu": cpu, "tokens": sum(map(len, whole)), "said": said}
-
-
 def figures(way: str, run: Path, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """What a process for ``way`` has told within its time, and why it told no more."""
     command = [sys.executable, __file__, str(run), "--way", way, "--new", str(options.new)]
@@ -267,7 +220,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--new", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--limit", type=int, default=45, help="seconds of each way, at most")
-    parser.add_argument("--way", choices=(EXPORT, *WAYS, *SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=(EXPORT, *WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     from luthier.runtime import prepare
 
@@ -301,23 +254,6 @@ def report(run: Path, options: argparse.Namespace) -> None:
             f"{found['first'] * 1000:.0f} ms" if "first" in found else "",
             f"{found['memory'] / 2**20:,.0f} MiB" if "memory" in found else "",
             why,
-        )
-    console.print(table)
-    table = Table("base and tuned", "seconds", "CPU seconds", "tokens", "tok/s", "answers")
-    first = ""
-    for way in SIDES:
-        found, why = figures(way, run, options)
-        if "said" not in found:
-            table.add_row(way, why)
-            continue
-        first = first or found["said"]
-        table.add_row(
-            way,
-            f"{found['seconds']:.1f}",
-            f"{found['cpu']:.1f}",
-            f"{found['tokens']}",
-            f"{found['tokens'] / found['seconds']:.1f}",
-            "the same" if found["said"] == first else "others",
         )
     console.print(table)
 

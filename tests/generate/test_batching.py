@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import make_model
 
-from luthier.generate import batching
+from luthier.generate import batching, cache
 from luthier.generate.batching import Batch, Task
 from luthier.generate.cache import Cache, Piece
 from luthier.generate.decoder import Decoder, find_decoder
@@ -76,8 +76,13 @@ def test_a_common_start_is_read_once(found: Decoder, monkeypatch: pytest.MonkeyP
     assert sum(read) == 60 + sum(len(prompt) - 60 for prompt in prompts)
 
 
-def test_what_another_adapter_has_read_is_not_shared(model: Any) -> None:
+@pytest.mark.parametrize("gain", [1, 10**9])
+def test_what_another_adapter_has_read_is_not_shared(
+    gain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from generate.test_decoder import adapted
+
+    monkeypatch.setattr(cache, "_GAIN", gain)
 
     tuned = adapted("llama")
     decoder = find_decoder(tuned)

@@ -10,6 +10,7 @@ from families import CHAT_FAMILIES, MODEL_FAMILIES, make_model, make_tokenizer, 
 from peft import PeftModel
 
 from luthier.generate import answer, decoder
+from luthier.generate import cache as cache_module
 from luthier.generate.answer import Ask, Sampling, answer_all, answer_each, encode_prompt
 from luthier.generate.cache import Piece
 from luthier.generate.decoder import Decoder, find_decoder
@@ -172,6 +173,35 @@ def test_two_adapters_and_the_base_in_one_step(tmp_path: Path) -> None:
             theirs.append(model(input_ids=torch.tensor([row])).logits[0, -1])
         theirs.append(other(input_ids=torch.tensor([row])).logits[0, -1])
     torch.testing.assert_close(got, torch.stack(theirs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_keys_that_rows_have_in_common_are_read_once(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without an adapter by turns; where layers see all, in two parts, to the same logits."""
+    found = Decoder(adapted(family))
+    start, names = list(range(40, 65)), [None, "default"] * 3
+    caches = [found.cache(6, 40) for _ in range(2)]
+    for cache in caches:
+        for slot, name in enumerate(names):
+            found.read([Piece(cache, slot, 0, [*start, *range(slot + 1)], name)])
+    parts: list[int] = []
+    real = cache_module._attention_in_two
+
+    def counted(*args: Any) -> torch.Tensor:
+        parts.append(args[1].common)
+        return real(*args)
+
+    monkeypatch.setattr(cache_module, "_attention_in_two", counted)
+    monkeypatch.setattr(cache_module, "_GAIN", 1)
+    alone, together = (
+        found.read([Piece(cache, s, 26 + s, [7 + s], name, common) for s, name in enumerate(names)])
+        for cache, common in zip(caches, (0, 25), strict=True)
+    )
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    seeing_all = found._windows.count(None) if family != "gemma2" else 0  # its scores are capped
+    assert parts == [25] * seeing_all
 
 
 def test_weights_in_one_piece_are_still_the_layers_own(tmp_path: Path) -> None:

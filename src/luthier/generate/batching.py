@@ -207,7 +207,9 @@ class Batch:
         chunk = _CHUNK
         count = sum(row.unread == 1 for row in self._rows)
         count += min(chunk, sum(row.unread for row in self._rows if row.unread > 1))
-        for row in self._rows:
+        starts = self._common_starts()
+        # Rows of one adapter side by side, so that its products read them where they lie.
+        for row in sorted(self._rows, key=lambda row: row.task.adapter or ""):
             tokens = row.tokens[row.cached :]
             if len(tokens) > 1:
                 tokens = tokens[:chunk]
@@ -219,8 +221,17 @@ class Batch:
                 tokens += guess
                 count += len(guess)
             rows.append(row)
-            pieces.append(Piece(self._cache, row.slot, row.cached, tokens, row.task.adapter))
+            name = row.task.adapter
+            pieces.append(Piece(self._cache, row.slot, row.cached, tokens, name, starts[name]))
         return rows, pieces
+
+    def _common_starts(self) -> dict[str | None, int]:
+        """By adapter, how many first tokens all its rows have in common."""
+        prompts: dict[str | None, list[list[int]]] = {}
+        for row in self._rows:
+            prompts.setdefault(row.task.adapter, []).append(row.task.prompt)
+        # What the first and the last in order have in common, those between have, too.
+        return {name: _shared(min(some), max(some)) for name, some in prompts.items()}
 
     def _say(self, logits: torch.Tensor, asked: list[tuple[_Row, list[int]]]) -> None:
         """Give each row the tokens that its ``logits`` say: after its own, and after right guesses."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import psutil
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 _SHORT = 16  # tokens of a piece that is not part of a prompt
+_GAIN = 8192  # keys that need not be read again, from which on a second call pays, on a CPU
 
 
 class Cache:
@@ -89,6 +91,7 @@ class Piece:
 
     Attributes:
         adapter: that is on for this row; None for the base.
+        common: first tokens that all pieces of this cache and adapter have in common.
     """
 
     cache: Cache
@@ -96,6 +99,7 @@ class Piece:
     start: int
     tokens: list[int]
     adapter: str | None = None
+    common: int = 0
 
     @property
     def end(self) -> int:
@@ -107,16 +111,20 @@ class _Group:
     """Tokens that attend in one call: as many of each of some slots that lie side by side.
 
     Attributes:
-        rows: their places among the tokens of the step.
+        rows: their places among the tokens of the step; None where they are all, in their order.
         longest: tokens of a slot that are looked at.
         masks: by window; added to the scores, None where all is seen.
+        common: first tokens that are read once for all rows with the same ones; 0 where each reads its own.
+        leaders: of each set of such rows, their numbers in the group, and a slot that has the tokens.
     """
 
     cache: Cache
     slots: slice
     longest: int
-    rows: Tensor
+    rows: Tensor | None
     masks: dict[int | None, Tensor | None]
+    common: int
+    leaders: list[tuple[Tensor, int]]
 
 
 class Sight:
@@ -159,6 +167,7 @@ class Sight:
                 masks = {w: self._mask(at > own, at <= own - w if w else None) for w in self._kinds}
                 yield self._group([rest], places, rest.end, masks)
             start += len(piece.tokens)
+        singles.sort(key=lambda single: single[0].slot)
         while singles:
             count = _side_by_side([piece for piece, _ in singles])
             chosen, singles = singles[:count], singles[count:]
@@ -189,8 +198,21 @@ class Sight:
             for window, mask in masks.items()
         }
         slots = slice(pieces[0].slot, pieces[-1].slot + 1)
-        rows = torch.tensor(list(places), device=self._device)
-        return _Group(pieces[0].cache, slots, longest, rows, whole)
+        rows = None
+        if list(places) != list(range(self._count)):
+            rows = torch.tensor(list(places), device=self._device)
+        common, leaders = self._leaders(pieces)
+        return _Group(pieces[0].cache, slots, longest, rows, whole, common, leaders)
+
+    def _leaders(self, pieces: list[Piece]) -> tuple[int, list[tuple[Tensor, int]]]:
+        """As in ``_Group``; nothing where it would gain nothing."""
+        common = min(min(piece.common, piece.start) for piece in pieces)
+        numbers: dict[str | None, list[int]] = {}
+        for number, piece in enumerate(pieces):
+            numbers.setdefault(piece.adapter, []).append(number)
+        if self._device.type != "cpu" or common * (len(pieces) - len(numbers)) < _GAIN:
+            return 0, []
+        return common, [(torch.tensor(some), pieces[some[0]].slot) for some in numbers.values()]
 
     def _mask(self, after: Tensor, before: Tensor | None) -> Tensor | None:
         hidden = after if before is None else after | before
@@ -211,14 +233,19 @@ class Sight:
         heads = self._pieces[0].cache.heads
         query, new = rotated.split([heads * self._shared, 2 * heads], dim=1)
         self._write(layer, new)
-        whole = len(self._groups) == 1  # then all tokens, in their order
+        whole = self._groups[0].rows is None
         outputs = query.new_empty(0) if whole else query.new_empty(len(query), query[0].numel())
         for group in self._groups:
             kept = group.cache.layers[layer][group.slots, :, : group.longest]
             part = query if whole else query[group.rows]
             asked = part.view(len(kept), -1, heads, self._shared, query.shape[-1])
-            mask = group.masks[self._windows[layer]]
-            seen = _attention(asked.transpose(1, 2).flatten(2, 3), kept, mask, scale, softcap)
+            asked = asked.transpose(1, 2).flatten(2, 3)
+            window = self._windows[layer]
+            mask = group.masks[window]
+            if group.common and window is None and softcap is None:
+                seen = _attention_in_two(asked, group, layer, mask, scale)
+            else:
+                seen = _attention(asked, kept, mask, scale, softcap)
             seen = seen.unflatten(2, (-1, self._shared)).transpose(1, 2).reshape(len(part), -1)
             if whole:
                 return seen
@@ -272,3 +299,27 @@ def _attention(
     if mask is not None:
         scores = scores + mask
     return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+def _attention_in_two(
+    query: Tensor, group: _Group, layer: int, mask: Tensor | None, scale: float
+) -> Tensor:
+    """As ``_attention``; of what rows have in common the keys are read once (Juravsky et al. 2024).
+
+    Each part has its own softmax. The sum of a part's exponentials is its weight in the whole.
+    """
+    kept, common = group.cache.layers[layer], group.common
+    attend = partial(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, scale=scale)
+    rest = None if mask is None else mask[..., common:]
+    keys, values = kept[group.slots, :, common : group.longest].chunk(2, dim=1)
+    seen, weights = attend(query, keys, values, attn_mask=rest)
+    for rows, slot in group.leaders:
+        keys, values = kept[slot : slot + 1, :, :common].chunk(2, dim=1)
+        together = query[rows].transpose(0, 1).flatten(1, 2)[None]  # (1, heads, rows x n, d)
+        first, weight = (
+            part[0].unflatten(1, (len(rows), -1)).transpose(0, 1)
+            for part in attend(together, keys, values)
+        )
+        share = torch.sigmoid(weight - weights[rows])[..., None]
+        seen[rows] = torch.lerp(seen[rows], first, share.to(seen.dtype))
+    return seen

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, TypeAlias
 
 import torch
@@ -136,29 +136,20 @@ class Decoder:
                 ends.append(last)
             wanted = ends
         names = [piece.adapter for piece in pieces for _ in piece.tokens]
-        active = self._active(names)
+        active = _runs(names)
         sight = Sight(pieces, self._windows, self._groups)
         x = self._embed(ids)
         turns = {kind: self._turn(x, positions, kind) for kind in {b.rotary for b in self._layers}}
         for index, layer in enumerate(self._layers):
-            x = self._block(x, index, layer, turns[layer.rotary], sight, active)
-        if len(wanted) != len(x):
-            chosen = torch.tensor(wanted, dtype=torch.long, device=self.device)
-            x = x[chosen]
-            active = self._active([names[place] for place in wanted])
+            seen = self._look(x, index, layer, turns[layer.rotary], sight, active)
+            if layer is self._layers[-1] and len(wanted) != len(x):
+                # Of the others, what they say is not wanted, and what they remember is in the cache.
+                chosen = torch.tensor(wanted, dtype=torch.long, device=self.device)
+                x, seen = x[chosen], seen[chosen]
+                active = _runs([names[place] for place in wanted])
+            x = self._feed(x, seen, layer, active)
         logits = self._head(self._norm(x), active)
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
-
-    def _active(self, names: Sequence[str | None]) -> Active:
-        """The adapters that are on, by those of all tokens, each with its rows."""
-        kinds = [name for name in dict.fromkeys(names) if name is not None]
-        if len(set(names)) == 1:
-            return [(name, None) for name in kinds]
-        rows = [[at for at, each in enumerate(names) if each == name] for name in kinds]
-        return [
-            (name, torch.tensor(of_it, device=self.device))
-            for name, of_it in zip(kinds, rows, strict=True)
-        ]
 
     def _turn(self, x: Tensor, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines (N, 1, d), the sines of the first half negated: see ``_rotate``."""
@@ -168,7 +159,7 @@ class Decoder:
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         return cos[0][:, None], sin[0][:, None]
 
-    def _block(
+    def _look(
         self,
         x: Tensor,
         index: int,
@@ -177,20 +168,36 @@ class Decoder:
         sight: Sight,
         active: Active,
     ) -> Tensor:
-        before, middle, after_attention, after_mlp = layer.norms
+        """What each token sees of its row (N, heads x d); its keys and values are remembered."""
         count = self._heads * self._groups
-        mixed = layer.qkv(before(x), active).view(len(x), -1, self._width)
+        mixed = layer.qkv(layer.norms[0](x), active).view(len(x), -1, self._width)
         asked = mixed[:, : count + self._heads]
         if layer.heads is not None:
             asked = torch.cat(
                 [layer.heads[0](asked[:, :count]), layer.heads[1](asked[:, count:])], dim=1
             )
         mixed[:, : count + self._heads] = _rotate(asked, *turn)
-        seen = layer.out(sight.attend(index, mixed, layer.scale, layer.softcap), active)
+        return sight.attend(index, mixed, layer.scale, layer.softcap)
+
+    def _feed(self, x: Tensor, seen: Tensor, layer: _Layer, active: Active) -> Tensor:
+        """``x`` (N, H) after the rest of the layer."""
+        _, middle, after_attention, after_mlp = layer.norms
+        seen = layer.out(seen, active)
         x = x + (seen if after_attention is None else after_attention(seen))
         gate, up = layer.gate_up(middle(x), active).chunk(2, dim=-1)
         made = layer.down(layer.activation(gate).mul_(up), active)
         return x + (made if after_mlp is None else after_mlp(made))
+
+
+def _runs(names: Sequence[str | None]) -> Active:
+    """The adapters that are on, by those of all tokens; each as often as it begins anew."""
+    active, start = [], 0
+    for name, run in groupby(names):
+        end = start + sum(1 for _ in run)
+        if name is not None:
+            active.append((name, slice(start, end)))
+        start = end
+    return active
 
 
 _checked: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()

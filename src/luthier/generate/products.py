@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-Active = Sequence[tuple[str, Tensor | None]]
+Active = Sequence[tuple[str, slice]]  # names of adapters, each with a run of rows that it is on for
 
 _onednn = torch.ops.mkldnn
 
@@ -21,10 +21,15 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Low:
-    """An adapter on layers with a common input: ``down`` (R, in) all A, ``up`` (out, R) all s B."""
+    """An adapter on layers with a common input.
+
+    Attributes:
+        down: (R, in), all A below one another.
+        ups: of each layer that has it, s B^T (r, out), its columns of the layers' outputs, and of x A^T.
+    """
 
     down: Tensor
-    up: Tensor
+    ups: Sequence[tuple[Tensor, slice, slice]]
 
 
 @dataclass
@@ -42,11 +47,7 @@ class Product:
     packed: Tensor | None = None
 
     def __call__(self, x: Tensor, active: Active) -> Tensor:
-        """(N, out) of ``x`` (N, in).
-
-        Args:
-            active: names of adapters, each with the numbers of the rows it is on for, or None for all.
-        """
+        """(N, out) of ``x`` (N, in)."""
         if self.packed is None:
             output = F.linear(x, self.weight, self.bias)
         else:
@@ -55,16 +56,13 @@ class Product:
             low = self.adapters.get(name)
             if low is None:
                 continue
-            part = x if rows is None else x[rows]
-            inner = F.linear(part.to(low.down.dtype), low.down)
-            if output.dtype != low.up.dtype:  # adapters stay in float32
-                changed = output if rows is None else output[rows]
-                changed = (changed + F.linear(inner, low.up)).to(output.dtype)
-                output = changed if rows is None else output.index_copy_(0, rows, changed)
-            elif rows is None:
-                output.addmm_(inner, low.up.t())
-            else:
-                output.index_add_(0, rows, F.linear(inner, low.up))
+            inner = F.linear(x[rows].to(low.down.dtype), low.down)
+            target = output[rows]
+            exact = target.to(low.down.dtype)  # adapters stay in float32
+            for up, columns, ranks in low.ups:
+                exact[:, columns].addmm_(inner[:, ranks], up)
+            if exact is not target:
+                target.copy_(exact)
         return output
 
 
@@ -145,13 +143,12 @@ def _adjacent(weights: Sequence[Tensor]) -> bool:
 
 
 def _low(name: str, layers: Sequence[Any], plain: Sequence[nn.Linear]) -> Low:
-    """The adapter ``name`` of all ``layers`` that have it; B of each stands in its own columns."""
+    """The adapter ``name`` of all ``layers`` that have it."""
     having = [isinstance(layer, LoraLayer) and name in layer.lora_A for layer in layers]
     downs = [layer.lora_A[name] for layer, has in zip(layers, having, strict=True) if has]
     if any(type(down) is not nn.Linear or down.bias is not None for down in downs):
         raise Unknown("an adapter of another kind than plain LoRA")
-    down = torch.cat([each.weight.data for each in downs])
-    up = down.new_zeros(sum(base.out_features for base in plain), len(down))
+    ups = []
     row = column = 0
     for layer, base, has in zip(layers, plain, having, strict=True):
         if has:
@@ -159,8 +156,9 @@ def _low(name: str, layers: Sequence[Any], plain: Sequence[nn.Linear]) -> Low:
             if part.bias is not None:
                 raise Unknown("an adapter of another kind than plain LoRA")
             rank = part.weight.shape[1]
-            place = up[row : row + base.out_features, column : column + rank]
-            place.copy_(part.weight.data).mul_(layer.scaling[name])
+            columns = slice(row, row + base.out_features)
+            up = part.weight.data * layer.scaling[name]
+            ups.append((up.t(), columns, slice(column, column + rank)))
             column += rank
         row += base.out_features
-    return Low(down, up)
+    return Low(torch.cat([each.weight.data for each in downs]), ups)
