@@ -12,7 +12,7 @@ _COUNTS = ((0.95, 16), (0.8, 8), (0.4, 4), (0.0, 2))  # the more is hoped, the m
 # the time of some 20 tokens. So the time of a token falls with their number, and with it what a
 # guess may cost.
 _READING = 20
-_DOUBT = 0.1  # a guess that is just worth its product is not worth its attention
+_DOUBT = 0.25  # a guess that is just worth its product is not worth its attention
 
 
 class Lookup:
