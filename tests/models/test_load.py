@@ -1,5 +1,6 @@
 """4-bit weights: what trains through them is what their dequantised weights would give."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from families import save_tiny
 from helpers import Notes
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from luthier.data.batches import collate
 from luthier.data.conversation import Conversation, Origin
@@ -136,6 +142,20 @@ def test_weights_quantised_otherwise_are_for_lora(stored: dict[str, Any]) -> Non
     for method in ("full", "qlora"):
         with pytest.raises(UserError, match=r"set method\.name=lora"):
             refuse_quantised("owner/name", config, MethodGroup(name=method))
+
+
+def test_mxfp4_is_expanded_as_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, since where its kernels are installed Transformers keeps weights that do not train."""
+    folder = save_tiny(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *_, **more: given.update(more)
+    )
+    load_model(folder, torch.float32)
+    assert given["quantization_config"].dequantize
 
 
 def test_a_base_that_lies_in_eight_bits_trains_an_adapter(tmp_path: Path) -> None:
