@@ -19,6 +19,7 @@ from luthier.errors import UserError
 from luthier.export.gguf_write import Written, write_gguf
 from luthier.export.options import GgufType
 from luthier.export.tuned import TunedWeights
+from luthier.models import gguf
 from luthier.recipe import Recipe
 from luthier.run import Run
 
@@ -102,6 +103,29 @@ def test_llama_cpp_computes_the_same(
     assert compared >= 400
     assert answer["tokens"] == [tokenizer(text).input_ids for text in TEXTS]
     assert answer["template"] == tokenizer.chat_template
+
+
+def test_experts_are_read_back_tensor_by_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stack in one piece, gate and up together, though it comes in two; the same bits."""
+    # Transformers does not read the width of an expert from the file: it has to be the usual one.
+    run = full_run(tmp_path / "run", "qwen3_moe", "chatml", moe_intermediate_size=768)
+    written = write(run, tmp_path)
+    (tmp_path / "back").mkdir()
+    monkeypatch.setattr(gguf, "_SHARD", 2**14)
+    gguf.convert_gguf(written.file, tmp_path / "back")
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (run.model_path, tmp_path / "back")
+    )
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 2
+    assert before.keys() == after.keys()
+    for (
+        name,
+        tensor,
+    ) in after.items():  # rows of the embedding that have no token are not in the file
+        assert torch.equal(before[name][: len(tensor)], tensor), name
 
 
 @pytest.mark.parametrize(("template", "adds"), [("chatml", False), ("llama3", True)])

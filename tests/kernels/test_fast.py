@@ -10,6 +10,7 @@ from families import MODEL_FAMILIES, make_model, save_tiny
 from helpers import gradients, random_rows
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier.data.batches import collate
 from luthier.kernels.fast import install, install_checked, remove
@@ -18,6 +19,7 @@ from luthier.models.adapters import attach_adapter
 from luthier.models.load import load_model, quantization
 from luthier.objectives.supervised import loss_sum
 from luthier.recipe import KernelsGroup, MethodGroup
+from luthier.train.setup import recompute_activations
 
 ALL = KernelsGroup()
 NONE = KernelsGroup(**dict.fromkeys(KernelsGroup.model_fields, False))
@@ -123,6 +125,50 @@ def test_four_bits(tmp_path: Path) -> None:
     one = model()
     ours, theirs = loss_and_gradients(one, ALL), loss_and_gradients(one, NONE)
     assert_close(ours, theirs, 1e-4)
+
+
+class Expansions(TorchDispatchMode):
+    """Counts how often a 4-bit weight is expanded."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.name() == "bitsandbytes::dequantize_4bit"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_recomputed_layer_expands_its_weights_once_for_both_passes(
+    tmp_path: Path, recomputes: bool
+) -> None:
+    """To the bit what expanding them again gives, and of one layer at a time."""
+    from luthier.kernels import dropout
+    from luthier.plan.live import LiveStorage
+
+    folder = save_tiny(tmp_path / "tiny")
+    method = MethodGroup(name="qlora", lora_dropout=0.1)
+    stored = quantization(method, torch.float32)
+    dropout.table(0.1, torch.float32, torch.device("cpu"))  # which is made once and stays
+    found = []
+    for keeps in (True, False):
+        torch.manual_seed(0)
+        made = load_model(folder, torch.float32, quantization=stored)
+        model = attach_adapter(made, method).train()
+        install(model, KernelsGroup(keep_expanded=keeps))
+        if recomputes:
+            recompute_activations(model)
+        torch.manual_seed(1)
+        with LiveStorage() as live, Expansions() as expansions:
+            loss_sum(model, collate([[row] for row in random_rows(5)])).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append((grads, expansions.count, live.peak))
+    (kept, few, high), (again, many, low) = found
+    assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
+    layers = 2 * 7
+    # Nothing learns from the gradient of the first layer's inputs, unless it is recomputed.
+    assert (few, many) == ((2 * layers, 3 * layers) if recomputes else (2 * layers - 3,) * 2)
+    one_layer = 4 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert (0 < high - low <= one_layer) if recomputes else high == low
 
 
 def test_dropout_equals_the_slow_formula_with_the_same_mask() -> None:

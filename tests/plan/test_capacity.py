@@ -72,6 +72,17 @@ def test_changes_are_tried_in_order_and_stop_where_one_fits(job: MakeJob) -> Non
     assert little[8].startswith("2 of them, sharded")
 
 
+def test_qlora_may_expand_its_weights_once_more(job: MakeJob) -> None:
+    qlora = job("method.name=qlora", "train.gradient_checkpointing=true")
+    tried = changes_to_fit(qlora, Accelerator("card", 0.82))
+    assert tried[0].setting == "kernels.keep_expanded=false"
+    # Of a layer less than all of its expanded weights: two bytes each.
+    config = qlora.config.get_text_config()
+    h, i = config.hidden_size, config.intermediate_size
+    saved = qlora.step(qlora.largest).peak + framework_bytes(Accelerator("card", 8)) - tried[0].peak
+    assert 0 <= saved <= 2 * (4 * h * h + 3 * h * i)
+
+
 def test_sharding_splits_what_stays(job: MakeJob) -> None:
     full = job("method.name=full")
     step = full.step(full.largest)

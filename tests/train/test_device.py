@@ -29,7 +29,7 @@ from luthier.train.setup import recompute_activations
 LAUNCHES = {
     ("llama", "full"): (42, 53),
     ("llama", "lora"): (73, 100),
-    ("llama", "qlora"): (115, 163),
+    ("llama", "qlora"): (115, 142),
     ("mistral-window", "lora"): (73, 100),
     ("qwen3", "lora"): (77, 106),
     ("gemma3", "lora"): (83, 115),

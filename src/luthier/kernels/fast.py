@@ -49,7 +49,7 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
     if wanted.lora and isinstance(model, PeftModel):
         found = list(lora.groups(model))
         for group in found:
-            group.install()
+            group.install(wanted.keep_expanded)
             fast.changed += group.layers
         of_experts = experts.install(model)
         fast.changed += of_experts

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from luthier.kernels import casts
@@ -32,15 +33,23 @@ SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class AdaptedGroup:
-    """Adapted layers with a common input; computed together when the first of them is called."""
+    """Adapted layers with a common input; computed together when the first of them is called.
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    Args:
+        block: the layer of the model that they are in, where it is one that can be recomputed.
+    """
+
+    def __init__(self, layers: Sequence[Any], block: GradientCheckpointingLayer | None) -> None:
         self.layers = layers
+        self.block = block
+        self._keeps = False
         self._casts = Casts()
         self._input: Tensor | None = None
         self._ready: dict[int, Tensor] = {}
 
-    def install(self) -> None:
+    def install(self, keeps: bool) -> None:
+        """Compute them so; ``keeps`` keeps 4-bit weights expanded from a recomputation to its backward."""
+        self._keeps = keeps
         setattr(self.layers[0], casts.NAME, self._casts)
         for index, layer in enumerate(self.layers):
             layer.forward = self._forward_of(index)
@@ -56,7 +65,8 @@ class AdaptedGroup:
             if self._input is not x or index not in self._ready:
                 self._input, self._ready = None, {}
                 # Recomputation breaks off in here once it has what it wants: then nothing is kept.
-                self._ready = dict(enumerate(adapted_linears(x, self.layers, self._casts)))
+                outputs = adapted_linears(x, self.layers, self._casts, self._is_recomputed())
+                self._ready = dict(enumerate(outputs))
                 self._input = x
             output = self._ready.pop(index)
             if not self._ready:
@@ -64,6 +74,11 @@ class AdaptedGroup:
             return output
 
         return forward
+
+    def _is_recomputed(self) -> bool:
+        """Whether what is kept for the backward is first dropped, and kept once the block is recomputed."""
+        block = self.block
+        return self._keeps and block is not None and block.gradient_checkpointing and block.training
 
 
 def is_known(layer: nn.Module) -> bool:
@@ -91,20 +106,27 @@ def groups(model: nn.Module) -> Iterator[AdaptedGroup]:
     """All adapted layers of ``model`` that are known, in groups of those that share their input."""
     taken: set[nn.Module] = set()
     modules = list(model.modules())
+    blocks = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+    block_of = {module: block for block in blocks for module in block.modules()}
     for module in modules:
         for names in SHARED:
             members = [getattr(module, name, None) for name in names]
             found = [m for m in members if isinstance(m, nn.Module) and is_known(m)]
             if found:
                 taken.update(found)
-                yield AdaptedGroup(found)
+                yield AdaptedGroup(found, block_of.get(found[0]))
     for module in modules:
         if module not in taken and is_known(module):
-            yield AdaptedGroup([module])
+            yield AdaptedGroup([module], block_of.get(module))
 
 
-def adapted_linears(x: Tensor, layers: Sequence[Any], kept: Casts) -> tuple[Tensor, ...]:
-    """The outputs (…, out_i) of ``layers`` for ``x`` (…, in); ``kept`` is of these layers alone."""
+def adapted_linears(
+    x: Tensor, layers: Sequence[Any], kept: Casts, keeps_expanded: bool = False
+) -> tuple[Tensor, ...]:
+    """The outputs (…, out_i) of ``layers`` for ``x`` (…, in); ``kept`` is of these layers alone.
+
+    With ``keeps_expanded`` the backward finds 4-bit weights expanded, as tensors that autograd saves.
+    """
     weights = [
         adapter[layer.active_adapters[0]].weight
         for layer in layers
@@ -113,14 +135,20 @@ def adapted_linears(x: Tensor, layers: Sequence[Any], kept: Casts) -> tuple[Tens
     x = x.to(autocast_dtype(x.device) or x.dtype)
     rate = layers[0].lora_dropout[layers[0].active_adapters[0]]
     rate = rate.p if layers[0].training and isinstance(rate, nn.Dropout) else 0.0
-    outputs: tuple[Tensor, ...] = _Adapted.apply(x, layers, rate, kept, *weights)
+    outputs: tuple[Tensor, ...] = _Adapted.apply(x, layers, rate, kept, keeps_expanded, *weights)
     return outputs
 
 
 class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layers: Sequence[Any], rate: float, casts: Casts, *ab: Tensor
+        ctx: Any,
+        x: Tensor,
+        layers: Sequence[Any],
+        rate: float,
+        casts: Casts,
+        keeps_expanded: bool,
+        *ab: Tensor,
     ) -> Any:
         flat = x.reshape(-1, x.shape[-1])
         ctx.layers, ctx.rate, ctx.casts, ctx.shape = layers, rate, casts, x.shape
@@ -129,19 +157,26 @@ class _Adapted(torch.autograd.Function):
         stacked, ups = casts.of(ab, x.dtype)
         kept = drop(flat, rate, ctx.seed) if rate else flat
         inner = kept @ stacked.t()
-        outputs = []
+        outputs, expanded = [], []
         for layer, up, part, scale in zip(layers, ups, _parts(inner, ups), ctx.scales, strict=True):
             base = layer.get_base_layer()
             bias = None if base.bias is None else base.bias.to(x.dtype)
-            output = F.linear(flat, _matrix(base, x.dtype), bias)
+            matrix = _matrix(base, x.dtype)
+            output = F.linear(flat, matrix, bias)
+            if keeps_expanded and ctx.needs_input_grad[0] and is_4bit(base):
+                expanded.append(matrix)
+            del matrix
             output.addmm_(part, up.t(), alpha=scale)
             outputs.append(output.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(kept, inner, *ab)
+        ctx.adapters = len(ab)
+        ctx.save_for_backward(kept, inner, *ab, *expanded)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        kept, inner, *ab = ctx.saved_tensors
+        kept, inner, *saved = ctx.saved_tensors
+        ab, expanded = saved[: ctx.adapters], saved[ctx.adapters :]
+        del saved
         dtype, rate = kept.dtype, ctx.rate
         stacked, ups = ctx.casts.of(ab, dtype)
         slopes = [g.reshape(-1, g.shape[-1]).to(dtype) for g in upstream]
@@ -166,13 +201,15 @@ class _Adapted(torch.autograd.Function):
             if rate:
                 drop_(for_x, rate, ctx.seed)
             for slope, layer in zip(slopes, ctx.layers, strict=True):
-                for_x.addmm_(slope, _matrix(layer.get_base_layer(), dtype))
+                base = layer.get_base_layer()
+                kept_matrix = expanded and is_4bit(base)
+                for_x.addmm_(slope, expanded.pop(0) if kept_matrix else _matrix(base, dtype))
             for_x = for_x.view(ctx.shape)
         in_order = [*ab[::2], *ab[1::2]]
         parts = memory.to(ab[0].dtype).split([weight.numel() for weight in in_order])
         found = [part.view(weight.shape) for part, weight in zip(parts, in_order, strict=True)]
         of_adapters = [g for pair in zip(found, found[len(ups) :]) for g in pair]  # noqa: B905
-        return (for_x, None, None, None, *of_adapters)
+        return (for_x, None, None, None, None, *of_adapters)
 
 
 def _matrix(base: Any, dtype: torch.dtype) -> Tensor:

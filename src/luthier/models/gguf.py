@@ -14,14 +14,14 @@ from luthier.extras import need
 from luthier.files import write_json
 
 _SHARD = 2**30  # bytes of a file, and about as many that are in memory at once
-# Processors of Transformers that put tensors together from several of the file: models of experts.
-_IN_PARTS = ("qwen2moe", "qwen3moe", "gpt_oss", "gpt-oss", "minimax-m2")
+# Whose experts Transformers puts together under names that its own map of the file does not have.
+_IN_PARTS = ("gpt_oss", "gpt-oss", "minimax-m2")
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF ``file`` to ``folder`` in float32.
 
-    No more than a gigabyte of it is in memory at once, and one tensor; all of it for models of experts.
+    No more than a gigabyte of it is in memory at once, and one tensor; all of it for gpt-oss and MiniMax.
 
     Raises:
         UserError: the file is not a GGUF file that Transformers can read, or the extra is not installed.
@@ -112,17 +112,25 @@ def _tensors(file: Path, model: Any) -> Iterator[tuple[str, Tensor]]:
     kind = TENSOR_PROCESSORS.get(_architecture(file), TensorProcessor)
     processor = kind(config=parsed["config"])
     names = get_gguf_hf_weights_map(model, processor)
-    for stored in GGUFReader(file).tensors:
+    tensors = GGUFReader(file).tensors
+    last = {_of_model(names, stored.name): place for place, stored in enumerate(tensors)}
+    for place, stored in enumerate(tensors):
         found = processor.process(
             weights=dequantize(stored.data, stored.tensor_type),
             name=stored.name,
             tensor_key_mapping=names,
             parsed_parameters=parsed,
         )
-        while parsed["tensors"]:  # which some are put into instead
-            yield parsed["tensors"].popitem()
+        # Some are put in here instead: gate and up of experts are halves of one tensor.
+        for name in [n for n in parsed["tensors"] if last.get(n, place) <= place]:
+            yield name, parsed["tensors"].pop(name)
         if found.name in names:
             yield names[found.name], torch.from_numpy(np.array(found.weights, dtype=np.float32))
+
+
+def _of_model(names: dict[str, str], stored: str) -> str | None:
+    """The model's name of a tensor; that of a stack of experts is no module's, and has no suffix."""
+    return names.get(stored) or names.get(stored.removesuffix(".weight"))
 
 
 def _write_whole(file: Path, folder: Path) -> None:

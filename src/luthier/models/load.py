@@ -18,9 +18,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.quantization_config import Mxfp4Config
 
 from luthier.errors import UserError
-from luthier.events import OnEvent, during, ignore
+from luthier.events import Note, OnEvent, during, ignore
 from luthier.models.claims import check_config, check_size, check_tokenizer
 from luthier.models.rope import RopeScaling, scaled
 from luthier.recipe import MethodGroup
@@ -58,21 +59,46 @@ _TRAINED_ON = {"bitsandbytes", "mxfp4"}
 
 def refuse_quantised(source: str, config: PreTrainedConfig, method: MethodGroup) -> None:
     """Raise UserError where the weights of ``source`` are quantised in a way that nothing is trained on."""
-    stored: Any = getattr(config, "quantization_config", None)
-    if stored is None:
+    stored = _stored(config)
+    if not stored:
         return
-    kind = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-    kind = str(getattr(kind, "value", kind))
+    kind = _kind(stored)
     if kind not in _TRAINED_ON:
         raise UserError(
             f"the weights of {source} are quantised already ({kind}), which is for inference; train on "
             "the model that they were made of, with method.name=qlora if it is to take as little memory"
         )
+    right = "qlora" if stored.get("load_in_4bit") else "lora"
     if method.name == "full":
         raise UserError(
             f"the weights of {source} are quantised already ({kind}), and such weights do not train; "
-            "set method.name=qlora, or take the model that they were made of"
+            f"set method.name={right}, or take the model that they were made of"
         )
+    if method.name == "qlora" and right != "qlora":
+        raise UserError(
+            f"the weights of {source} are quantised already ({kind}), and are not made 4-bit ones: "
+            "mxfp4 is expanded to 16 bits as it is loaded, and 8 bits stay; set method.name=lora"
+        )
+
+
+def _stored(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a config says of weights that are quantised already; nothing where they are not."""
+    stored: Any = getattr(config, "quantization_config", None)
+    if stored is None or isinstance(stored, dict):
+        return stored or {}
+    found: dict[str, Any] = stored.to_dict()
+    return found
+
+
+def _kind(stored: dict[str, Any]) -> str:
+    kind = stored.get("quant_method")
+    return str(getattr(kind, "value", kind))
+
+
+def double_quantised(config: PreTrainedConfig) -> bool | None:
+    """Whether weights that lie in 4 bits already have constants of 8 bits; None where they do not."""
+    stored = _stored(config)
+    return bool(stored.get("bnb_4bit_use_double_quant")) if stored.get("load_in_4bit") else None
 
 
 def load_model(
@@ -101,8 +127,16 @@ def load_model(
     config = load_config(folder, trust_remote_code, rope)
     check_size(folder, config)
     kind: Any = AutoModelForCausalLM
-    # Where nothing is changed the library reads the config itself.
+    stored = _stored(config)
+    # Where nothing is changed the library reads the config itself; None as quantisation would be a change.
     more: dict[str, Any] = {"config": config} if rope is not None else {}
+    if quantization is not None and stored.get("load_in_4bit"):
+        if kept := _settings_kept(stored, quantization):
+            on_event(Note(f"the weights are in 4 bits already, and stay as they are: {kept}"))
+    elif quantization is not None:
+        more["quantization_config"] = quantization
+    elif _kind(stored) == "mxfp4":
+        more["quantization_config"] = Mxfp4Config(dequantize=True)
     if scores:
         kind = AutoModelForSequenceClassification
         if rope is None:
@@ -115,16 +149,23 @@ def load_model(
         model: PreTrainedModel = kind.from_pretrained(
             folder,
             dtype=dtype,
-            quantization_config=quantization,
             device_map=str(device) if device is not None else None,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
             local_files_only=True,
             **more,
         )
-    if quantization is not None:
+    if quantization is not None or stored.get("load_in_4bit"):
         _guard_4bit_layers(model)
     return model
+
+
+def _settings_kept(stored: dict[str, Any], wanted: BitsAndBytesConfig) -> str:
+    """In which settings weights that lie in 4 bits differ from what is wanted; "" for none."""
+    asked = wanted.to_dict()
+    names = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
+    other = [n for n in names if stored.get(n) != asked[n]]
+    return ", ".join(f"method.{n} is {stored.get(n)}, not {asked[n]}" for n in other)
 
 
 def _guard_4bit_layers(model: PreTrainedModel) -> None:

@@ -113,6 +113,14 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
                 lambda j: replace(j, gradient_checkpointing=True),
             )
         )
+    if job.method.name == "qlora" and job.kernels.keep_expanded:
+        steps.append(
+            (
+                "expand 4-bit weights once more in the backward pass",
+                "kernels.keep_expanded=false",
+                lambda j: replace(j, kernels=j.kernels.model_copy(update={"keep_expanded": False})),
+            )
+        )
     rows = len(job.largest)
     while rows > 1:
         rows = max(1, rows // 2)

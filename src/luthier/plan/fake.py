@@ -15,6 +15,7 @@ from transformers import (
 
 from luthier.kernels.nf4 import is_4bit
 from luthier.models.adapters import attach_adapter
+from luthier.models.load import double_quantised
 from luthier.models.names import choose_trained
 from luthier.recipe import MethodGroup
 
@@ -45,8 +46,11 @@ def meta_model(
             kind = AutoModelForSequenceClassification
             config.num_labels = 1
         model: PreTrainedModel = kind.from_config(config, dtype=trained if whole else dtype)
-        if method.name == "qlora":
-            _quantise(model, method, dtype)
+        double = double_quantised(config)
+        if double is None:
+            double = method.bnb_4bit_use_double_quant if method.name == "qlora" else None
+        if double is not None:
+            _quantise(model, double, method.bnb_4bit_quant_type, dtype)
         if whole:
             choose_trained(model, method)
             return model.train()
@@ -54,7 +58,7 @@ def meta_model(
     return ready.train()
 
 
-def _quantise(model: PreTrainedModel, method: MethodGroup, dtype: torch.dtype) -> None:
+def _quantise(model: PreTrainedModel, double: bool, kind: str, dtype: torch.dtype) -> None:
     """Replace every linear layer but the head by a 4-bit one, as Transformers does when loading."""
     from bitsandbytes.nn import Linear4bit
 
@@ -71,8 +75,8 @@ def _quantise(model: PreTrainedModel, method: MethodGroup, dtype: torch.dtype) -
             module.out_features,
             bias=module.bias is not None,
             compute_dtype=dtype,
-            compress_statistics=method.bnb_4bit_use_double_quant,
-            quant_type=method.bnb_4bit_quant_type,
+            compress_statistics=double,
+            quant_type=kind,
         )
         quantised.requires_grad_(False)
         setattr(model.get_submodule(parent), leaf, quantised)

@@ -12,6 +12,11 @@ class KernelsGroup(Group):
         True, description="compute output head and loss in pieces, never all logits at once"
     )
     lora: bool = Field(True, description="compute frozen layer and adapter in one function")
+    keep_expanded: bool = Field(
+        True,
+        description="with 4-bit weights and recomputation, keep a layer's expanded weights from its "
+        "recomputation to its backward pass instead of expanding them again; false saves that memory",
+    )
     attention: bool = Field(
         True, description="attend within each packed row on its own, not under one large mask"
     )
