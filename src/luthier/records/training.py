@@ -18,7 +18,7 @@ class Provenance(Record):
         model: where the weights came from.
         template: name of the chat template; ``none`` for plain text.
         template_date: the day that it writes; None where it reads no clock.
-        data_sha256: hash of each source file.
+        data_sha256: hash of each source file that was read whole.
         micro_batch: rows per micro-batch where ``train.auto_batch`` had to lower it.
         processes: that trained together at first, where they were several.
     """
