@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from luthier.data import stream
 from luthier.data.prepare import Prepared, prepare, tokenize_into
-from luthier.data.stream import Window
+from luthier.data.stream import Stream, Window
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.recipe import Recipe
@@ -55,13 +55,17 @@ def answers(count: int, name: str = "p") -> list[dict[str, Any]]:
 
 def first_pass(prepared: Prepared) -> list[Window]:
     """The windows of the first pass over the source."""
-    assert prepared.stream is not None
     found: list[Window] = []
-    for window in prepared.stream.windows():
+    for window in windows_of(prepared.stream):
         if window.place.read.passes:
             return found
         found.append(window)
     raise AssertionError("a stream has no end")
+
+
+def windows_of(opened: Stream | None) -> Iterator[Window]:
+    assert opened is not None
+    return chain([opened.first], opened.following())
 
 
 def told(rows: list[TokenRow]) -> list[tuple[bytes, bytes, dict[str, Any]]]:
@@ -156,8 +160,7 @@ def test_the_first_rows_are_held_out_in_every_pass_and_wherever_they_come_again(
     file = write_rows(tmp_path / "rows.jsonl", [*rows, rows[2], *answers(3, "q")])
     prepared = prepare(streaming(make_recipe, file), tokenizer)
     assert [row.origin.line for row in prepared.validation] == [1, 2, 3, 4]
-    assert prepared.stream is not None
-    windows = list(islice(prepared.stream.windows(), 5))
+    windows = list(islice(windows_of(prepared.stream), 5))
     lines = [[row.origin.line for row in window.rows] for window in windows]
     assert lines == [[5, 6, 7, 8, 9, 10, 11], [12, 14, 15, 16]] * 2 + [lines[0]]
     assert [window.place.read.passes for window in windows] == [0, 0, 1, 1, 2]
@@ -176,11 +179,10 @@ def test_it_goes_on_from_any_window(
     recipe = streaming(make_recipe, f"[{file}, {more}]")
     opened = prepare(recipe, tokenizer).stream
     assert opened is not None
-    whole = list(islice(opened.windows(), 9))
+    whole = list(islice(windows_of(opened), 9))
     for number in (1, 4, 5, 6, 8):
         begun = stream.open_stream(opened.source, whole[number].place, Notes())
-        again: Iterator[Window] = begun.windows()
-        for window, wanted in zip(again, whole[number:], strict=False):
+        for window, wanted in zip(windows_of(begun), whole[number:], strict=False):
             assert told(window.rows) == told(wanted.rows)
             assert window.place == wanted.place
 
@@ -192,7 +194,7 @@ def test_rows_that_changed_before_the_place_are_noticed(
     file = write_rows(tmp_path / "rows.jsonl", rows)
     opened = prepare(streaming(make_recipe, file), tokenizer).stream
     assert opened is not None
-    _, place = (window.place for window in islice(opened.windows(), 2))
+    _, place = (window.place for window in islice(windows_of(opened), 2))
     write_rows(file, [{"prompt": "new", "completion": "row"}, *rows])
     with pytest.raises(UserError, match=r"data\.train has changed since the last checkpoint"):
         stream.open_stream(opened.source, place, Notes())
@@ -207,10 +209,10 @@ def test_bad_rows_are_named_when_they_come(
     opened = prepare(streaming(make_recipe, file), tokenizer).stream
     assert opened is not None
     with pytest.raises(UserError, match=re.escape(f"{file}:15: ")):
-        list(islice(opened.windows(), 3))
+        list(islice(windows_of(opened), 3))
     opened = prepare(streaming(make_recipe, file, "data.on_bad_row=skip"), tokenizer).stream
     assert opened is not None
-    window = list(islice(opened.windows(), 3))[1]
+    window = list(islice(windows_of(opened), 3))[1]
     assert window.place.read.bad == 1
     assert f"{file}:15: " in window.notes[0].text
     assert [row.origin.line for row in window.rows] == [12, 13, 14, 16, 17, 18]

@@ -255,6 +255,9 @@ class StepBatches:
     def after(self, _step: int) -> None:
         """The rows are kept, and their order follows from the step: there is no place to go on at."""
 
+    def close(self) -> None:
+        """Nothing of it has to be ended."""
+
     def epoch(self, number: int, skipped_steps: int = 0) -> Iterator[list[Batch]]:
         """The steps of epoch ``number`` (from 0) but for the first ``skipped_steps``.
 

@@ -412,7 +412,7 @@ def load_streamed(
         stream = open_stream(
             RowStream(recipe, encoder, parts, head, frozenset(rows.keys())), place, on_event
         )
-    return Prepared(stream.first.rows, validation, report.up_to(place.read), stream)
+    return Prepared(stream.first.rows, validation, report.after(place.read), stream)
 
 
 def _stored_report(run: Run, on_event: OnEvent) -> DataReport:

@@ -23,6 +23,7 @@ from luthier.data.tokens import Tokenizer, TokenRow
 from luthier.data.workers import Ahead
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent, ignore
+from luthier.files import user_path
 from luthier.recipe import Recipe, hub_dataset
 from luthier.records.data import DataSource, Streamed, StreamPlace
 
@@ -78,6 +79,12 @@ def find_parts(sources: Sequence[str], on_event: OnEvent) -> list[Part]:
             parts.append(Part(source, partial(_hub_items, source, *hub)))
         else:
             files = find_files(source, on_event)
+            once = next((file for file in files if user_path(file).is_fifo()), None)
+            if once is not None:
+                raise UserError(
+                    f"{once} is a pipe, whose rows come once: a run reads its first rows twice, and those "
+                    "before its place again when it is resumed; write them to a file, compressed maybe"
+                )
             parts += [Part(file, partial(read_rows, file)) for file in files]
     return parts
 
@@ -185,6 +192,7 @@ class _Making:
     number: int = 0  # of the last row in this pass
     last: str = ""
     _block: list[Conversation] = field(default_factory=list)
+    _held_out: list[Conversation] = field(default_factory=list)
     _characters: int = 0
 
     @property
@@ -202,8 +210,8 @@ class _Making:
             return
         for row in found:
             self.last = str(row.origin)
-            if split_key(row) in self.stream.held_out:
-                self.skipped.overlap = [*self.skipped.overlap, row]
+            if self.stream.held_out and split_key(row) in self.stream.held_out:
+                self._held_out.append(row)
                 continue
             self._block.append(row)
             self._characters += len(row.text or "") + sum(len(m["content"]) for m in row.messages)
@@ -229,6 +237,7 @@ class _Making:
         """It, whole; ``told`` are notes about files that were made before."""
         self._tokenise()
         skipped, data = self.skipped, self.stream.recipe.data
+        skipped.overlap = self._held_out
         if skipped.bad and data.on_bad_row == "error":
             raise UserError(bad_rows_message(skipped.bad))
         refuse_long(data, skipped.too_long)
@@ -273,6 +282,23 @@ def _lost(bad: Sequence[BadRow]) -> list[Note]:
     return [Note(f"{has} skipped: {shown}{more}", warning=True)]
 
 
+def in_words(read: Streamed) -> str:
+    """What was read of a stream, and what of it was skipped."""
+    lost = [
+        f"{count:,} {what}"
+        for count, what in (
+            (read.bad, "cannot be used"),
+            (read.too_long, "are longer than data.max_length"),
+            (read.also_in_validation, "ask what a held-out row asks"),
+        )
+        if count
+    ]
+    passes = f", after {read.passes} complete passes" if read.passes else ""
+    return f"streamed {read.rows:,} rows, up to {read.up_to}{passes}" + (
+        f"; of them {', '.join(lost)}" if lost else ""
+    )
+
+
 def _none_left(read: Streamed, max_length: int) -> str:
     return (
         f"no rows are left to train on: of {read.rows:,} rows behind those that are held out {read.bad:,} "
@@ -296,18 +322,9 @@ class Stream:
     source: RowStream
     first: Window
 
-    def windows(self) -> Iterator[Window]:
-        """All of them; those after the first are made by another process, from this call on."""
-        following = Ahead(partial(_sent, self.source, self.first.after))
-
-        def each() -> Iterator[Window]:
-            try:
-                yield self.first
-                yield from following
-            finally:
-                following.close()
-
-        return each()
+    def following(self) -> Ahead[Window]:
+        """The windows after the first, which another process makes, from this call on."""
+        return Ahead(partial(_sent, self.source, self.first.after))
 
 
 def _sent(source: RowStream, place: StreamPlace) -> Iterator[Window]:

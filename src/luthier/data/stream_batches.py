@@ -3,15 +3,17 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from luthier.data.batches import Batch, Item, RowDataset, in_steps, one_ahead
-from luthier.data.stream import Window
+from luthier.data.stream import Window, in_words
 from luthier.data.tokens import TokenRow
-from luthier.events import Note, OnEvent
+from luthier.data.workers import Ahead
+from luthier.events import Event, Note, OnEvent
 from luthier.records.data import StreamPlace
 
 Check = Callable[[Sequence[TokenRow], OnEvent], None]
@@ -39,6 +41,7 @@ class StreamBatches:
     each makes all windows and takes its share of the micro-batches of a step, as ``StepBatches`` do.
 
     Args:
+        first, following: the windows from ``place`` on.
         place: where the stream begins.
         max_steps: of the run, all in one epoch: the stream begins its passes anew by itself.
         check: looks through the rows of each window but the first before they are trained on.
@@ -47,7 +50,8 @@ class StreamBatches:
 
     def __init__(
         self,
-        windows: Iterator[Window],
+        first: Window,
+        following: Ahead[Window],
         place: StreamPlace,
         max_length: int,
         packing: bool,
@@ -63,7 +67,7 @@ class StreamBatches:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.windows = windows
+        self.first, self.following = first, following
         self.place = place
         self.max_length, self.packing, self.together = max_length, packing, together
         self.batch_size = batch_size
@@ -82,9 +86,9 @@ class StreamBatches:
 
         The call itself draws one number from PyTorch's global generator, as that of ``StepBatches``.
         """
-        used = skipped_steps * self.per_step * self.batch_size
+        items = self._items(skipped_steps * self.per_step * self.batch_size, self.place.used)
         loader = DataLoader(
-            _Own(lambda: self._own(used)),
+            _Own(self._own(items)),
             batch_size=None,
             collate_fn=self.collate,
             pin_memory=self.ahead and torch.cuda.is_available(),
@@ -102,30 +106,33 @@ class StreamBatches:
         while len(self._begun) > 1 and self._begun[1].start < used:
             self._begun.popleft()
             for note in self._begun[0].notes:
-                if note.text not in self._said:
-                    self._said.add(note.text)
-                    self.on_event(note)
+                self.on_event(note)
         here = self._begun[0]
         self.place = here.window.place.model_copy(update={"used": used - here.start})
         return self.place
+
+    def close(self) -> None:
+        """End the process that makes windows, and say how much was read."""
+        self.following.close()
+        self.on_event(Note(in_words(self.place.read)))
 
     def rows(self) -> Iterator[TokenRow]:
         """Those of the windows that the next step may take rows from."""
         return (row for begun in list(self._begun) for row in begun.window.rows)
 
-    def _own(self, used: int) -> Iterator[list[Item]]:
-        items = self._items(used)
+    def _own(self, items: Iterator[Item]) -> Iterator[list[Item]]:
         while True:
             # Those of all processes, so that each knows the windows that they come from.
             chosen = [list(islice(items, self.batch_size)) for _ in range(self.ranks)]
             yield chosen[self.rank]
 
-    def _items(self, used: int) -> Iterator[Item]:
-        start = used - self.place.used
-        for number, window in enumerate(self.windows):
+    def _items(self, used: int, of_first: int) -> Iterator[Item]:
+        """The items after the first ``used`` of the run, ``of_first`` of which are of the first window."""
+        start = used - of_first
+        for window in chain([self.first], self.following):
             notes = list(window.notes)
-            if number > 0:
-                self.check(window.rows, _keep_in(notes))
+            if window is not self.first:
+                self.check(window.rows, partial(self._keep_once, notes))
             data = RowDataset(window.rows, self.max_length, self.packing, self.together)
             self._begun.append(_Begun(start, window, notes))
             generator = torch.Generator().manual_seed(self.seed + window.place.window)
@@ -134,20 +141,18 @@ class StreamBatches:
                 yield data[index]
             start += len(data)
 
-
-class _Own(IterableDataset[list[Item]]):
-    """What an iterator gives, for a ``DataLoader``."""
-
-    def __init__(self, make: Callable[[], Iterator[list[Item]]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        return self._make()
-
-
-def _keep_in(notes: list[Note]) -> OnEvent:
-    def keep(event: object) -> None:
-        if isinstance(event, Note):
+    def _keep_once(self, notes: list[Note], event: Event) -> None:
+        """What is true of every window is said once."""
+        if isinstance(event, Note) and event.text not in self._said:
+            self._said.add(event.text)
             notes.append(event)
 
-    return keep
+
+class _Own(IterableDataset[list[Item]]):
+    """What an iterator gives, once, for a ``DataLoader``."""
+
+    def __init__(self, items: Iterator[list[Item]]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return self._items

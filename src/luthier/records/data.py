@@ -150,7 +150,7 @@ class DataReport(Record):
     split_sha256: dict[str, str] | None = None
     streamed: Streamed | None = None
 
-    def up_to(self, streamed: Streamed) -> "DataReport":
+    def after(self, streamed: Streamed) -> "DataReport":
         """The same once so much of the stream was read."""
         tokens = TokenCounts(
             total=streamed.tokens, supervised=streamed.supervised, longest=streamed.longest

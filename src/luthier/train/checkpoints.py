@@ -259,7 +259,7 @@ class Checkpoints:
         self._rotate(state.best_step)
         report = self.run.data_report()
         if state.place is not None and report is not None:
-            write_json(self.run.data_report_path, report.up_to(state.place.read).to_dict())
+            write_json(self.run.data_report_path, report.after(state.place.read).to_dict())
         self.on_event(Checkpoint(state.step, target, best))
 
     def _rotate(self, best_step: int | None) -> None:

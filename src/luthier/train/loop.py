@@ -7,7 +7,7 @@ What must be there before the first step is made in ``session.py``.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -189,9 +189,10 @@ class Loop:
         self.watch.check_schedule(self.learner.scheduler, course.max_steps)
         if state.step == 0 and self.validation.probe is not None:
             self._evaluate()  # what later answers of the probe are compared with
-        while state.step < course.max_steps and not (state.ended or self.stop.granted):
-            epoch, done = divmod(state.step, self.data.steps_per_epoch)
-            self._run_epoch(epoch, done)
+        with closing(self.data):
+            while state.step < course.max_steps and not (state.ended or self.stop.granted):
+                epoch, done = divmod(state.step, self.data.steps_per_epoch)
+                self._run_epoch(epoch, done)
         self.watch.check_base(state.step, sampled=False)
 
     def _run_epoch(self, epoch: int, steps_done: int) -> None:
@@ -262,6 +263,8 @@ class Loop:
             )
         if "loss" in figures:
             figures["tokens"] = self.state.tokens
+            if self.state.place is not None:
+                figures["rows_read"] = self.state.place.read.rows
         self.on_event(Step(self._line(figures)))
 
     def _evaluate(self) -> bool:

@@ -1,6 +1,6 @@
 """Everything before the first step; whether a run is new or goes on is decided here, once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from luthier.data.stream import WINDOW, Window
 from luthier.data.stream_batches import StreamBatches
 from luthier.data.tokens import TokenRow
 from luthier.data.unused import sentence
+from luthier.data.workers import Ahead
 from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.models.adapters import trainable_parameters
@@ -180,7 +181,7 @@ def open_session(asked: Asked) -> Session:
         start = _resumed(asked, checkpoint, tokenizer, template)
     setup, data = start.setup, start.data
     # Before the model and its threads are there: a process that is forked has no use for them.
-    windows = data.stream.windows() if data.stream is not None else None
+    following = data.stream.following() if data.stream is not None else None
     recipe = with_micro_batch(recipe, start.micro_batch)
     if begun is not None:
         recipe = of_same_steps(recipe, begun.processes or 1, processes.size, on_event)
@@ -225,7 +226,7 @@ def open_session(asked: Asked) -> Session:
         resumed=start.checkpoint is not None, teach=asked.materials.teach,
     )  # fmt: skip
     objective, together = learning.objective, recipe.objective.together
-    batches = _batches(recipe, start, windows, model, tokenizer, objective, processes, on_event)
+    batches = _batches(recipe, start, following, model, tokenizer, objective, processes, on_event)
     course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
     processes.from_first(start.write)
     processes.from_first(learning.write)
@@ -359,18 +360,18 @@ def _template_used(template: str, data: Prepared) -> str:
 def _batches(
     recipe: Recipe,
     start: _Start,
-    windows: Iterator[Window] | None,
+    following: Ahead[Window] | None,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     objective: Objective,
     processes: Processes,
     on_event: OnEvent,
 ) -> StepBatches | StreamBatches:
-    train, data = recipe.train, recipe.data
+    train, data, stream = recipe.train, recipe.data, start.data.stream
     together = recipe.objective.together
     size, accumulated = train.per_device_train_batch_size, train.gradient_accumulation_steps
     ahead = start.setup.device.type == "cuda"
-    if windows is None:
+    if stream is None or following is None:
         return StepBatches(
             RowDataset(start.data.train, data.max_length, data.packing, together),
             size,
@@ -387,7 +388,8 @@ def _batches(
         check_embedding(model, rows, len(tokenizer))
 
     return StreamBatches(
-        windows,
+        stream.first,
+        following,
         start.state.place or StreamPlace(),
         data.max_length,
         data.packing,
@@ -456,14 +458,14 @@ def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
     if data.stream is not None:
         on_event(
             Note(
-                f"the first {rows.read:,} rows have been looked at; the others are read, checked and "
-                f"shuffled in windows of up to {WINDOW:,} while the run trains, and none is kept, so nobody "
-                "looks for duplicates and repeated prompts among them (luthier data check does)"
+                f"data.streaming: the next rows are read, checked and shuffled in windows of up to {WINDOW:,} "
+                "while the run trains, and none is kept. So nobody knows how many there are, and duplicates "
+                "among them are not looked for (luthier data check does, and reads all)"
             )
         )
     on_event(
         Note(
-            f"{rows.train:,} training rows, {rows.validation:,} validation rows; "
+            f"{rows.train:,} training rows{' so far' if data.stream is not None else ''}, {rows.validation:,} validation rows; "
             f"{tokens.supervised:,} of {tokens.total:,} training tokens are trainable; "
             f"the longest row has {tokens.longest} tokens; template {template}"
         )
