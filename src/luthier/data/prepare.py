@@ -266,7 +266,8 @@ def _prepare_stream(recipe: Recipe, encoder: Tokenizer, on_event: OnEvent) -> Pr
             file.append(row)
         held_out = StoredRows(file, range(len(file)))
     validation = to_token_rows(held_out, data, encoder, skipped, on_event, objective, keep=True)
-    keys = frozenset(file.key(place) for place in range(len(file)))
+    # Those that are stored, so that a resumed run knows the same ones.
+    keys = frozenset(split_key(row.conversation) for row in unique(validation))
     stream = open_stream(RowStream(recipe, encoder, parts, head, keys), None, on_event)
     first = stream.first
     skipped.bad += first.skipped.bad

@@ -3,7 +3,7 @@
 Each row goes through what prepares rows that are kept: reading, format, template, mask, tokens, the
 policy for long ones. What is in memory is two windows in the process that makes them (the next, and
 that as it is sent) and two in the one that trains (the present, and the next as it comes), each of
-``WINDOW`` rows or 4 million tokens, whichever is less, and a block more. Nothing is written.
+``WINDOW`` rows or 4 million tokens, whichever is less, and a block more. No row is kept on disk.
 """
 
 import hashlib
@@ -219,7 +219,7 @@ class _Making:
             self._tokenise()
 
     def _tokenise(self) -> None:
-        recipe = self.stream.recipe
+        recipe, longer = self.stream.recipe, len(self.skipped.too_long)
         made = to_token_rows(
             self._block,
             recipe.data,
@@ -230,7 +230,7 @@ class _Making:
             keep=False,
         )
         self.rows += made
-        self.tokens += sum(map(len, made))
+        self.tokens += sum(map(len, [*made, *self.skipped.too_long[longer:]]))
         self._block, self._characters = [], 0
 
     def window(self, told: set[str]) -> Window:

@@ -117,8 +117,9 @@ def _fork(
     """A process that makes ``values``, and the pipe that they come through.
 
     Args:
-        alone: it keeps no open file but its standard ones. One that outlives its parent for a moment
-            holds neither the lock of a run nor a connection to other processes then.
+        alone: it keeps no open file but its standard ones, so that one that outlives its parent for a
+            moment holds neither the lock of a run nor a connection to other processes; and a signal to
+            all processes of a job doesn't end it while its parent may still need it.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -128,7 +129,7 @@ def _fork(
     try:
         # The parent says what a signal means; a parent that is gone closes the pipe.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if alone else signal.SIG_DFL)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not come along
         os.close(reading)
         for pipe in others:
