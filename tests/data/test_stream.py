@@ -17,11 +17,12 @@ from preferences import preference_rows
 from transformers import PreTrainedTokenizerBase
 
 from luthier.data import stream
-from luthier.data.prepare import Prepared, prepare, tokenize_into
+from luthier.data.prepare import Prepared, load_streamed, prepare, store, tokenize_into
 from luthier.data.stream import Stream, Window
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.recipe import Recipe
+from luthier.run import Run
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -185,6 +186,25 @@ def test_it_goes_on_from_any_window(
         for window, wanted in zip(windows_of(begun), whole[number:], strict=False):
             assert told(window.rows) == told(wanted.rows)
             assert window.place == wanted.place
+
+
+def test_what_a_resumed_run_holds_out(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """The second row is too long to validate on, and stays held out where a shorter one asks the same."""
+    rows = answers(30)
+    rows[1]["completion"] = "far too long " * 50
+    rows[20]["prompt"] = rows[1]["prompt"]
+    recipe = streaming(make_recipe, write_rows(tmp_path / "rows.jsonl", rows))
+    prepared, run = prepare(recipe, tokenizer), Run(tmp_path / "run")
+    store(prepared, run)
+    windows = list(islice(windows_of(prepared.stream), 5))
+    resumed = load_streamed(recipe, tokenizer, run, windows[1].place)
+    again = list(islice(windows_of(resumed.stream), 4))
+    assert [told(window.rows) for window in again] == [told(window.rows) for window in windows[1:]]
+    assert told(resumed.validation) == told(prepared.validation)
+    lines = {row.origin.line for window in windows for row in window.rows}
+    assert lines == set(range(5, 31)) - {21}
 
 
 def test_rows_that_changed_before_the_place_are_noticed(

@@ -266,8 +266,7 @@ def _prepare_stream(recipe: Recipe, encoder: Tokenizer, on_event: OnEvent) -> Pr
             file.append(row)
         held_out = StoredRows(file, range(len(file)))
     validation = to_token_rows(held_out, data, encoder, skipped, on_event, objective, keep=True)
-    # Those that are stored, so that a resumed run knows the same ones.
-    keys = frozenset(split_key(row.conversation) for row in unique(validation))
+    keys = frozenset(file.key(place) for place in range(len(file)))
     stream = open_stream(RowStream(recipe, encoder, parts, head, keys), None, on_event)
     first = stream.first
     skipped.bad += first.skipped.bad
@@ -280,6 +279,9 @@ def _prepare_stream(recipe: Recipe, encoder: Tokenizer, on_event: OnEvent) -> Pr
     sides = first.rows, validation
     sources = [*first.formats.values(), *sources]
     report = _report(recipe, sources, read.rows, sides, skipped, streamed=read)
+    # Of those that are not stored, so that a resumed run holds out the same rows.
+    lost = keys - {split_key(row.conversation) for row in unique(validation)}
+    report = report.model_copy(update={"keys_held_out": sorted(lost) or None})
     return Prepared(*sides, report, stream)
 
 
@@ -410,9 +412,8 @@ def load_streamed(
     parts = find_parts(recipe.train_files, on_event)
     head = 0 if data.validation is not None else data.validation_rows or 0
     with during("reading up to where the run was", on_event):
-        stream = open_stream(
-            RowStream(recipe, encoder, parts, head, frozenset(rows.keys())), place, on_event
-        )
+        keys = frozenset([*rows.keys(), *(report.keys_held_out or ())])
+        stream = open_stream(RowStream(recipe, encoder, parts, head, keys), place, on_event)
     return Prepared(stream.first.rows, validation, report.after(place.read), stream)
 
 

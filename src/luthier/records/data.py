@@ -135,6 +135,7 @@ class DataReport(Record):
 
     Attributes:
         left_out: of a stream, rows of the window that the run began with; ``streamed`` counts all.
+        keys_held_out: of a stream, hashes of the prompts of validation rows that were skipped.
         streamed: of a stream, up to the last checkpoint; ``rows`` and ``tokens`` are so, too.
         answers_apart: conversations of which each answer is a row of its own (``data.history``).
         split_sha256: hash of ``train.jsonl`` and ``validation.jsonl`` by name, once they are stored.
@@ -148,6 +149,7 @@ class DataReport(Record):
     unused_fields: list[UnusedField] | None = None
     answers_apart: int | None = None
     split_sha256: dict[str, str] | None = None
+    keys_held_out: list[str] | None = None
     streamed: Streamed | None = None
 
     def after(self, streamed: Streamed) -> "DataReport":
