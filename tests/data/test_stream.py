@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
@@ -325,6 +326,9 @@ def test_rows_are_held_out_unless_told_otherwise(make_recipe: MakeRecipe) -> Non
     recipe = make_recipe("data.streaming=true")
     assert recipe.has_validation
     assert recipe.data.validation_rows == 200
+    other = recipe.changed(data={"validation": "v.jsonl"})
+    assert other.data.validation_rows is None
+    assert recipe.changed(data={"streaming": False}).data.validation_fraction == 0.1
     assert not make_recipe("data.streaming=true", "data.validation_rows=0").has_validation
     again = Recipe.from_tree(recipe.model_dump(), "a stored recipe")
     assert again == recipe
@@ -339,3 +343,12 @@ def test_commands_that_keep_rows_say_so(
     tokenize_into(tmp_path / "out", make_recipe(), tokenizer)
     with pytest.raises(UserError, match=r"take data\.streaming out"):
         prepare(make_recipe("data.streaming=true", f"data.train={tmp_path / 'out'}"), tokenizer)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_refused(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match="is a pipe, whose rows come once"):
+        prepare(streaming(make_recipe, tmp_path / "pipe.jsonl"), tokenizer)

@@ -46,7 +46,14 @@ def _rows(name: str, hub_id: str, wanted: str | None) -> Iterator[Item]:
 
 
 def _open(name: str, hub_id: str, wanted: str | None) -> Any:
-    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
+    from datasets import (
+        disable_progress_bars,
+        get_dataset_config_names,
+        get_dataset_split_names,
+        load_dataset,
+    )
+
+    disable_progress_bars()  # ours tell how far it is
 
     configs = get_dataset_config_names(hub_id)
     first, _, rest = (wanted or "").partition("/")

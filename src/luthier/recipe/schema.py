@@ -227,16 +227,12 @@ class Recipe(Group):
                 f"data.streaming is not for the objective {self.objective.name}, which looks at all rows "
                 "before the first step"
             )
-        # A copy whose share does not count as set.
-        self.data = data.model_copy(
-            update={
-                "validation_fraction": 0.0,
-                "validation_rows": data.validation_rows
-                if data.validation is not None or data.validation_rows is not None
-                else STREAM_HELD_OUT,
-            }
-        )
-        self.data.model_fields_set.difference_update({"validation_fraction"})
+        rows = data.validation_rows
+        if rows is None and data.validation is None:
+            rows = STREAM_HELD_OUT
+        # A copy in which they do not count as set.
+        self.data = data.model_copy(update={"validation_fraction": 0.0, "validation_rows": rows})
+        self.data.model_fields_set.intersection_update(data.model_fields_set)
         return self
 
     @model_validator(mode="after")
