@@ -21,6 +21,7 @@ IMPORTED = {
     "llama-cpp": {"xllamacpp", "gguf"},
     "board": {"nicegui"},
     "sheets": {"python_calamine"},
+    "stream": {"datasets"},
     "rag": {"usearch"},
     "export": {"gguf"},
     "trackers": {"mlflow", "trackio", "wandb", "sqlalchemy", "alembic"},

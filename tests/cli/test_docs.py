@@ -85,7 +85,7 @@ def test_the_commands_of_the_data_guide(
     task = (ROOT / "src/luthier/demo/task/train.jsonl").read_text("utf-8").splitlines()
     (tmp_path / "my.jsonl").write_text("\n".join(task) + "\n", "utf-8")
     typed = commands("docs/data.md")
-    shown = ["check", "show", "fix", "convert", "split", "mix", "tokenize"]
+    shown = ["check", "show", "fix", "convert", "split", "mix", "my.yaml", "tokenize"]
     assert [line[1] for line in typed] == [*shown, "my.yaml"]
     for line in typed:
         done = cli(*line, cwd=tmp_path)

@@ -9,7 +9,7 @@ from families import CHAT_FAMILIES, make_tokenizer
 from helpers import Notes, write_rows
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data import kept
+from luthier.data import kept, token_rows
 from luthier.data import prepare as module
 from luthier.data.prepare import Prepared, load_stored, prepare, store
 from luthier.recipe import Recipe
@@ -68,7 +68,7 @@ def test_unchanged_sources_are_not_read_again(
     first, again = Notes(), Notes()
     prepared = prepare(recipe, tokenizer, first)
     monkeypatch.setattr(module, "read_rows", fail)
-    monkeypatch.setattr(module, "encode_all", fail)
+    monkeypatch.setattr(token_rows, "encode_all", fail)
     found = prepare(recipe, tokenizer, again)
     assert prepared == expected
     assert found == expected
@@ -91,7 +91,7 @@ def test_a_resumed_run_finds_its_rows(
     prepared = prepare(recipe, tokenizer)
     store(prepared, run)
     with monkeypatch.context() as changed:
-        changed.setattr(module, "encode_all", fail)
+        changed.setattr(token_rows, "encode_all", fail)
         found = load_stored(recipe.data, tokenizer, run)
     assert (found.train, found.validation) == (prepared.train, prepared.validation)
     for each in folder.iterdir():  # without the cache, and kept by that
@@ -99,7 +99,7 @@ def test_a_resumed_run_finds_its_rows(
     again = load_stored(recipe.data, tokenizer, run)
     assert (again.train, again.validation) == (prepared.train, prepared.validation)
     with monkeypatch.context() as changed:
-        changed.setattr(module, "encode_all", fail)
+        changed.setattr(token_rows, "encode_all", fail)
         assert load_stored(recipe.data, tokenizer, run).train == prepared.train
 
 

@@ -10,7 +10,7 @@ from families import CHAT_FAMILIES, make_tokenizer
 from helpers import Notes, write_rows
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data import prepare as module
+from luthier.data import token_rows
 from luthier.data.prepare import load_stored, prepare, store, tokenize_into
 from luthier.errors import UserError
 from luthier.recipe import Recipe
@@ -72,7 +72,7 @@ def test_rows_from_shards_are_those_from_the_sources(
     made = tokenize_into(tmp_path / "tokens", recipe, tokenizer, shards)
     assert len(made.train) == shards
     (tmp_path / "rows.jsonl").unlink()
-    monkeypatch.setattr(module, "encode_all", lambda *_, **__: pytest.fail("tokenised again"))
+    monkeypatch.setattr(token_rows, "encode_all", lambda *_, **__: pytest.fail("tokenised again"))
 
     from_shards = recipe.changed(data={"train": str(tmp_path / "tokens")})
     found = prepare(from_shards, tokenizer)

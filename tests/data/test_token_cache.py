@@ -13,7 +13,7 @@ from luthier.data.tokens import Tokenizer
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
-    monkeypatch.setattr(token_cache, "_WORTH", 2)
+    monkeypatch.setattr(token_cache, "WORTH", 2)
     return tmp_path / "tokens"
 
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from luthier.data.split import split_key
 from luthier.data.stored import RowFile, StoredRows
 from luthier.data.template import TemplateRejects
 from luthier.data.tokens import Encoded, Tokenizer
-from luthier.data.workers import in_workers
+from luthier.data.workers import Ahead, in_workers
+from luthier.errors import UserError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
 
@@ -74,7 +77,7 @@ def test_a_killed_worker_is_told() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return start
 
-    with pytest.raises(RuntimeError, match="was killed"):
+    with pytest.raises(UserError, match="was killed"):
         list(in_workers(work, 9, 1))
 
 
@@ -84,6 +87,30 @@ def test_who_stops_taking_blocks_leaves_no_process() -> None:
     next(blocks)
     assert len(children()) == len(before) + 3
     blocks.close()
+    assert children() == before
+
+
+def test_values_are_made_ahead_in_a_process_that_holds_no_file_of_this_one(tmp_path: Path) -> None:
+    before = children()
+
+    def values() -> Iterator[tuple[int, list[str]]]:
+        for number in range(3):
+            (tmp_path / str(number)).touch()
+            yield os.getpid(), [each.name for each in Path("/proc/self/fd").iterdir()]
+        raise LookupError("no more")
+
+    with (tmp_path / "lock").open("w"):
+        ahead = Ahead(values)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "0").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)  # before anybody asks
+        pid, descriptors = next(ahead)
+    assert children() == [*before, str(pid)]
+    assert len(descriptors) <= 5  # the standard ones, the pipe, and the folder that is listed
+    next(ahead), next(ahead)
+    with pytest.raises(LookupError, match="no more"):
+        next(ahead)
+    ahead.close()
     assert children() == before
 
 
@@ -97,7 +124,7 @@ def test_rows_are_tokenised_as_in_one_process(name: str, monkeypatch: pytest.Mon
         system = ({"role": "system", "content": "be brief"},) if number % 9 == 4 else ()
         file.append(Conversation(Origin("f", number), system + turns))
     rows = StoredRows(file, range(len(file)))
-    monkeypatch.setattr(token_cache, "_WORTH", 1)
+    monkeypatch.setattr(token_cache, "WORTH", 1)
     monkeypatch.setattr(token_cache, "_BLOCK", 3)
 
     def told(encoded: list[Encoded]) -> list[object]:

@@ -2,8 +2,8 @@
 
     python killed_run.py PLAN.json
 
-PLAN is a list of {"recipe": file, "point": name, "nth": count}; each comes back with the signal
-that ended the first try and the exit code of the second. The processes are forked before torch
+PLAN has the rows of a stream's window and "cuts", a list of {"recipe": file, "point": name, "nth":
+count}; each comes back with the signal that ended the first try and the exit code of the second. The processes are forked before torch
 has started a thread, so that importing is paid for once.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import luthier.files
+from luthier.data import stream
 from luthier.events import Step
 from luthier.objectives.distill import Distill
 from luthier.objectives.preference import KTO, Preference
@@ -104,7 +105,9 @@ def in_a_process(work: Callable[[], None]) -> int:
 
 def main(plan: Path) -> None:
     results = []
-    for task in json.loads(plan.read_text()):
+    told = json.loads(plan.read_text())
+    stream.WINDOW = told["window"]
+    for task in told["cuts"]:
         first = in_a_process(lambda t=task: train(t["recipe"], t["point"], t["nth"]))  # type: ignore[misc]
         second = in_a_process(lambda t=task: train(t["recipe"], None, 0))  # type: ignore[misc]
         results.append({**task, "first": first, "second": second})

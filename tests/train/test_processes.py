@@ -37,6 +37,7 @@ ALIKE: dict[str, tuple[str, str, list[str]]] = {
     "dpo-kept": ("llama", "2-zero2", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
                                       "train.learning_rate=1e-4"]),
     "kto": ("llama", "2-fsdp2", ["objective.name=kto", "data.train=PAIRS"]),
+    "stream": ("llama", "2-ddp 4-fsdp2", ["data.streaming=true"]),
     "reward": ("llama", "2-fsdp2", ["objective.name=reward", "data.train=PAIRS"]),
 }  # fmt: skip
 RUNS = [(name, way) for name, (_, ways, _) in ALIKE.items() for way in ways.split()]
@@ -150,6 +151,8 @@ def together(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]
     made.add("eight-8", 8, "train.max_steps=2", accumulated=1)
     # Two micro-batches of each process a step. One run is killed twice and stopped once.
     dropout = "method.lora_dropout=0.1"
+    made.add("stream-hurt", 2, *ALIKE["stream"][2], fault=("kill", 1, 5))
+    made.again("stream-hurt", ranks=4)
     made.add("let-be", 2, dropout)
     made.add("hurt", 2, dropout, fault=("kill", 1, 3))
     made.again("hurt", fault=("kill", 0, 3))
@@ -230,6 +233,13 @@ def test_a_rank_that_is_killed_ends_all_and_the_run_resumes(together: Together) 
     assert ends[0].startswith("Interrupted: stopped at step 3")
     assert together.end("hurt again again again") == ["", ""]
     same_bytes(together["hurt"], together["let-be"])
+
+
+def test_a_stream_that_loses_a_rank_goes_on_in_another_number_of_them(together: Together) -> None:
+    assert together.end("stream-hurt")[1] == "SIGKILL"
+    assert together.end("stream-hurt again") == [""] * 4, together.said
+    same_figures(read_metrics(together["stream-hurt"]), read_metrics(together["stream-1"]))
+    same_weights(together["stream-hurt"], together["stream-1"])
 
 
 def same_bytes(run: Run, other: Run) -> None:

@@ -15,11 +15,13 @@ from families import save_tiny
 from helpers import read_metrics, wait_for_step, write_rows
 from preferences import preference_rows
 
+from luthier.data import stream
 from luthier.recipe import Recipe, parse_recipe
 from luthier.run import Run, claim_run
 from luthier.train.fit import fit
 
 HERE = Path(__file__).parent
+WINDOW = 10  # rows, of a stream
 
 KINDS: dict[str, list[str]] = {
     "lora": ["method.name=lora"],
@@ -31,6 +33,10 @@ KINDS: dict[str, list[str]] = {
     "dpo-kept": ["objective.name=dpo", "data.train=PAIRS", "method.name=full", "train.learning_rate=1e-3"],
     "kto": ["objective.name=kto", "data.train=PAIRS", "objective.precompute_ref_log_probs=true"],
     "distill": ["objective.name=distill", "objective.teacher=TEACHER", "objective.top_k=8", "objective.temperature=2"],
+    # Three windows a pass and a bit: the kill is in the second pass, and in a window's middle.
+    "stream": ["data.streaming=true", "data.validation_rows=36", "method.lora_dropout=0.1"],
+    "stream-packed": ["data.streaming=true", "data.packing=true", "data.validation=VALIDATION"],
+    "stream-dpo": ["objective.name=dpo", "data.train=PAIRS", "data.streaming=true", "data.validation_rows=4"],
     "min-rate": ["method.name=lora", "train.warmup_steps=1", "train.lr_scheduler_type=cosine_with_min_lr", "train.lr_scheduler_kwargs={min_lr_rate: 0.1}"],
 }  # fmt: skip
 
@@ -59,6 +65,12 @@ CUTS = [
     ("distill", "teacher", 3),
     ("distill", "taught-step", 1),
     ("distill", "taught-step", 9),
+    ("stream", "step", 9),
+    ("stream", "step", 16),
+    ("stream", "save-state", 2),
+    ("stream", "finish-last", 1),
+    ("stream-packed", "step", 9),
+    ("stream-dpo", "pair-step", 13),
     ("stops-early", "step", 5),
     ("stops-early", "finish-last", 1),
 ]
@@ -71,6 +83,7 @@ def recipes(
     folder = tmp_path_factory.mktemp("resume")
     data = write_rows(folder / "rows.jsonl", rows)
     pairs = write_rows(folder / "pairs.jsonl", preference_rows(30))
+    held_out = write_rows(folder / "held-out.jsonl", rows[:5])
     teacher = save_tiny(folder / "teacher", "qwen3")
     common = [
         f"model.source={tiny_model}", "model.dtype=float32", f"data.train={data}",
@@ -82,7 +95,9 @@ def recipes(
 
     def make(kind: str, name: str) -> Recipe:
         mine = [
-            setting.replace("PAIRS", str(pairs)).replace("TEACHER", str(teacher))
+            setting.replace("PAIRS", str(pairs))
+            .replace("TEACHER", str(teacher))
+            .replace("VALIDATION", str(held_out))
             for setting in KINDS[kind]
         ]
         return parse_recipe("", [*common, *mine, f"run.name={name}"])
@@ -94,10 +109,12 @@ def recipes(
 def whole(recipes: Callable[..., Recipe]) -> dict[str, Run]:
     """Uninterrupted runs by kind."""
     runs = {}
-    for kind in KINDS:
-        recipe = recipes(kind, f"whole-{kind}")
-        runs[kind] = claim_run(recipe, "x")
-        fit(recipe, runs[kind])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "WINDOW", WINDOW)
+        for kind in KINDS:
+            recipe = recipes(kind, f"whole-{kind}")
+            runs[kind] = claim_run(recipe, "x")
+            fit(recipe, runs[kind])
     return runs
 
 
@@ -114,7 +131,7 @@ def killed(
         file.write_text(recipe.to_yaml())
         root = str(claim_run(recipe, "x").root)
         plan.append({"recipe": str(file), "root": root, "point": point, "nth": nth, "kind": kind})
-    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "plan.json").write_text(json.dumps({"window": WINDOW, "cuts": plan}))
     env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, str(HERE / "killed_run.py"), str(folder / "plan.json")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)

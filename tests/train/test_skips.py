@@ -131,7 +131,7 @@ def test_three_in_a_row_stop_the_run_and_show_the_rows(
 
 
 def test_scattered_ones_are_bounded_too(tmp_path: Path) -> None:
-    skips = Skips(Run(tmp_path), [], 1e-4)
+    skips = Skips(Run(tmp_path), list, 1e-4)
     for step in range(1, 30):
         skips.take(step % 2 == 0)
         if step % 2 == 0:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from luthier.data import stream
 from luthier.errors import UserError
 from luthier.objectives.sft import SFT
 from luthier.recipe import load_recipe
@@ -143,6 +144,7 @@ def how(code: int, said: Path) -> str:
 def prepare() -> None:
     """What each child would do again."""
     get_checkpoint_conversion_mapping("llama")  # a thousand patterns
+    stream.WINDOW = 5
     os.fsync = lambda _: None  # type: ignore[assignment]  # what is killed here are processes, no machine
 
 

@@ -108,6 +108,7 @@ class Training:
             "rewards/margins": "margin {:.3f}",
             "eval_probe_accuracy": "probe {:.0%}",
             "tokens_per_second": "{:,.0f} tok/s",
+            "rows_read": "{:,} rows read",
         }
         figures = self.figures
         parts = [form.format(figures[key]) for key, form in formats.items() if key in figures]

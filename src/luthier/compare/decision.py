@@ -67,7 +67,7 @@ def compare_approaches(
         "kind": "approaches",
         "data": question.data,
         "rows": len(asked.rows),
-        "seen_in_training": _seen(asked, question.run),
+        "seen_in_training": _seen(asked, question.run, on_event),
         "documents": str(question.documents) if question.documents else None,
         "index": asdict(asked.manifest) if asked.manifest else None,
         "model": question.recipe.model.source,
@@ -99,9 +99,9 @@ def compare_approaches(
     return comparison
 
 
-def _seen(asked: Asked, run: Run | None) -> int:
+def _seen(asked: Asked, run: Run | None, on_event: OnEvent) -> int:
     """How many questions are in the run's training set: scores on those are optimistic."""
-    return 0 if run is None else len(without_overlap(asked.rows, trained_on(run))[1])
+    return 0 if run is None else len(without_overlap(asked.rows, trained_on(run, on_event))[1])
 
 
 def _is_share(scores: dict[Approach, list[float]]) -> bool:

@@ -34,17 +34,22 @@ def arrow_rows(path: Path, name: str) -> Iterator[Parsed]:
     import pyarrow as pa
 
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    number = 0
     try:
-        for batch in _batches(path):
-            clean = _cleaner(batch.schema)
-            # Arrow sees to it that its own texts are characters, but not to what JSON escapes.
-            see_to: Callable[[Row], Row | str] = checked if _JSON in str(batch.schema) else _same
-            for row in batch.to_pylist(maps_as_pydicts="lossy"):
-                number += 1
-                yield number, see_to(clean(row))
+        yield from rows_of_batches(_batches(path))
     except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{name}: not a readable {kind} file: {error}") from None
+
+
+def rows_of_batches(batches: Iterable[Any]) -> Iterator[Parsed]:
+    """The rows of Arrow batches or tables, numbered from 1."""
+    number = 0
+    for batch in batches:
+        clean = _cleaner(batch.schema)
+        # Arrow sees to it that its own texts are characters, but not to what JSON escapes.
+        see_to: Callable[[Row], Row | str] = checked if _JSON in str(batch.schema) else _same
+        for row in batch.to_pylist(maps_as_pydicts="lossy"):
+            number += 1
+            yield number, see_to(clean(row))
 
 
 def _same(row: Row) -> Row:

@@ -7,7 +7,7 @@ it would see of each row alone, and no token is spent on padding.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -179,7 +179,7 @@ class RowDataset(Dataset[Item]):
     def __init__(
         self, rows: Sequence[TokenRow], max_length: int, packing: bool, together: int = 1
     ) -> None:
-        self._rows = rows
+        self.rows = rows
         self._together = together
         self._bins: list[list[int]] | None = None
         if packing:
@@ -193,12 +193,12 @@ class RowDataset(Dataset[Item]):
         return (self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
-        return len(self._rows) // self._together if self._bins is None else len(self._bins)
+        return len(self.rows) // self._together if self._bins is None else len(self._bins)
 
     def __getitem__(self, index: int) -> Item:
         groups = [index] if self._bins is None else self._bins[index]
         size = self._together
-        return [self._rows[size * group + place] for group in groups for place in range(size)]
+        return [self.rows[size * group + place] for group in groups for place in range(size)]
 
 
 class StepBatches:
@@ -244,6 +244,20 @@ class StepBatches:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.micro_batches / self.per_step)
 
+    def passes(self, epoch: int, steps_done: int) -> float:
+        """Passes over the rows after so many steps of ``epoch``, with the fraction of the present one."""
+        return min(epoch + steps_done * self.per_step / self.micro_batches, epoch + 1)
+
+    def rows(self) -> Iterable[TokenRow]:
+        """Those that a step may take rows from."""
+        return self.data.rows
+
+    def after(self, _step: int) -> None:
+        """The rows are kept, and their order follows from the step: there is no place to go on at."""
+
+    def close(self) -> None:
+        """Nothing of it has to be ended."""
+
     def epoch(self, number: int, skipped_steps: int = 0) -> Iterator[list[Batch]]:
         """The steps of epoch ``number`` (from 0) but for the first ``skipped_steps``.
 
@@ -270,8 +284,8 @@ class StepBatches:
         batches: Iterator[Batch] = iter(loader)
         if is_idle:
             batches = _last_idle(batches, len(own))
-        steps = _in_steps(batches, self.per_step // self.ranks)
-        return _one_ahead(steps) if self.ahead else steps
+        steps = in_steps(batches, self.per_step // self.ranks)
+        return one_ahead(steps) if self.ahead else steps
 
 
 def _last_idle(batches: Iterator[Batch], number: int) -> Iterator[Batch]:
@@ -280,12 +294,13 @@ def _last_idle(batches: Iterator[Batch], number: int) -> Iterator[Batch]:
         yield batch if place < number else replace(batch, idle=True)
 
 
-def _in_steps(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+def in_steps(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """``size`` batches each, the last maybe fewer."""
     while step := list(islice(batches, size)):
         yield step
 
 
-def _one_ahead(values: Iterator[T]) -> Iterator[T]:
+def one_ahead(values: Iterator[T]) -> Iterator[T]:
     """The same values, each made by a thread while the one before is in use."""
     nothing = object()
     with ThreadPoolExecutor(1, "next-batch") as worker:

@@ -27,7 +27,7 @@ def note_changed_sources(data: DataGroup, run: Run, on_event: OnEvent) -> None:
 
 def _changed_sources(data: DataGroup, run: Run) -> list[str]:
     report = run.data_report()
-    if report is None:
+    if report is None or report.streamed is not None:  # nobody has read all of a stream
         return []
     read = {user_path(source.file).resolve(): source.sha256 for source in report.sources}
     train = [data.train] if isinstance(data.train, str) else data.train

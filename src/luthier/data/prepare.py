@@ -4,18 +4,15 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from luthier.data.blocks import in_blocks
 from luthier.data.changes import note_changed_sources
-from luthier.data.conversation import Conversation, Origin
+from luthier.data.conversation import Conversation
 from luthier.data.kept import (
     WORTH_KEEPING,
     KeptReport,
@@ -26,16 +23,26 @@ from luthier.data.kept import (
     sources_key,
     split_hash,
 )
-from luthier.data.pairs import check_format, fitting, judged, sides, together, with_mismatched
+from luthier.data.pairs import fitting
 from luthier.data.readers import BadRow, read_rows
-from luthier.data.rows import Layout, add_names, find_layout, layout_as, read_as, unknown_layout
+from luthier.data.reading import FileReader, SkippedRows, bad_rows_message
 from luthier.data.shards import check_free, find_shards, open_same, open_shards, write_shards
 from luthier.data.sources import find_files
 from luthier.data.split import RunningSample, chosen, sampled, split, split_key, without_overlap
 from luthier.data.stored import RowFile, StoredRows, joined
+from luthier.data.stream import RowStream, Stream, find_parts, open_stream
 from luthier.data.template import TemplateRejects
-from luthier.data.token_cache import encode_all
-from luthier.data.tokens import Encoded, Tokenizer, TokenRow, cut
+from luthier.data.token_rows import (
+    arranged,
+    count_answers_apart,
+    count_tokens,
+    encoded_rows,
+    judge,
+    refuse_long,
+    to_token_rows,
+    unique,
+)
+from luthier.data.tokens import Tokenizer, TokenRow, cut
 from luthier.data.unused import counted
 from luthier.errors import UserError
 from luthier.events import Event, Note, OnEvent, during, ignore, tracked
@@ -49,33 +56,28 @@ from luthier.records.data import (
     Replay,
     RowCounts,
     SplitTokens,
-    TokenCounts,
+    Streamed,
+    StreamPlace,
     TokenizedData,
     UnusableRow,
 )
 from luthier.run import Run
 
-_SHOWN = 5  # examples in a message; the report holds all
 _ANSWERS = ObjectiveGroup()  # what rows are read for where nothing else is said
 _PAIRS = ObjectiveGroup(name="dpo")  # how pairs are tokenised, whatever learns from them
 
 
 @dataclass
 class Prepared:
-    """Token rows of both sides of the split, and the report about how they came to be."""
+    """Token rows of both sides of the split, and the report about how they came to be.
+
+    Of a ``stream`` ``train`` is the window that the run begins, or goes on, with.
+    """
 
     train: list[TokenRow]
     validation: list[TokenRow]
     report: DataReport
-
-
-@dataclass
-class _LeftOut:
-    """Skipped rows, by reason."""
-
-    bad: list[BadRow] = field(default_factory=list)
-    too_long: list[TokenRow] = field(default_factory=list)
-    overlap: Sequence[Conversation] = ()
+    stream: Stream | None = None
 
 
 def prepare(
@@ -89,6 +91,12 @@ def prepare(
     data, objective = recipe.data, recipe.objective
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
     shards = find_shards(data)
+    if data.streaming:
+        if shards is not None:
+            raise UserError(
+                f"{shards} holds tokenised rows, of which a batch reads its own alone: take data.streaming out"
+            )
+        return _prepare_stream(recipe, encoder, on_event)
     if shards is not None:
         sides, report = open_shards(shards, recipe, encoder, on_event)
         return Prepared(*sides, report)
@@ -173,6 +181,10 @@ def tokenize_into(
     """
     if find_shards(recipe.data) is not None:
         raise UserError(f"data.train {recipe.data.train} holds tokenised rows already")
+    if recipe.data.streaming:
+        raise UserError(
+            "data.streaming keeps no rows, and tokenising once is to keep them: take it out"
+        )
     check_free(folder)
     prepared = prepare(recipe, tokenizer, on_event)
     report = prepared.report.model_copy(update={"split_sha256": _line_hashes(prepared)})
@@ -186,7 +198,7 @@ def _line_hashes(prepared: Prepared) -> dict[str, str]:
     found = {}
     for name, rows in (("train", prepared.train), ("validation", prepared.validation)):
         digest = hashlib.sha256()
-        for row in _unique(rows):
+        for row in unique(rows):
             digest.update(row.line)
         found[f"{name}.jsonl"] = digest.hexdigest()
     return found
@@ -201,7 +213,7 @@ def _prepare(
 ) -> Prepared:
     """``hashes`` of the files, where they are known: the caller keeps what is prepared."""
     data, objective = recipe.data, recipe.objective
-    left_out = _LeftOut()
+    left_out = SkippedRows()
     file = RowFile(split_key)
     sample = None if data.max_rows is None else RunningSample(data.max_rows, recipe.train.seed)
     train, sources = _read(
@@ -230,15 +242,66 @@ def _prepare(
         replay = Replay(wanted=wanted, added=len(added), available=len(general))
         train = joined(train, added)
     keep = hashes is None
-    train_rows = _tokenise(train, data, encoder, left_out, on_event, objective, keep=keep)
-    validation_rows = _tokenise(validation, data, encoder, left_out, on_event, objective, keep=keep)
-    _judge(data, train_rows, left_out)
-    report = DataReport(
+    train_rows = to_token_rows(train, data, encoder, left_out, on_event, objective, keep=keep)
+    validation_rows = to_token_rows(
+        validation, data, encoder, left_out, on_event, objective, keep=keep
+    )
+    judge(data, train_rows, left_out)
+    report = _report(recipe, sources, read, (train_rows, validation_rows), left_out, replay)
+    return Prepared(train_rows, validation_rows, report)
+
+
+def _prepare_stream(recipe: Recipe, encoder: Tokenizer, on_event: OnEvent) -> Prepared:
+    data, objective = recipe.data, recipe.objective
+    skipped, sources = SkippedRows(), list[DataSource]()
+    file = RowFile(split_key)
+    parts = find_parts(recipe.train_files, on_event)
+    head = 0
+    if data.validation is not None:
+        files = find_files(data.validation, on_event)
+        held_out, sources = _read(files, data, skipped, on_event, file, objective)
+    else:
+        head = data.validation_rows or 0
+        for row in RowStream(recipe, encoder, parts).first_rows(head, skipped):
+            file.append(row)
+        held_out = StoredRows(file, range(len(file)))
+    validation = to_token_rows(held_out, data, encoder, skipped, on_event, objective, keep=True)
+    keys = frozenset(file.key(place) for place in range(len(file)))
+    stream = open_stream(RowStream(recipe, encoder, parts, head, keys), None, on_event)
+    first = stream.first
+    skipped.bad += first.skipped.bad
+    skipped.too_long += first.skipped.too_long
+    skipped.overlap = first.skipped.overlap
+    if skipped.bad and data.on_bad_row == "error":
+        raise UserError(bad_rows_message(skipped.bad))
+    refuse_long(data, skipped.too_long)
+    read = first.place.read
+    sides = first.rows, validation
+    sources = [*first.formats.values(), *sources]
+    report = _report(recipe, sources, read.rows, sides, skipped, streamed=read)
+    # Of those that are not stored, so that a resumed run holds out the same rows.
+    lost = keys - {split_key(row.conversation) for row in unique(validation)}
+    report = report.model_copy(update={"keys_held_out": sorted(lost) or None})
+    return Prepared(*sides, report, stream)
+
+
+def _report(
+    recipe: Recipe,
+    sources: list[DataSource],
+    read: int,
+    both: tuple[list[TokenRow], list[TokenRow]],
+    left_out: SkippedRows,
+    replay: Replay | None = None,
+    streamed: Streamed | None = None,
+) -> DataReport:
+    objective = recipe.objective
+    train_rows, validation_rows = both
+    return DataReport(
         sources=sources,
         rows=RowCounts(
             read=read,
-            train=sum(1 for _ in _unique(train_rows)),
-            validation=sum(1 for _ in _unique(validation_rows)),
+            train=sum(1 for _ in unique(train_rows)),
+            validation=sum(1 for _ in unique(validation_rows)),
         ),
         replay=replay,
         tokens=SplitTokens(
@@ -253,26 +316,30 @@ def _prepare(
             unused
             for unused in counted(
                 Counter(
-                    row.unused for rows in (train_rows, validation_rows) for row in _unique(rows)
+                    row.unused for rows in (train_rows, validation_rows) for row in unique(rows)
                 )
             )
             if not (objective.learns_from == "labels" and unused.field == "label")
         ]
         or None,
-        answers_apart=(objective.together == 1 and _answers_apart(train_rows)) or None,
+        answers_apart=(objective.together == 1 and count_answers_apart(train_rows)) or None,
+        streamed=streamed,
     )
-    return Prepared(train_rows, validation_rows, report)
 
 
 def store(prepared: Prepared, run: Run) -> None:
-    """Keep the split and the report in the run folder, the report last."""
-    for path, rows in (
-        (run.train_path, prepared.train),
-        (run.validation_path, prepared.validation),
-    ):
+    """Keep the split and the report in the run folder, the report last.
+
+    Of a stream only the rows that are held out are kept.
+    """
+    sides = {run.train_path: prepared.train, run.validation_path: prepared.validation}
+    if prepared.stream is not None:
+        del sides[run.train_path]
+        run.train_path.unlink(missing_ok=True)
+    for path, rows in sides.items():
         with staged_file(path) as out:
-            out.writelines(row.line for row in _unique(rows))
-    hashes = {path.name: sha256(path) for path in (run.train_path, run.validation_path)}
+            out.writelines(row.line for row in unique(rows))
+    hashes = {path.name: sha256(path) for path in sides}
     write_json(
         run.data_report_path, prepared.report.model_copy(update={"split_sha256": hashes}).to_dict()
     )
@@ -290,14 +357,7 @@ def load_stored(
     Raises:
         UserError: it was edited, or is gone.
     """
-    report = run.data_report()
-    with during("checking the run's data", on_event):
-        whole = report is not None and _as_stored(report, run)
-    if report is None or not whole:
-        raise UserError(
-            f"{run.train_path.parent} has changed since this run wrote it, so the run cannot be "
-            "resumed exactly; choose another run.name to start over"
-        )
+    report = _stored_report(run, on_event)
     note_changed_sources(data, run, on_event)
     encoder = Tokenizer(tokenizer, data.train_on, data.history)
     shards = find_shards(data)
@@ -331,12 +391,50 @@ def load_stored(
     return Prepared(train, validation, report)
 
 
+def load_streamed(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    run: Run,
+    place: StreamPlace,
+    on_event: OnEvent = ignore,
+) -> Prepared:
+    """What ``store`` kept of a stream, which goes on at ``place``.
+
+    Raises:
+        UserError: what was kept was edited or is gone, or the rows at ``place`` are others now.
+    """
+    data = recipe.data
+    report = _stored_report(run, on_event)
+    encoder = Tokenizer(tokenizer, data.train_on, data.history)
+    rows = _stored_rows(run.validation_path, on_event)
+    skips = data.on_too_long == "skip"
+    validation = tokenise(rows, data, encoder, on_event, recipe.objective, skips=skips)
+    parts = find_parts(recipe.train_files, on_event)
+    head = 0 if data.validation is not None else data.validation_rows or 0
+    with during("reading up to where the run was", on_event):
+        keys = frozenset([*rows.keys(), *(report.keys_held_out or ())])
+        stream = open_stream(RowStream(recipe, encoder, parts, head, keys), place, on_event)
+    return Prepared(stream.first.rows, validation, report.after(place.read), stream)
+
+
+def _stored_report(run: Run, on_event: OnEvent) -> DataReport:
+    """The report, once it is seen that the rows are as ``store`` left them."""
+    report = run.data_report()
+    with during("checking the run's data", on_event):
+        whole = report is not None and _as_stored(report, run)
+    if report is None or not whole:
+        raise UserError(
+            f"{run.train_path.parent} has changed since this run wrote it, so the run cannot be "
+            "resumed exactly; choose another run.name to start over"
+        )
+    return report
+
+
 def _as_stored(report: DataReport, run: Run) -> bool:
     hashes = report.split_sha256 or {}
+    paths = [run.validation_path] if report.streamed else [run.train_path, run.validation_path]
     try:
-        return all(
-            sha256(path) == hashes.get(path.name) for path in (run.train_path, run.validation_path)
-        )
+        return all(sha256(path) == hashes.get(path.name) for path in paths)
     except OSError:
         return False
 
@@ -351,11 +449,20 @@ def held_out(run: Run, on_event: OnEvent = ignore) -> Sequence[Conversation]:
 
 
 def trained_on(run: Run, on_event: OnEvent = ignore) -> Sequence[Conversation]:
-    """The run's training rows, likewise.
+    """The run's training rows, likewise; none of a run that streamed them, which is said.
 
     Raises:
         UserError: as ``held_out``.
     """
+    report = run.data_report()
+    if report is not None and report.streamed is not None:
+        on_event(
+            Note(
+                f"{run} streamed its training rows and kept none of them, so what is compared with them is "
+                "off: rows that were trained on are not found here"
+            )
+        )
+        return []
     return _stored_rows(run.train_path, on_event)
 
 
@@ -370,7 +477,7 @@ def read_for_evaluation(
         UserError: the file or a row is wrong.
     """
     files = find_files(file, on_event)
-    return _read(files, data, _LeftOut(), on_event, RowFile(split_key), None)[0]
+    return _read(files, data, SkippedRows(), on_event, RowFile(split_key), None)[0]
 
 
 def tokenise(
@@ -389,7 +496,7 @@ def tokenise(
         keep: they may come from the cache, and are kept there.
         skips: a conversation may be here for one answer that fits; its longer ones are skipped again.
     """
-    encoded = _encoded(rows, encoder, objective, on_event, keep=keep)
+    encoded = encoded_rows(rows, encoder, objective, on_event, keep=keep)
     refused = next((row for row in encoded if isinstance(row, TemplateRejects)), None)
     if refused is not None:
         raise UserError(str(refused))
@@ -400,7 +507,7 @@ def tokenise(
             if not isinstance(rows, TemplateRejects)
             for piece in fitting(rows, data.max_length, truncate=True)[0]
         ]
-        return _arranged(kept, data, objective)
+        return arranged(kept, data, objective)
     return [
         piece
         for rows in encoded
@@ -422,29 +529,10 @@ def tokenise_pairs(
     return tokenise(pairs, data, Tokenizer(tokenizer, "completions"), on_event, _PAIRS)
 
 
-def _encoded(
-    rows: Sequence[Conversation],
-    encoder: Tokenizer,
-    objective: ObjectiveGroup,
-    on_event: OnEvent,
-    *,
-    keep: bool,
-) -> list[Encoded]:
-    """The token rows of each row; of a pair those of its sides."""
-    if objective.together == 1:
-        return encode_all(encoder, rows, on_event, keep=keep)
-    apart = _on_disk(side for row in rows for side in sides(row))
-    return list(together(rows, iter(encode_all(encoder, apart, on_event, keep=keep))))
-
-
-def _arranged(rows: list[TokenRow], data: DataGroup, objective: ObjectiveGroup) -> list[TokenRow]:
-    return with_mismatched(rows, data.max_length) if objective.learns_from == "labels" else rows
-
-
 def _read(
     files: Sequence[str],
     data: DataGroup,
-    left_out: _LeftOut,
+    left_out: SkippedRows,
     on_event: OnEvent,
     rows: RowFile,
     objective: ObjectiveGroup | None = _ANSWERS,
@@ -468,13 +556,10 @@ def _read(
     columns = None if detect else data.columns
     for file in files:
         before = count
-        reader = _FileReader(file, fmt, columns, objective)
+        reader = FileReader(file, fmt, columns, objective)
         for item in read_rows(file, on_event):
             try:
-                if isinstance(item, BadRow):
-                    raise item
-                row = reader.conversation(*item)
-                for each in [row] if objective is None else judged(row, objective):
+                for each in reader.read(item):
                     if sample is None or sample.takes():
                         places.append(len(rows))
                         numbers.append(count)
@@ -483,8 +568,8 @@ def _read(
             except BadRow as bad:
                 # Its traceback holds the row, and all that was read with it.
                 left_out.bad.append(bad.with_traceback(None))
-        if reader.renamed and not columns:
-            on_event(Note(f"{file}: reads {read_as(reader.renamed)} (data.columns changes that)"))
+        if reader.note:
+            on_event(Note(reader.note))
         read.append(
             DataSource(
                 file=file,
@@ -495,143 +580,11 @@ def _read(
             )
         )
     if left_out.bad and (data.on_bad_row == "error" or not count):
-        raise UserError(_bad_rows_message(left_out.bad))
+        raise UserError(bad_rows_message(left_out.bad))
     found = np.array(places, np.int64)
     if sample is not None:
         found = found[np.searchsorted(numbers, sample.indices)]
     return StoredRows(rows, found), read
-
-
-class _FileReader:
-    """Reads the rows of one file. The first that can be read tells the format of all.
-
-    Attributes:
-        first: how that row is read.
-        renamed: fields of formats that were found under other names, and those.
-    """
-
-    def __init__(
-        self,
-        file: str,
-        fmt: str,
-        columns: Mapping[str, str] | None,
-        objective: ObjectiveGroup | None,
-    ) -> None:
-        self.file, self.fmt, self.columns, self.objective = file, fmt, columns, objective
-        self.first: Layout | None = None
-        self.renamed: dict[str, str] = {}
-
-    def conversation(self, origin: Origin, row: dict[str, Any]) -> Conversation:
-        layout = self._layout(row)
-        if layout is None:
-            raise UserError(f"{origin}: {unknown_layout(row, self.columns)}")
-        if self.objective is not None:
-            check_format(self.file, layout.format, row, self.objective, self.fmt == "auto")
-        self.first = self.first or layout
-        add_names(self.renamed, row, layout.columns)
-        return layout.conversation(row, origin)
-
-    def _layout(self, row: dict[str, Any]) -> Layout | None:
-        if self.fmt != "auto":
-            return layout_as(row, self.fmt, self.columns)
-        found = find_layout(row, self.columns)
-        # Rows with other names may lack some of them, or have more: an `input`, a `system`.
-        same = found is not None and (
-            found.columns or found.format == getattr(self.first, "format", "")
-        )
-        return found if self.first is None or same else self.first
-
-
-def _bad_rows_message(bad: list[BadRow]) -> str:
-    shown = "\n  ".join(str(row) for row in bad[:_SHOWN])
-    more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
-    return (
-        f"{count} cannot be used:\n  {shown}{more}\n"
-        "fix them, or set data.on_bad_row: skip to train without them"
-    )
-
-
-def _tokenise(
-    rows: Sequence[Conversation],
-    data: DataGroup,
-    encoder: Tokenizer,
-    left_out: _LeftOut,
-    on_event: OnEvent,
-    objective: ObjectiveGroup,
-    *,
-    keep: bool,
-) -> list[TokenRow]:
-    kept: list[TokenRow] = []
-    bad_before = len(left_out.bad)
-    for index, encoded in enumerate(_encoded(rows, encoder, objective, on_event, keep=keep)):
-        if isinstance(encoded, TemplateRejects):
-            left_out.bad.append(BadRow(rows[index].origin, str(encoded)))
-            continue
-        if objective.together > 1:
-            whole, long = fitting(encoded, data.max_length, data.on_too_long == "truncate")
-            kept += whole
-            left_out.too_long += long
-            continue
-        for piece in encoded:
-            if len(piece) <= data.max_length or not piece.spoken:
-                kept += cut(piece, data.max_length)
-                continue
-            left_out.too_long.append(piece)
-            if data.on_too_long == "truncate":
-                kept += cut(piece, data.max_length)
-    if len(left_out.bad) > bad_before and data.on_bad_row == "error":
-        raise UserError(_bad_rows_message(left_out.bad))
-    return _arranged(kept, data, objective)
-
-
-def _judge(data: DataGroup, train: list[TokenRow], left_out: _LeftOut) -> None:
-    """Stop where the data cannot make a run, or where rows are lost that must not be."""
-    too_long = left_out.too_long
-    longest = max((len(row) for row in too_long), default=0)
-    if too_long and data.on_too_long == "error":
-        shown = ", ".join(f"{row.origin} ({len(row)})" for row in too_long[:_SHOWN])
-        raise UserError(
-            f"{len(too_long)} rows are longer than data.max_length {data.max_length} tokens: "
-            f"{shown}; increase it (the longest has {longest}), or set data.on_too_long"
-        )
-    if not train:
-        why = [
-            f"{len(left_out.bad)} cannot be used" if left_out.bad else "",
-            f"{len(too_long)} are longer than data.max_length {data.max_length} "
-            f"(the longest has {longest} tokens)"
-            if too_long
-            else "",
-            f"{len(left_out.overlap)} are in the validation file too" if left_out.overlap else "",
-        ]
-        raise UserError("no rows are left to train on: " + "; ".join(filter(None, why)))
-
-
-def _unique(rows: Sequence[TokenRow]) -> Iterator[TokenRow]:
-    """The first token row of each conversation; a long text was cut into several."""
-    return (next(same) for _, same in groupby(rows, lambda row: row.source))
-
-
-def _answers_apart(rows: Sequence[TokenRow]) -> int:
-    """Conversations that became several token rows."""
-    counts = Counter(row.source for row in rows if row.spoken)
-    return sum(count > 1 for count in counts.values())
-
-
-def count_tokens(rows: Sequence[TokenRow]) -> TokenCounts:
-    """All tokens of ``rows``, those that are trained on, and the length of the longest."""
-    return TokenCounts(
-        total=sum(len(row) for row in rows),
-        supervised=sum(int(block.mask.sum()) for block in in_blocks(rows)),
-        longest=max((len(row) for row in rows), default=0),
-    )
-
-
-def _on_disk(rows: Iterable[Conversation]) -> StoredRows:
-    file = RowFile(split_key)
-    for row in rows:
-        file.append(row)
-    return StoredRows(file, range(len(file)))
 
 
 def _stored_rows(path: Path, on_event: OnEvent) -> StoredRows:

@@ -23,7 +23,7 @@ from luthier.models.pull import cache_folder
 log = logging.getLogger(__name__)
 
 _BLOCK = 256  # rows that a process tokenises at once
-_WORTH = 500  # rows; fewer are tokenised sooner than looked up
+WORTH = 500  # rows; fewer are tokenised sooner than looked up, and stay in memory
 _KEPT, _KEPT_BYTES = 50, 20 * 2**30  # the newest files, so many at most
 VERSION = 3  # of the mask's rules: raise it when `data/spans.py` or `data/tokens.py` change them
 
@@ -42,7 +42,7 @@ def encode_all(
     them tokenises again. A cache that cannot be written is not an error, and rows of which one is
     refused are not cached; nor are any without ``keep``.
     """
-    if len(rows) < _WORTH:
+    if len(rows) < WORTH:
         following = tracked(rows, "tokenising rows", on_event, len(rows))
         return [_of(each, rows, n) for n, each in enumerate(encoder.encode_all(following))]
     stored: TokenFile | None = None

@@ -1,5 +1,6 @@
 """The job that a recipe means: with the rows of its data where they can be read here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,7 +51,13 @@ def job_of_recipe(
         return job_from_shape(recipe, config, dtype, 1000, on_gpu), assumed
     tokenizer = load_prepared_tokenizer(recipe, folder).tokenizer
     data = prepare(recipe, tokenizer, on_event)
-    return job_of_data(recipe, data, config, dtype, on_gpu), None
+    job = job_of_data(recipe, data, config, dtype, on_gpu)
+    if data.stream is None:
+        return job, None
+    return job, (
+        "data.train is streamed: how many rows it has is not known, the time is that of rows like the "
+        f"first {len(data.train):,}, and the memory that of rows of data.max_length"
+    )
 
 
 def job_of_shape(recipe: Recipe, dtype: torch.dtype, rows: int, on_gpu: bool) -> Job:
@@ -81,9 +88,13 @@ def job_of_data(
     items = [[len(row) for row in item] for item in dataset.items]
     tokens = data.report.tokens
     held_out = tokens.validation.supervised
-    return job_from_lengths(
+    job = job_from_lengths(
         recipe, config, dtype, items, tokens.train.supervised, optim, held_out, on_gpu
     )
+    if data.stream is None:
+        return job
+    longest = recipe.data.max_length * recipe.objective.together  # of rows that nobody has seen yet
+    return replace(job, largest=(longest,) * recipe.train.per_device_train_batch_size)
 
 
 def _tokenizer_folder(recipe: Recipe, on_event: OnEvent) -> Path | None:

@@ -78,6 +78,7 @@ _RENAMED: dict[str, dict[str, str]] = {
         AXOLOTL: "val_set_size",
         _ANYWHERE: "validation_split validation_split_percentage",
     },
+    "data.streaming": {TRL: "dataset_streaming"},
     "data.template": {
         TRL: "chat_template_path",
         AXOLOTL: "chat_template",
@@ -191,9 +192,9 @@ _NEEDLESS: dict[str, dict[str, str]] = {
         TRANSFORMERS: "dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor "
         "dataloader_persistent_workers remove_unused_columns length_column_name cache_dir use_fast_tokenizer "
         "low_cpu_mem_usage device_map max_memory",
-        TRL: "dataset_num_proc dataset_batch_size dataset_kwargs shuffle_dataset dataset_streaming",
+        TRL: "dataset_num_proc dataset_batch_size dataset_kwargs shuffle_dataset",
         FACTORY: "preprocessing_num_workers preprocessing_batch_size overwrite_cache "
-        "tokenized_path streaming buffer_size",
+        "tokenized_path buffer_size",
         AXOLOTL: "dataset_prepared_path dataset_processes shuffle_merged_datasets "
         "dataset_keep_in_memory skip_prepare_dataset model_type tokenizer_type "
         "trust_remote_code_dataset gpu_memory_limit lora_on_cpu sample_packing_group_size "

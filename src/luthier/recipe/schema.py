@@ -17,7 +17,7 @@ from luthier.credentials import holds_secret
 from luthier.errors import UserError
 from luthier.files import user_path
 from luthier.recipe.changes import Changes, merge
-from luthier.recipe.groups.data import DataGroup
+from luthier.recipe.groups.data import STREAM_HELD_OUT, DataGroup
 from luthier.recipe.groups.evaluate import METRICS, EvaluateGroup
 from luthier.recipe.groups.group import Group
 from luthier.recipe.groups.kernels import KernelsGroup
@@ -193,6 +193,49 @@ class Recipe(Group):
         return self
 
     @model_validator(mode="after")
+    def _check_streaming(self) -> "Recipe":
+        data = self.data
+        if not data.streaming:
+            if data.validation_rows is not None:
+                raise ValueError(
+                    "data.validation_rows is for data.streaming; data.validation_fraction holds out a "
+                    "share of all rows"
+                )
+            return self
+        if self.train.max_steps < 1:
+            raise ValueError(
+                "data.streaming needs train.max_steps: nobody knows how many rows come, so epochs cannot "
+                "be counted in advance, and the learning rate needs an end"
+            )
+        if data.validation is not None and data.validation_rows is not None:
+            raise ValueError(
+                "data.validation and data.validation_rows are both set: take one of them out"
+            )
+        if data.validation_fraction > 0 and "validation_fraction" in data.model_fields_set:
+            raise ValueError(
+                "data.streaming cannot hold out a share of rows that it does not have: set "
+                "data.validation_fraction=0, and data.validation_rows or data.validation in its place"
+            )
+        for key in ("max_rows", "replay"):
+            if getattr(data, key) is not None:
+                raise ValueError(
+                    f"data.{key} draws from all rows, which data.streaming does not have: take one of "
+                    "them out"
+                )
+        if self.objective.teacher is not None or self.objective.learns_from == "labels":
+            raise ValueError(
+                f"data.streaming is not for the objective {self.objective.name}, which looks at all rows "
+                "before the first step"
+            )
+        rows = data.validation_rows
+        if rows is None and data.validation is None:
+            rows = STREAM_HELD_OUT
+        # A copy in which they do not count as set.
+        self.data = data.model_copy(update={"validation_fraction": 0.0, "validation_rows": rows})
+        self.data.model_fields_set.intersection_update(data.model_fields_set)
+        return self
+
+    @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
         if self.objective.teacher is not None and self.data.add_tokens:
             raise ValueError(
@@ -248,7 +291,9 @@ class Recipe(Group):
     @property
     def has_validation(self) -> bool:
         """Whether rows are held out, given or taken from the training data."""
-        return self.data.validation is not None or self.data.validation_fraction > 0
+        data = self.data
+        counted = data.validation_rows or 0
+        return data.validation is not None or data.validation_fraction > 0 or counted > 0
 
     @property
     def judge_compares(self) -> bool:

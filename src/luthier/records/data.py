@@ -9,13 +9,14 @@ class DataSource(Record):
     """One file as it was read.
 
     Attributes:
+        sha256, rows: None where it is streamed: nobody has read all of it.
         columns: fields of its format that its rows have under other names, and those names.
     """
 
     file: str
     format: str
-    sha256: str
-    rows: int
+    sha256: str | None = None
+    rows: int | None = None
     columns: dict[str, str] | None = None
 
 
@@ -85,10 +86,57 @@ class UnusedField(Record):
     may_be_content: bool
 
 
+class Streamed(Record):
+    """What was read of a stream (``data.streaming``), all passes together.
+
+    Attributes:
+        rows: of the sources.
+        passes: over all of them, complete ones.
+        kept: rows that became token rows to train on.
+        tokens, supervised, longest: of those token rows, as in ``TokenCounts``.
+        bad, too_long, also_in_validation: rows as in ``LeftOut``, how many.
+        up_to: the last row that was read, by its file and line.
+    """
+
+    rows: int = 0
+    passes: int = 0
+    kept: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    longest: int = 0
+    bad: int = 0
+    too_long: int = 0
+    also_in_validation: int = 0
+    up_to: str = ""
+
+
+class StreamPlace(Record):
+    """A place in a stream, from which it can go on.
+
+    Attributes:
+        window: number of the window, of all passes.
+        row: rows of this pass before the window.
+        used: items of the window, in their shuffled order, that were trained on.
+        digest: hash of the window's tokens; empty where it was not made yet.
+        before: what was read before the window.
+        read: the same with the window.
+    """
+
+    window: int = 0
+    row: int = 0
+    used: int = 0
+    digest: str = ""
+    before: Streamed = Streamed()
+    read: Streamed = Streamed()
+
+
 class DataReport(Record):
     """How the rows of a run came to be: ``data/data-report.json``.
 
     Attributes:
+        left_out: of a stream, rows of the window that the run began with; ``streamed`` counts all.
+        keys_held_out: of a stream, hashes of the prompts of validation rows that were skipped.
+        streamed: of a stream, up to the last checkpoint; ``rows`` and ``tokens`` are so, too.
         answers_apart: conversations of which each answer is a row of its own (``data.history``).
         split_sha256: hash of ``train.jsonl`` and ``validation.jsonl`` by name, once they are stored.
     """
@@ -101,6 +149,22 @@ class DataReport(Record):
     unused_fields: list[UnusedField] | None = None
     answers_apart: int | None = None
     split_sha256: dict[str, str] | None = None
+    keys_held_out: list[str] | None = None
+    streamed: Streamed | None = None
+
+    def after(self, streamed: Streamed) -> "DataReport":
+        """The same once so much of the stream was read."""
+        tokens = TokenCounts(
+            total=streamed.tokens, supervised=streamed.supervised, longest=streamed.longest
+        )
+        rows = {"read": streamed.rows, "train": streamed.kept}
+        return self.model_copy(
+            update={
+                "rows": self.rows.model_copy(update=rows),
+                "tokens": self.tokens.model_copy(update={"train": tokens}),
+                "streamed": streamed,
+            }
+        )
 
 
 class Shard(Record):

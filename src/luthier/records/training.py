@@ -18,7 +18,7 @@ class Provenance(Record):
         model: where the weights came from.
         template: name of the chat template; ``none`` for plain text.
         template_date: the day that it writes; None where it reads no clock.
-        data_sha256: hash of each source file.
+        data_sha256: hash of each source file that was read whole.
         micro_batch: rows per micro-batch where ``train.auto_batch`` had to lower it.
         processes: that trained together at first, where they were several.
     """
@@ -48,6 +48,7 @@ class MetricsLine(Record):
         loss: mean over the steps since the last line, in nats per supervised token.
         grad_norm: of the last of them, before clipping.
         tokens: that went through the model in training so far, prompts included.
+        rows_read: of the sources of a stream so far.
         skipped: steps since the last line whose loss or gradient was non-finite.
         eval_loss: nats per supervised token of the validation rows.
         memory_bytes: the most that the process has held.
@@ -66,6 +67,7 @@ class MetricsLine(Record):
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     tokens: int | None = None
+    rows_read: int | None = None
     eval_loss: float | None = None
     eval_perplexity: float | None = None
     eval_probe_accuracy: float | None = None

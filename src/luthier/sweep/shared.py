@@ -11,8 +11,9 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from luthier.data.prepare import Prepared, count_tokens, prepare
+from luthier.data.prepare import Prepared, prepare
 from luthier.data.split import choose_held_out, split_key
+from luthier.data.token_rows import count_tokens
 from luthier.data.tokens import TokenRow
 from luthier.errors import UserError
 from luthier.events import OnEvent, ignore
@@ -57,6 +58,11 @@ def find_ground(recipe: Recipe, on_event: OnEvent = ignore) -> Ground:
     if not recipe.has_validation:
         raise UserError(
             "a sweep chooses by the validation loss: set data.validation or data.validation_fraction"
+        )
+    if recipe.data.streaming:
+        raise UserError(
+            "a sweep tokenises the rows once and keeps them for all trials, and data.streaming keeps none: "
+            "take it out, and set data.max_rows if there are too many rows"
         )
     resolved = resolve_model(recipe, on_event)
     tokenizer = load_prepared_tokenizer(recipe, resolved.folder, None, on_event).tokenizer

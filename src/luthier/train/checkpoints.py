@@ -257,6 +257,9 @@ class Checkpoints:
                 "earlier checkpoints are intact: free some space and run the same command again"
             ) from error
         self._rotate(state.best_step)
+        report = self.run.data_report()
+        if state.place is not None and report is not None:
+            write_json(self.run.data_report_path, report.after(state.place.read).to_dict())
         self.on_event(Checkpoint(state.step, target, best))
 
     def _rotate(self, best_step: int | None) -> None:

@@ -11,13 +11,17 @@ from luthier.run import Run
 from luthier.train.processes import Processes
 
 
-def prepared_once(make: Callable[[], Prepared], run: Run, processes: Processes) -> Prepared:
+def prepared_once(
+    make: Callable[[], Prepared], run: Run, processes: Processes, *, streaming: bool
+) -> Prepared:
     """What rank 0 makes. The others get its report, and the rows from files beside the run folder.
+
+    Of a stream each process makes all: it will read all of it.
 
     Raises:
         UserError: as ``make``; or another machine does not see those files.
     """
-    if processes.size == 1:
+    if processes.size == 1 or streaming:
         return make()
     folder = run.root.parent / f".{run.root.name}.rows.tmp"
     made: Prepared | None = None

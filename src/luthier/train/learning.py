@@ -138,6 +138,12 @@ def _reference(
     if asked_in_every_step(recipe.objective, recipe.method, recipe.model.adapter is not None):
         on_event(Note("the reference is the model with its adapter off, asked in every step"))
         return AdapterOff(), _nothing
+    if recipe.data.streaming:
+        raise UserError(
+            f"the objective {recipe.objective.name} would compute its reference's log-probabilities of all rows "
+            "before the first step, and data.streaming does not have them: train a new adapter with "
+            "objective.precompute_ref_log_probs=false, whose reference is asked in every step"
+        )
     path = run.reference_path
     if resumed:
         return Stored.load(path), _nothing

@@ -6,8 +6,8 @@ What must be there before the first step is made in ``session.py``.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from luthier.data.batches import Batch, StepBatches
+from luthier.data.stream_batches import StreamBatches
+from luthier.errors import UserError
 from luthier.events import Evaluation, Note, OnEvent, Started, Step
 from luthier.models.adapters import inner
 from luthier.objectives.objective import Objective, Parts
@@ -164,7 +166,7 @@ class Loop:
     """A run between its first step and its last."""
 
     learner: Learner
-    data: StepBatches
+    data: StepBatches | StreamBatches
     course: Course
     state: State
     validation: Validation
@@ -187,9 +189,10 @@ class Loop:
         self.watch.check_schedule(self.learner.scheduler, course.max_steps)
         if state.step == 0 and self.validation.probe is not None:
             self._evaluate()  # what later answers of the probe are compared with
-        while state.step < course.max_steps and not (state.ended or self.stop.granted):
-            epoch, done = divmod(state.step, self.data.steps_per_epoch)
-            self._run_epoch(epoch, done)
+        with closing(self.data):
+            while state.step < course.max_steps and not (state.ended or self.stop.granted):
+                epoch, done = divmod(state.step, self.data.steps_per_epoch)
+                self._run_epoch(epoch, done)
         self.watch.check_base(state.step, sampled=False)
 
     def _run_epoch(self, epoch: int, steps_done: int) -> None:
@@ -198,16 +201,25 @@ class Loop:
         steps = self.data.epoch(epoch, steps_done)
         if steps_done > 0:  # the draw for this epoch's order is behind that state
             self.checkpoints.restore_random_state()
-        for batches in steps:
+        for batches in self._saved_before_errors(steps):
             self._take(batches)
-            self.state.epoch = min(
-                epoch + (steps_done + 1) * self.data.per_step / self.data.micro_batches, epoch + 1
-            )
             steps_done += 1
+            self.state.place = self.data.after(self.state.step)
+            self.state.epoch = self.data.passes(epoch, steps_done)
             asked = self.learner.processes.any(self.stop.requested)
             self._log_evaluate_save(self.course.due(self.state.step, asked))
             if self.state.step >= self.course.max_steps or self.state.ended or self.stop.granted:
                 return
+
+    def _saved_before_errors(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """``steps``. Where rows that are read on the way cannot be used, the steps before are saved."""
+        try:
+            yield from steps
+        except UserError:
+            # Of several processes another may have its rows, and wait for this one elsewhere.
+            if self.state.step > 0 and self.learner.processes.size == 1:
+                self._log_evaluate_save(Due(log=bool(self.window.steps), save=True))
+            raise
 
     def _take(self, batches: list[Batch]) -> None:
         state = self.state
@@ -251,6 +263,8 @@ class Loop:
             )
         if "loss" in figures:
             figures["tokens"] = self.state.tokens
+            if self.state.place is not None:
+                figures["rows_read"] = self.state.place.read.rows
         self.on_event(Step(self._line(figures)))
 
     def _evaluate(self) -> bool:

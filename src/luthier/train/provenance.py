@@ -33,7 +33,7 @@ def provenance_of(
         template=template,
         template_sha256=template_hash(tokenizer),
         template_date=pinned_day(tokenizer.chat_template or ""),
-        data_sha256={source.file: source.sha256 for source in data.report.sources},
+        data_sha256={each.file: each.sha256 for each in data.report.sources if each.sha256},
     )
 
 

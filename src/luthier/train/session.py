@@ -11,10 +11,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from luthier.data.batches import RowDataset, StepBatches
-from luthier.data.prepare import Prepared, load_stored, prepare, store
+from luthier.data.prepare import Prepared, load_stored, load_streamed, prepare, store
 from luthier.data.split import sample
+from luthier.data.stream import WINDOW, Window
+from luthier.data.stream_batches import StreamBatches
 from luthier.data.tokens import TokenRow
 from luthier.data.unused import sentence
+from luthier.data.workers import Ahead
 from luthier.events import Note, OnEvent
 from luthier.files import write_json
 from luthier.models.adapters import trainable_parameters
@@ -27,6 +30,7 @@ from luthier.objectives.noise import Noisy
 from luthier.objectives.objective import Objective
 from luthier.recipe import Recipe
 from luthier.records import Provenance
+from luthier.records.data import StreamPlace
 from luthier.run import Run, save_recipe
 from luthier.runtime import keep_freed_memory
 from luthier.train.checkpoints import Checkpoints, usable_checkpoint
@@ -176,6 +180,8 @@ def open_session(asked: Asked) -> Session:
     else:
         start = _resumed(asked, checkpoint, tokenizer, template)
     setup, data = start.setup, start.data
+    # Before the model and its threads are there: a process that is forked has no use for them.
+    following = data.stream.following() if data.stream is not None else None
     recipe = with_micro_batch(recipe, start.micro_batch)
     if begun is not None:
         recipe = of_same_steps(recipe, begun.processes or 1, processes.size, on_event)
@@ -220,16 +226,7 @@ def open_session(asked: Asked) -> Session:
         resumed=start.checkpoint is not None, teach=asked.materials.teach,
     )  # fmt: skip
     objective, together = learning.objective, recipe.objective.together
-    batches = StepBatches(
-        RowDataset(data.train, recipe.data.max_length, recipe.data.packing, together),
-        recipe.train.per_device_train_batch_size,
-        recipe.train.gradient_accumulation_steps,
-        recipe.train.seed,
-        objective.collate,
-        ahead=setup.device.type == "cuda",
-        rank=processes.rank,
-        ranks=processes.size,
-    )
+    batches = _batches(recipe, start, following, model, tokenizer, objective, processes, on_event)
     course = plan_course(recipe.train, batches.steps_per_epoch, validates=bool(data.validation))
     processes.from_first(start.write)
     processes.from_first(learning.write)
@@ -279,7 +276,7 @@ def open_session(asked: Asked) -> Session:
         ),
         checkpoints,
         Watch(model, rate, on_event),
-        Skips(run, data.train, rate, processes),
+        Skips(run, batches.rows, rate, processes),
         asked.stop,
         on_event,
     )
@@ -292,7 +289,10 @@ def _new(
     recipe, run, processes = asked.recipe, asked.run, asked.processes
     setup = _choose_setup(recipe, processes)
     data = prepared_once(
-        lambda: asked.materials.prepare(recipe, tokenizer, asked.on_event), run, processes
+        lambda: asked.materials.prepare(recipe, tokenizer, asked.on_event),
+        run,
+        processes,
+        streaming=recipe.data.streaming,
     )
     template = _template_used(template, data)
     keep_plan: Callable[[Run], None] | None = None
@@ -326,12 +326,14 @@ def _resumed(
     # Measured once per run: a busy machine must not change the answer.
     setup = _choose_setup(recipe, asked.processes)
     setup = replace(setup, dtype=getattr(torch, begun.dtype))
-    data = prepared_once(
-        lambda: load_stored(recipe.data, tokenizer, run, asked.on_event, recipe.objective),
-        run,
-        asked.processes,
-    )
     state = load_state(checkpoint)
+
+    def load() -> Prepared:
+        if state.place is not None:
+            return load_streamed(recipe, tokenizer, run, state.place, asked.on_event)
+        return load_stored(recipe.data, tokenizer, run, asked.on_event, recipe.objective)
+
+    data = prepared_once(load, run, asked.processes, streaming=recipe.data.streaming)
     return _Start(
         setup,
         data,
@@ -353,6 +355,56 @@ def _template_used(template: str, data: Prepared) -> str:
     """``none`` for plain text: nothing is rendered, neither now nor at inference."""
     spoken = any(row.spoken for row in data.train)
     return template if spoken else "none"
+
+
+def _batches(
+    recipe: Recipe,
+    start: _Start,
+    following: Ahead[Window] | None,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+    processes: Processes,
+    on_event: OnEvent,
+) -> StepBatches | StreamBatches:
+    train, data, stream = recipe.train, recipe.data, start.data.stream
+    together = recipe.objective.together
+    size, accumulated = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    ahead = start.setup.device.type == "cuda"
+    if stream is None or following is None:
+        return StepBatches(
+            RowDataset(start.data.train, data.max_length, data.packing, together),
+            size,
+            accumulated,
+            train.seed,
+            objective.collate,
+            ahead,
+            processes.rank,
+            processes.size,
+        )
+
+    def check(rows: Sequence[TokenRow], on_note: OnEvent) -> None:
+        check_rows(rows, (), tokenizer, on_note)
+        check_embedding(model, rows, len(tokenizer))
+
+    return StreamBatches(
+        stream.first,
+        following,
+        start.state.place or StreamPlace(),
+        data.max_length,
+        data.packing,
+        together,
+        size,
+        accumulated,
+        train.seed,
+        train.max_steps,
+        objective.collate,
+        check,
+        on_event,
+        ahead,
+        processes.rank,
+        processes.size,
+    )
 
 
 def _sampled(rows: Sequence[TokenRow], recipe: Recipe) -> list[TokenRow]:
@@ -400,11 +452,20 @@ def _make_learner(
 def _describe_data(data: Prepared, template: str, on_event: OnEvent) -> None:
     report = data.report
     for source in report.sources:
-        on_event(Note(f"{source.file}: {source.rows:,} rows, format {source.format}"))
+        how = "streamed" if source.rows is None else f"{source.rows:,} rows"
+        on_event(Note(f"{source.file}: {how}, format {source.format}"))
     rows, tokens = report.rows, report.tokens.train
+    if data.stream is not None:
+        on_event(
+            Note(
+                f"data.streaming: the next rows are read, checked and shuffled in windows of up to {WINDOW:,} "
+                "while the run trains, and none is kept. So nobody knows how many there are, and duplicates "
+                "among them are not looked for (luthier data check does, and reads all)"
+            )
+        )
     on_event(
         Note(
-            f"{rows.train:,} training rows, {rows.validation:,} validation rows; "
+            f"{rows.train:,} training rows{' so far' if data.stream is not None else ''}, {rows.validation:,} validation rows; "
             f"{tokens.supervised:,} of {tokens.total:,} training tokens are trainable; "
             f"the longest row has {tokens.longest} tokens; template {template}"
         )

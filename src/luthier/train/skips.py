@@ -1,6 +1,6 @@
 """Steps whose loss or gradient is non-finite: skipped, counted, and after a few the end of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,12 @@ class Skips:
     """How many steps of this session were skipped, and what to say when there are too many.
 
     Attributes:
-        rows: that are trained on, to show those of a bad batch.
+        rows: those that the last step may have come from, to show those of a bad batch.
         last: whether the last step was skipped.
     """
 
     run: Run
-    rows: Sequence[TokenRow]
+    rows: Callable[[], Iterable[TokenRow]]
     learning_rate: float
     processes: Processes = field(default_factory=Processes)
     total: int = 0
@@ -75,7 +75,7 @@ class Skips:
 
     def _shown(self, batch: Batch) -> list[dict[str, Any]]:
         asked = set(batch.origins)
-        by_origin = {row.origin: row.conversation for row in self.rows if row.origin in asked}
+        by_origin = {row.origin: row.conversation for row in self.rows() if row.origin in asked}
         return [
             {**by_origin[origin].to_row(), "input_ids": row.input_ids[0].tolist()}
             for origin, row in zip(batch.origins, batch.rows(), strict=True)

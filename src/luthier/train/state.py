@@ -7,6 +7,7 @@ from pathlib import Path
 
 from luthier.errors import UserError
 from luthier.files import write_json
+from luthier.records.data import StreamPlace
 
 _NAME = "state.json"
 
@@ -25,6 +26,7 @@ class State:
         probe_start: the probe's accuracy before the first step.
         forgot: the probe's accuracy has fallen past ``train.stop_on_forgetting``.
         ended: by early stopping of either kind.
+        place: of a stream.
     """
 
     step: int = 0
@@ -39,6 +41,7 @@ class State:
     probe_start: float | None = None
     forgot: bool = False
     ended: bool = False
+    place: StreamPlace | None = None
 
     def take_evaluation(
         self, figures: dict[str, float], patience: int | None, most_forgetting: float | None
@@ -68,7 +71,7 @@ class State:
         return False
 
     def save(self, folder: Path) -> None:
-        write_json(folder / _NAME, asdict(self))
+        write_json(folder / _NAME, asdict(self) | {"place": self.place and self.place.to_dict()})
 
 
 def load_state(folder: Path) -> State:
@@ -85,6 +88,8 @@ def load_state(folder: Path) -> State:
         )
     try:
         found = json.loads(path.read_text("utf-8"))
-        return State(**{field.name: found[field.name] for field in fields(State)})
+        place = found.get("place")
+        told = {field.name: found[field.name] for field in fields(State) if field.name != "place"}
+        return State(**told, place=StreamPlace.model_validate(place) if place else None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error

@@ -213,7 +213,10 @@ class Conversion:
 def _may_be_copied(key: str) -> bool:
     """Keys in the names of Transformers and PEFT; ``method.name`` is one of ours."""
     group, _, name = key.partition(".")
-    return (group in ("train", "method") and name != "name") or key == "data.packing"
+    return (group in ("train", "method") and name != "name") or key in (
+        "data.packing",
+        "data.streaming",
+    )
 
 
 def _off(value: Any) -> bool:

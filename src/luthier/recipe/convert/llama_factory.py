@@ -82,7 +82,9 @@ def _data(c: Conversion, to: str) -> None:
             note = f"of {len(wanted)} data sets together" if len(wanted) > 1 else ""
             c.put("max_samples", {"data.max_rows": int(most) * len(wanted)}, note)
     share = c.number("val_size")
-    if share is not None and share >= 1:
+    if share is not None and share >= 1 and c.get("streaming"):
+        c.put("val_size", {"data.validation_rows": int(share)})
+    elif share is not None and share >= 1:
         c.lose("val_size", "data.validation_fraction is a share; the recipe holds out a tenth")
         c.default("val_size", share, {"data.validation_fraction": 0.1})
     if c.get("train_on_prompt"):

@@ -14,6 +14,9 @@ COLUMN_NAMES = (
 )  # fmt: skip
 
 
+STREAM_HELD_OUT = 200  # rows; as many as train.eval_rows looks at
+
+
 def _field_of_a_format(name: str) -> str:
     if name not in COLUMN_NAMES:
         raise ValueError(f"no format has a field '{name}'; fields are {', '.join(COLUMN_NAMES)}")
@@ -57,6 +60,18 @@ class DataGroup(Group):
         lt=1,
         description="share of data.train to hold out where data.validation is not set",
         examples=[0.05],
+    )
+    streaming: bool = Field(
+        False,
+        description="read the rows of data.train while training, a few thousand at a time, and keep none: "
+        "for sources larger than the disk; needs train.max_steps (docs/data.md)",
+    )
+    validation_rows: int | None = Field(
+        None,
+        ge=0,
+        description="with data.streaming and without data.validation: hold out the first so many rows of "
+        "data.train (200)",
+        examples=[500],
     )
     format: Literal[
         "auto", "alpaca", "messages", "sharegpt", "prompt_completion", "preference", "text"
