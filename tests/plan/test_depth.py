@@ -108,3 +108,12 @@ def test_layers_that_differ_are_all_simulated(
     work = Workload([24], 12, BF16, "adamw_torch_fused")
     assert step_by_layers(config, method, work) == simulate(config, method, work)
     assert depths == [12]
+
+
+def test_layers_that_are_not_found_are_all_simulated(
+    depths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depth, "layers_of", lambda _: [])
+    work = Workload([24], 12, BF16, "adamw_torch_fused")
+    assert step_by_layers(deep("llama"), LORA, work) == simulate(deep("llama"), LORA, work)
+    assert depths == [12]

@@ -39,8 +39,8 @@ def _are_alike(config: PreTrainedConfig) -> bool:
     """Whether all layers have the same modules, shapes and settings."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    first, *others = map(_described, layers_of(model)) or [None]
-    return first is not None and all(other == first for other in others)
+    described = [_described(layer) for layer in layers_of(model)]
+    return bool(described) and all(each == described[0] for each in described)
 
 
 def _described(layer: nn.Module) -> list[Any]:
