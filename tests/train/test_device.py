@@ -84,12 +84,9 @@ def test_full_fine_tuning_updates_each_tensor_in_one_launch() -> None:
     weights = [nn.Parameter(torch.ones(n, 2, dtype=torch.bfloat16, device="meta")) for n in (3, 4)]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
-    launch.watchers.append(lambda name, _: started.append(name))
-    try:
-        with switch.simulated_gpu(triton=True):
-            BF16AdamW(weights, lr=0.1).step()
-    finally:
-        launch.watchers.pop()
+    told = launch.told(lambda name, _: started.append(name))
+    with told, switch.simulated_gpu(triton=True):
+        BF16AdamW(weights, lr=0.1).step()
     assert started == ["_update"] * 2
 
 

@@ -1,7 +1,7 @@
 """Counting the work of whatever runs: floating-point operations, bytes moved, operations."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -71,14 +71,9 @@ class CountWork(TorchDispatchMode):
         self.lengths = lengths
         self.flops = self.attention_flops = self.moved = self.operations = 0
 
-    @contextmanager
-    def of_triton(self) -> Iterator[None]:
+    def of_triton(self) -> AbstractContextManager[None]:
         """Counts Triton's kernels of a simulated step, too."""
-        launch.watchers.append(self._launched)
-        try:
-            yield
-        finally:
-            launch.watchers.remove(self._launched)
+        return launch.told(self._launched)
 
     def _launched(self, name: str, tensors: Sequence[Tensor]) -> None:
         self.operations += 1

@@ -5,8 +5,8 @@ the kernels of a GPU chosen. (A PyTorch without CUDA has no gradients of fake CU
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +68,9 @@ class Watch(TorchDispatchMode):
         self.reads += 1
         return [0.0] * figures.numel()
 
-    @contextmanager
-    def of_triton(self) -> Iterator[None]:
+    def of_triton(self) -> AbstractContextManager[None]:
         """Sees Triton's kernels too."""
-        launch.watchers.append(self._launched)
-        try:
-            yield
-        finally:
-            launch.watchers.remove(self._launched)
+        return launch.told(self._launched)
 
     def _launched(self, name: str, tensors: Sequence[Tensor]) -> None:
         places = {tensor.device.type for tensor in tensors}

@@ -1,6 +1,8 @@
 """The one place where a kernel starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
@@ -8,8 +10,19 @@ from torch._subclasses import FakeTensor
 
 Grid = tuple[int] | tuple[int, int]
 
-# Told of each kernel that a simulated step would start, and of its tensors.
-watchers: list[Callable[[str, Sequence[Tensor]], None]] = []
+Watcher = Callable[[str, Sequence[Tensor]], None]
+
+_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("watchers of kernels", default=())
+
+
+@contextmanager
+def told(watcher: Watcher) -> Iterator[None]:
+    """Have ``watcher`` told of each kernel that a simulated step of this thread would start, and its tensors."""
+    token = _watchers.set((*_watchers.get(), watcher))
+    try:
+        yield
+    finally:
+        _watchers.reset(token)
 
 
 def launch(kernel: Any, grid: Grid, *tensors: Tensor, **settings: Any) -> None:
@@ -20,7 +33,7 @@ def launch(kernel: Any, grid: Grid, *tensors: Tensor, **settings: Any) -> None:
     if 0 in grid:
         return
     if any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
-        for watcher in watchers:
+        for watcher in _watchers.get():
             watcher(kernel.__name__, tensors)
         return
     kernel[grid](*tensors, **settings)
