@@ -235,7 +235,7 @@ def test_bad_rows_are_named_when_they_come(
     assert opened is not None
     window = list(islice(windows_of(opened), 3))[1]
     assert window.place.read.bad == 1
-    assert f"{file}:15: " in window.notes[0].text
+    assert f"{file}:15: " in window.lost[0].text
     assert [row.origin.line for row in window.rows] == [12, 13, 14, 16, 17, 18]
 
 
@@ -258,8 +258,46 @@ def test_nothing_to_train_on_is_an_end(
     file = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError, match=r"9 are longer than data\.max_length 128"):
         prepare(streaming(make_recipe, file, "data.validation_rows=0"), tokenizer)
-    with pytest.raises(UserError, match=r"of 0 rows behind those that are held out"):
+    with pytest.raises(UserError, match=rf"none of the first 9 rows .*{file}:1 is longer than"):
         prepare(streaming(make_recipe, file, "data.validation_rows=9"), tokenizer)
+    write_rows(file, answers(3))
+    with pytest.raises(UserError, match=r"no more than the 4 that data\.validation_rows holds out"):
+        prepare(streaming(make_recipe, file), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "left", [answers(2), [*answers(4), *[{"prompt": "no completion"}] * 20]], ids=["few", "bad"]
+)
+def test_a_source_that_is_emptied_while_it_is_read_is_an_end(
+    left: list[dict[str, Any]],
+    make_recipe: MakeRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", answers(12))
+    opened = prepare(streaming(make_recipe, file, "data.on_bad_row=skip"), tokenizer).stream
+    assert opened is not None
+    windows = opened.source.windows(opened.first.after)
+    write_rows(file, left)
+    with pytest.raises(UserError, match=r"changed while the run trained: pass [12] over it"):
+        list(islice(windows, 20))
+
+
+def test_the_first_window_is_told_of(
+    make_recipe: MakeRecipe, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """How columns are read, and the bad rows of windows before it that have no other rows."""
+    rows: list[dict[str, Any]] = [{"question": f"{n}", "answer": "a"} for n in range(20)]
+    for row in rows[4:15]:
+        del row["answer"]
+    file, notes = write_rows(tmp_path / "rows.jsonl", rows), Notes()
+    prepared = prepare(streaming(make_recipe, file, "data.on_bad_row=skip"), tokenizer, notes)
+    assert any("'question'" in note for note in notes.notes)
+    assert [row.row for row in prepared.report.left_out.bad] == [
+        f"{file}:{n}" for n in range(5, 16)
+    ]
+    assert prepared.stream is not None
+    assert [row.origin.line for row in prepared.stream.first.rows] == [16, 17, 18]
 
 
 def test_a_data_set_of_the_hub_arrives_row_by_row(

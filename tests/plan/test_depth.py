@@ -56,7 +56,11 @@ def deep(family: str, layers: int = 12) -> PreTrainedConfig:
         ("llama", FULL, Workload([30], 20, BF16, "adamw_torch", on_gpu=True)),
         ("gpt2", LORA, Workload([24, 40], 32, F32, "adamw_torch_fused")),
         ("gpt2", FULL, Workload([40], 39, F32, "adafactor", True)),
-        ("qwen2", LORA, Workload([64], 32, F32, "adamw_torch_fused")),
+        (
+            "qwen2",
+            MethodGroup(lora_r=4, target_modules=["q_proj", "mlp.down_proj"]),
+            Workload([64], 32, F32, "adamw_torch_fused"),
+        ),
         ("gemma2", FULL, Workload([64], 32, F32, "adamw_torch_fused", True)),
         ("mixtral", WITHOUT_DROPOUT, Workload([64], 32, BF16, "adamw_torch_fused", True)),
         (
@@ -93,9 +97,10 @@ def _dense_layers(config: PreTrainedConfig) -> None:
         ("qwen3_moe", _dense_layers, WITHOUT_DROPOUT),
         ("llama", lambda _: None, MethodGroup(lora_r=4, layers_to_transform=[7])),
         ("llama", lambda _: None, MethodGroup(lora_r=4, rank_pattern={"layers.3.*q_proj": 8})),
-        ("llama", lambda _: None, MethodGroup(name="full", freeze_modules=["layers.2"])),
+        ("llama", lambda _: None, MethodGroup(name="full", freeze_modules=["layers.?"])),
+        ("llama", lambda _: None, MethodGroup(lora_r=4, target_modules=r".*layers\.\d\..*q_proj")),
     ],
-    ids=["attention", "experts", "adapted", "rank", "frozen"],
+    ids=["attention", "experts", "adapted", "rank", "frozen", "expression"],
 )
 def test_layers_that_differ_are_all_simulated(
     depths: list[int],

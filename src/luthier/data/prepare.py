@@ -266,9 +266,16 @@ def _prepare_stream(recipe: Recipe, encoder: Tokenizer, on_event: OnEvent) -> Pr
             file.append(row)
         held_out = StoredRows(file, range(len(file)))
     validation = to_token_rows(held_out, data, encoder, skipped, on_event, objective, keep=True)
+    if head and not validation:
+        raise UserError(
+            f"none of the first {head:,} rows of data.train, which data.validation_rows holds out, can be "
+            f"used: {_why(skipped)}; set data.validation, or data.validation_rows=0 to hold out none"
+        )
     keys = frozenset(file.key(place) for place in range(len(file)))
     stream = open_stream(RowStream(recipe, encoder, parts, head, keys), None, on_event)
     first = stream.first
+    for note in first.notes:
+        on_event(note)
     skipped.bad += first.skipped.bad
     skipped.too_long += first.skipped.too_long
     skipped.overlap = first.skipped.overlap
@@ -283,6 +290,15 @@ def _prepare_stream(recipe: Recipe, encoder: Tokenizer, on_event: OnEvent) -> Pr
     lost = keys - {split_key(row.conversation) for row in unique(validation)}
     report = report.model_copy(update={"keys_held_out": sorted(lost) or None})
     return Prepared(*sides, report, stream)
+
+
+def _why(skipped: SkippedRows) -> str:
+    """One reason why rows cannot be used, of those there are."""
+    if skipped.bad:
+        return str(skipped.bad[0])
+    if skipped.too_long:
+        return f"{skipped.too_long[0].origin} is longer than data.max_length"
+    return "there are none"
 
 
 def _report(
@@ -414,6 +430,8 @@ def load_streamed(
     with during("reading up to where the run was", on_event):
         keys = frozenset([*rows.keys(), *(report.keys_held_out or ())])
         stream = open_stream(RowStream(recipe, encoder, parts, head, keys), place, on_event)
+    for note in [*stream.first.notes, *(stream.first.lost if place.used == 0 else ())]:
+        on_event(note)
     return Prepared(stream.first.rows, validation, report.after(place.read), stream)
 
 

@@ -40,6 +40,7 @@ class Window:
         place: of its beginning, what was read up to its end with it.
         row: rows of this pass up to its end.
         notes: what is to be said of it.
+        lost: what is to be said of rows of it that cannot be used.
         formats: of each file whose rows are among its own, by its name.
         skipped: rows that are not among its own, or not whole; they stay in the process that made it.
     """
@@ -48,6 +49,7 @@ class Window:
     row: int
     rows: list[TokenRow]
     notes: list[Note]
+    lost: list[Note]
     formats: dict[str, DataSource]
     skipped: SkippedRows
 
@@ -114,15 +116,17 @@ class RowStream:
         Raises:
             UserError: as where all rows are prepared before; or a pass has no row to train on.
         """
-        kept = place.row > 0
+        kept = place.row > 0  # rows of the pass that was trained on before
+        told: set[str] = set()
         while True:
             window: Window | None = None
-            for window in self._pass(place, on_event):
+            for window in self._pass(place, told, on_event):
                 kept = kept or bool(window.rows)
                 yield window
             place = place if window is None else window.after
             if not kept:
-                raise UserError(_none_left(place.read, self.recipe.data.max_length))
+                raise UserError(self._none_left(place.read))
+            kept = False
             read = place.read.model_copy(update={"passes": place.read.passes + 1})
             place = StreamPlace(window=place.window, before=read, read=read)
 
@@ -136,9 +140,27 @@ class RowStream:
             else:
                 yield from found
 
-    def _pass(self, place: StreamPlace, on_event: OnEvent) -> Iterator[Window]:
-        """The windows of one pass, from ``place`` to its end."""
-        told: set[str] = set()
+    def _none_left(self, read: Streamed) -> str:
+        if read.passes:
+            return (
+                f"data.train has changed while the run trained: pass {read.passes + 1} over it has no row "
+                "to train on; mend it and run the same command again, or set train.max_steps lower"
+            )
+        if read.rows == 0:
+            return (
+                f"no rows are left to train on: data.train has no more than the {self.head:,} that "
+                "data.validation_rows holds out; set it lower"
+                if self.head
+                else "data.train has no rows"
+            )
+        return (
+            f"no rows are left to train on: of {read.rows:,} rows behind those that are held out {read.bad:,} "
+            f"cannot be used, {read.too_long:,} are longer than data.max_length "
+            f"{self.recipe.data.max_length} and {read.also_in_validation:,} are held out, too"
+        )
+
+    def _pass(self, place: StreamPlace, told: set[str], on_event: OnEvent) -> Iterator[Window]:
+        """The windows of one pass, from ``place`` to its end; ``told`` are notes that were made before."""
         making = _Making(self, place)
         if place.row == 0 and place.before.passes:
             making.notes.append(
@@ -243,7 +265,7 @@ class _Making:
         refuse_long(data, skipped.too_long)
         about = {reader.note for reader in self.readers.values() if reader.note} - told
         told |= about
-        notes = [*self.notes, *map(Note, sorted(about)), *_lost(skipped.bad)]
+        notes = [*self.notes, *map(Note, sorted(about))]
         before, tokens = self.place.before, count_tokens(self.rows)
         read = Streamed(
             rows=before.rows + self.count,
@@ -266,7 +288,8 @@ class _Making:
             )
             for name, reader in self.readers.items()
         }
-        return Window(place, self.number, self.rows, notes, formats, skipped)
+        lost = _lost(skipped.bad)
+        return Window(place, self.number, self.rows, notes, lost, formats, skipped)
 
 
 def _lost(bad: Sequence[BadRow]) -> list[Note]:
@@ -299,19 +322,12 @@ def in_words(read: Streamed) -> str:
     )
 
 
-def _none_left(read: Streamed, max_length: int) -> str:
-    return (
-        f"no rows are left to train on: of {read.rows:,} rows behind those that are held out {read.bad:,} "
-        f"cannot be used, {read.too_long:,} are longer than data.max_length {max_length} and "
-        f"{read.also_in_validation:,} are held out, too"
-    )
-
-
 def _digest(rows: Sequence[TokenRow]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for row in rows:
         digest.update(len(row).to_bytes(4, "little"))
         digest.update(row.ids.tobytes())
+        digest.update(row.mask.tobytes())
     return digest.hexdigest()
 
 
@@ -332,11 +348,12 @@ def _sent(source: RowStream, place: StreamPlace) -> Iterator[Window]:
 
 
 def open_stream(source: RowStream, place: StreamPlace | None, on_event: OnEvent) -> Stream:
-    """Make the first window, or that at ``place``.
+    """Make the first window with rows to train on, or that at ``place``; what those before lost is with it.
 
     Raises:
         UserError: as ``RowStream.windows``; or the rows at ``place`` are others than they were.
     """
+    notes, lost, skipped = list[Note](), list[Note](), SkippedRows()
     for window in source.windows(place or StreamPlace(), on_event):
         if place is not None and window.place.digest != place.digest:
             raise UserError(
@@ -344,6 +361,11 @@ def open_stream(source: RowStream, place: StreamPlace | None, on_event: OnEvent)
                 f"{place.read.up_to} are not those that the run was trained on, so it cannot be resumed "
                 "exactly; choose another run.name to start over"
             )
+        notes += window.notes
+        lost += window.lost
+        skipped.bad += window.skipped.bad
+        skipped.too_long += window.skipped.too_long
+        skipped.overlap = [*skipped.overlap, *window.skipped.overlap]
         if window.rows:
-            return Stream(source, window)
+            return Stream(source, replace(window, notes=notes, lost=lost, skipped=skipped))
     raise AssertionError("a stream has no end")

@@ -114,7 +114,8 @@ class StreamBatches:
     def close(self) -> None:
         """End the process that makes windows, and say how much was read."""
         self.following.close()
-        self.on_event(Note(in_words(self.place.read)))
+        if self.place.read.rows:
+            self.on_event(Note(in_words(self.place.read)))
 
     def rows(self) -> Iterator[TokenRow]:
         """Those of the windows that the next step may take rows from."""
@@ -130,7 +131,7 @@ class StreamBatches:
         """The items after the first ``used`` of the run, ``of_first`` of which are of the first window."""
         start = used - of_first
         for window in chain([self.first], self.following):
-            notes = list(window.notes)
+            notes = [*window.notes, *window.lost]
             if window is not self.first:
                 self.check(window.rows, partial(self._keep_once, notes))
             data = RowDataset(window.rows, self.max_length, self.packing, self.together)

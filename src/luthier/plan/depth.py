@@ -6,7 +6,6 @@ for 512 bytes to which a GPU's allocator may round the norms of all gradients, o
 """
 
 import copy
-import json
 import re
 from typing import Any
 
@@ -61,8 +60,11 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _names_layers(method: MethodGroup) -> bool:
-    """Whether a setting may pick single layers, by their numbers."""
-    return bool(re.search(r"\d", json.dumps([getattr(method, key) for key in _BY_NAME])))
+    """Whether a setting may pick single layers: by a number, or a pattern that is more than names and ``*``."""
+    if isinstance(method.target_modules, str) and method.target_modules != "all-linear":
+        return True  # a regular expression
+    said = [str(each) for key in _BY_NAME for each in getattr(method, key) or ()]
+    return any(re.search(r"[^\w*.-]|\d|\.\.", each) for each in said)
 
 
 def _cut(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
