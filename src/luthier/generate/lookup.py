@@ -10,7 +10,7 @@ _FIRST_HOPE = 0.5
 _COUNTS = ((0.95, 16), (0.8, 8), (0.4, 4), (0.0, 2))  # the more is hoped, the more tokens
 # A step takes as long as the weights are read, and its tokens are multiplied: on a CPU, reading takes
 # the time of some 20 tokens. So the time of a token falls with their number, and with it what a
-# guess may cost.
+# guess may cost: from 60 on none is tried.
 _READING = 20
 _DOUBT = 0.25  # a guess that is just worth its product is not worth its attention
 
