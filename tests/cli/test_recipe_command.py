@@ -225,6 +225,8 @@ BESIDE = {
         "train.gradient_accumulation_steps=1",
         "train.max_grad_norm=0",
     ],
+    "data.streaming": ["train.max_steps=9"],
+    "data.validation_rows": ["data.streaming=true", "train.max_steps=9"],
     "train.lr_scheduler_kwargs": ["train.lr_scheduler_type=cosine_with_min_lr"],
     "method.train_modules": ["method.name=full"],
     "method.freeze_modules": ["method.name=full"],
