@@ -276,9 +276,7 @@ def _prepare_stream(recipe: Recipe, encoder: Tokenizer, on_event: OnEvent) -> Pr
     first = stream.first
     for note in first.notes:
         on_event(note)
-    skipped.bad += first.skipped.bad
-    skipped.too_long += first.skipped.too_long
-    skipped.overlap = first.skipped.overlap
+    skipped.add(first.skipped)
     if skipped.bad and data.on_bad_row == "error":
         raise UserError(bad_rows_message(skipped.bad))
     refuse_long(data, skipped.too_long)

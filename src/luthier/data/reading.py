@@ -23,6 +23,12 @@ class SkippedRows:
     too_long: list[TokenRow] = field(default_factory=list)
     overlap: Sequence[Conversation] = ()
 
+    def add(self, more: "SkippedRows") -> None:
+        """Those of ``more``, too."""
+        self.bad += more.bad
+        self.too_long += more.too_long
+        self.overlap = [*self.overlap, *more.overlap]
+
 
 class FileReader:
     """Reads the rows of one file. The first that can be read tells the format of all.

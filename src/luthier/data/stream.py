@@ -363,9 +363,7 @@ def open_stream(source: RowStream, place: StreamPlace | None, on_event: OnEvent)
             )
         notes += window.notes
         lost += window.lost
-        skipped.bad += window.skipped.bad
-        skipped.too_long += window.skipped.too_long
-        skipped.overlap = [*skipped.overlap, *window.skipped.overlap]
+        skipped.add(window.skipped)
         if window.rows:
             return Stream(source, replace(window, notes=notes, lost=lost, skipped=skipped))
     raise AssertionError("a stream has no end")
