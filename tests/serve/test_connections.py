@@ -67,8 +67,10 @@ def test_a_request_has_to_arrive(models: Models) -> None:
 def test_the_end_waits_for_no_prompt(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose tokens are being counted on a thread when the server is stopped."""
     begun, released = threading.Event(), threading.Event()
+    counting: list[threading.Thread] = []
 
     def encode(_prompt: object) -> list[int]:
+        counting.append(threading.current_thread())
         begun.set()
         released.wait(60)
         return [5]
@@ -80,7 +82,8 @@ def test_the_end_waits_for_no_prompt(models: Models, monkeypatch: pytest.MonkeyP
         with running(models, Limits(shutdown_seconds=1), KEY) as url, connected(url, 1) as (one,):
             one.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             assert begun.wait(20)
-        (thread,) = [each for each in threading.enumerate() if each.name == "luthier-serve"]
+        (thread,) = counting
+        assert thread.is_alive()
         assert thread.daemon  # nor does the process wait for it
     finally:
         released.set()
