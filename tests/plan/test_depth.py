@@ -51,7 +51,7 @@ def deep(family: str, layers: int = 12) -> PreTrainedConfig:
         ("llama", QLORA, Workload([9], 4, BF16, "paged_adamw_8bit", True, on_gpu=True)),
         # The peak is in the first layer's backward, where gradients are all there, or in the last one's.
         ("llama", FULL, Workload([5], 4, F32, "sgd")),
-        ("llama", FULL, Workload([300], 299, F32, "adamw_torch_fused")),
+        ("llama", FULL, Workload([300], 299, F32, "adamw_torch_fused", accumulates=True)),
         ("llama", FULL, Workload([30], 20, BF16, "adamw_bf16", True, True)),
         ("llama", FULL, Workload([30], 20, BF16, "adamw_torch", on_gpu=True)),
         ("gpt2", LORA, Workload([24, 40], 32, F32, "adamw_torch_fused")),

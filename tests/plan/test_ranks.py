@@ -57,6 +57,10 @@ def test_memory_of_each_rank_falls_by_what_is_parted() -> None:
     planned = job()
     step = planned.step(planned.largest)
     assert peak("ddp", step, 8, planned) == step.peak
+    alone = job(gradient_accumulation_steps=1)
+    first = alone.step(alone.largest)
+    assert first.forward_peak + first.gradients == step.forward_peak  # its buckets are there, too
+    assert peak("ddp", first, 8, alone) == step.forward_peak > first.peak
     assert step.peak - peak("zero2", step, 8, planned) == pytest.approx(
         7 / 8 * (step.gradients + step.optimizer), abs=1
     )

@@ -101,6 +101,7 @@ class Job:
             self.objective,
             self.asks_reference,
             self.on_gpu,
+            accumulates=self.gradient_accumulation_steps > 1,
         )
         config = as_on_gpu(self.config) if self.on_gpu else self.config
         return step_of(config, self.method, work)

@@ -138,11 +138,14 @@ _BUCKET = 25 * 2**20  # bytes: DistributedDataParallel's bucket_cap_mb
 def peak(strategy: Strategy, step: Step, size: int, job: Job) -> int:
     """Bytes of tensors on each rank.
 
-    ddp: all of a step, for its buckets are the gradients. zero2: gradients and states in parts
-    (ZeRO, section 5.2). zero3 and fsdp2: weights, too; see ``sharded_peak``.
+    ddp: all of a step, and the gradients from its beginning on, for its buckets stay. zero2: gradients and
+    states in parts (ZeRO, section 5.2). zero3 and fsdp2: weights, too; see ``sharded_peak``.
     """
-    if strategy == "ddp" or size == 1:
+    if size == 1:
         return step.peak
+    if strategy == "ddp":
+        kept = 0 if job.gradient_accumulation_steps > 1 else step.gradients
+        return max(step.peak, step.forward_peak + kept)
     if strategy == "zero2":
         return step.peak - round((step.gradients + step.optimizer) * (1 - 1 / size))
     return sharded_peak(step, size, job.config.get_text_config())

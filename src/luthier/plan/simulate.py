@@ -54,6 +54,7 @@ class Workload:
         tokens: whose rows of the embedding train beside an adapter, so many.
         asks_reference: the model is asked without its adapter, too, in every step.
         on_gpu: a GPU computes, with Triton's kernels where ``kernels`` wants them and Triton is installed.
+        accumulates: it comes after others of the same step, whose gradients are there.
     """
 
     lengths: Sequence[int]
@@ -67,6 +68,7 @@ class Workload:
     objective: ObjectiveGroup = field(default_factory=ObjectiveGroup)
     asks_reference: bool = False
     on_gpu: bool = False
+    accumulates: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,12 @@ def _count(
         load_peak = live.peak
         resident = live.live
         live.add(tables)
+        before = live.live
+        if work.accumulates:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+            live.add(parameter.grad for parameter in trained)
+        accumulated = live.live - before
         phases = _Phases(live, _objective(work, fast.head), watch, work.optimizer_in_backward)
         _head(model).register_forward_pre_hook(phases.at_head)
         for number, layer in enumerate(layers_of(model)):
@@ -263,7 +271,7 @@ def _count(
             else sum(4 * p.numel() for p in trained) + sum(cast),
             "gradients": phases.gradients,
             "optimizer": resident - weights,
-            "activations": phases.before_head - resident,
+            "activations": phases.before_head - resident - accumulated,
             "load_peak": load_peak,
             "flops": counter.flops,
             "attention_flops": counter.attention_flops,

@@ -23,6 +23,7 @@ from luthier.models.adapters import inner
 from luthier.models.new_tokens import broken_marks
 
 _SHOWN = 3  # examples in a message
+_AT_ONCE = 4096  # rows of an embedding, so that no whole copy of it is made
 
 
 def check_rows(
@@ -200,7 +201,7 @@ def check_untrained_tokens(
     if not added:
         return
     rows = table.weight.detach()
-    centre = rows.float().mean(0)
+    centre = sum(part.float().sum(0) for part in rows.split(_AT_ONCE)) / len(rows)
     usual = (rows[:: max(1, len(rows) // 1000)].float() - centre).norm(dim=-1).median()
     apart = (rows[added].float() - centre).norm(dim=-1)
     empty = rows[added].float().norm(dim=-1) == 0
