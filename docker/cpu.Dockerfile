@@ -1,5 +1,5 @@
 # Luthier on CPUs: docker build --file docker/cpu.Dockerfile --tag luthier .
-# Checked by tests/docs/test_docker.py; not built where it was written, for want of Docker.
+# Last built and used on 2026-11-28, by Buildah; tests/docs/test_docker.py checks it without building it.
 FROM python:3.11-slim-bookworm
 
 ENV PIP_NO_CACHE_DIR=1 \

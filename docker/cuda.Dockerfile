@@ -1,6 +1,6 @@
 # Luthier on an NVIDIA GPU: docker build --file docker/cuda.Dockerfile --tag luthier:cuda .
-# NOT BUILT AND NOT RUN where it was written: there was neither Docker nor a GPU. Checked by
-# tests/docs/test_docker.py as far as that goes without.
+# Last built on 2026-11-28, by Buildah, and used there on a CPU: NOT RUN on a GPU. tests/docs/test_docker.py
+# checks it without building it.
 FROM python:3.11-slim-bookworm
 
 ENV PIP_NO_CACHE_DIR=1 \
