@@ -32,6 +32,7 @@ ALIKE: dict[str, tuple[str, str, list[str]]] = {
     "lora-packed": ("qwen3", "4-ddp 2-zero2", ["data.packing=true", "data.max_length=64"]),
     "lora-window": ("gemma3", "2-fsdp2", ["train.gradient_checkpointing=true"]),
     "qlora": ("llama", "2-fsdp2", ["method.name=qlora", "train.optim=adamw_torch_fused"]),
+    "fp8": ("llama", "2-ddp 2-fsdp2", ["kernels.fp8_base=true"]),
     "full-experts": ("mixtral", "2-ddp", ["method.name=full", "train.learning_rate=1e-3"]),
     "dpo": ("llama", "2-ddp", ["objective.name=dpo", "data.train=PAIRS"]),
     "dpo-kept": ("llama", "2-zero2", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
