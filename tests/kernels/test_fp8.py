@@ -1,5 +1,8 @@
 """Frozen weights and products in 8 bits, against the same numbers multiplied exactly, and against none."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +34,24 @@ CPU = torch.device("cpu")
 FAMILIES = ("llama", "mistral-window", "qwen2", "qwen3", "gemma3", "phi3", "gpt2")
 STEP = 2**-4  # half a step of three bits, of the number itself
 LEAST = 2**-10  # half a step of the smallest numbers
+COMPILES = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from luthier.kernels.triton import fp8
+
+def made(kernel, kinds, values, capability):
+    signature = kinds | dict.fromkeys(values, "constexpr")
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    return compile(source, target=GPUTarget("cuda", capability, 32)).asm["ptx"]
+
+pointers = {"x": "*bf16", "weights": "*fp32", "numbers": "*fp8e4nv", "scales": "*fp32"}
+values = {"WEIGHS": True, "MOST": 448.0, "LEAST": 1e-30, "BLOCK": 4096}
+turned = {"matrix": "*u8", "turned": "*u8", "rows": "i32", "columns": "i32"}
+for capability in (89, 90):
+    rounded = made(fp8._in_rows, pointers | {"width": "i32"}, values, capability)
+    print("cvt.rn.satfinite.e4m3x2.f32" in rounded)
+    print(".shared" in made(fp8._turn, turned, {"TILE": 64}, capability))
+"""
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -264,6 +285,15 @@ class TestTriton:
         assert found.stride() == (1, shape[0])
         assert torch.equal(found.float(), matrix.float())
 
+    def test_the_compiler_has_instructions_for_cards(self) -> None:
+        """Without a card: in a process of its own, as here the interpreter stands for the compiler."""
+        env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILES], capture_output=True, text=True, env=env
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["True"] * 4
+
     def test_a_model(self) -> None:
         model = adapted("llama")
         store_in_fp8(model, CPU)
@@ -329,6 +359,11 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_device(CPU)
     with pytest.raises(UserError, match="needs an NVIDIA GPU, and this machine has mps"):
         refuse_device(torch.device("mps"))
+    with (
+        patch.object(torch.version, "hip", "7.0"),
+        pytest.raises(UserError, match="this machine has one of AMD"),
+    ):
+        refuse_device(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
     for capability in ((8, 9), (9, 0), (12, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)

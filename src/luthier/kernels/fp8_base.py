@@ -48,9 +48,10 @@ def refuse_device(device: torch.device) -> None:
     """Raise UserError where ``device`` multiplies no 8-bit numbers, unless it is a processor."""
     if device.type == "cpu":
         return
-    if device.type != "cuda":
+    if device.type != "cuda" or torch.version.hip is not None:  # AMD's 8 bits are others
+        name = device.type if torch.version.hip is None else "one of AMD"
         raise UserError(
-            f"kernels.fp8_base needs an NVIDIA GPU, and this machine has {device.type}; set "
+            f"kernels.fp8_base needs an NVIDIA GPU, and this machine has {name}; set "
             "kernels.fp8_base=false"
         )
     capability = torch.cuda.get_device_capability(device)

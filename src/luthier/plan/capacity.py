@@ -150,8 +150,9 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
             )
         )
     method, kernels = job.method, job.kernels
-    plain = method.name == "lora" and not method.use_dora and not method.changes_base
-    if plain and kernels.lora and not kernels.fp8_base and accelerator.float8:
+    plain = method.init_lora_weights in (True, "gaussian") and not method.use_dora
+    wide = method.name == "lora" and plain and kernels.lora and not kernels.fp8_base
+    if wide and accelerator.float8:
         steps.append(
             (
                 "frozen weights in 8 bits",

@@ -223,9 +223,8 @@ def _count(
         state = _optimizer_state(trained, work.optim)
         live.add(state)
         load_peak = live.peak
-        if (
-            work.kernels.fp8_base and not work.on_gpu
-        ):  # a GPU is given the 8 bits of layer after layer
+        # A GPU is given the 8 bits of layer after layer.
+        if work.kernels.fp8_base and not work.on_gpu:
             load_peak = max(load_peak, whole)
         resident = live.live
         live.add(tables)
