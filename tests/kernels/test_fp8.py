@@ -26,6 +26,7 @@ from luthier.models.load import load_model, refuse_quantised
 from luthier.objectives.supervised import loss_sum
 from luthier.recipe import KernelsGroup, MethodGroup, parse_recipe
 from luthier.run import Run
+from luthier.train import session
 from luthier.train.fit import fit
 from luthier.train.setup import recompute_activations
 from luthier.train.watch import fingerprint
@@ -371,6 +372,20 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     with pytest.raises(UserError, match=r"NVIDIA A100 has 8\.0; set kernels\.fp8_base=false"):
         refuse_device(torch.device("cuda"))
+
+
+def test_a_card_that_cannot_is_refused_before_the_model_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[Any] = []
+    monkeypatch.setattr(session, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(session, "resolve_model", lambda *given: fetched.append(given))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    asked = ["model.source=owner/name", "data.train=t", "kernels.fp8_base=true"]
+    with pytest.raises(UserError, match=r"NVIDIA A100 has 8\.0"):
+        fit(parse_recipe("", asked), Run(tmp_path / "run"), Notes())
+    assert fetched == []
 
 
 def test_a_run_is_near_the_plain_one_and_its_adapter_is_for_the_base_as_it_was(
