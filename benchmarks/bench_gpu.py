@@ -29,19 +29,21 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from luthier.data.batches import Batch
+from luthier.kernels.fp8_base import store_in_fp8
 from luthier.models.adapters import attach_adapter
 from luthier.models.load import load_model, quantization
 from luthier.models.pull import pull
 from luthier.plan.catalogues import card_named
 from luthier.plan.simulate import Step, Workload, simulate
-from luthier.recipe import MethodGroup
+from luthier.recipe import KernelsGroup, MethodGroup
 from luthier.train.setup import recompute_activations
 
 SIZES: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
-PEERS = ("luthier", "peft", "liger", "unsloth")
+FP8 = "luthier, FP8"  # kernels.fp8_base, of LoRA
+PEERS = ("luthier", FP8, "peft", "liger", "unsloth")
 OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "adamw_torch_fused"}
 
 
@@ -73,8 +75,10 @@ def side_of(who: str, folder: Path, method: MethodGroup, tokens: int) -> Side:
         model = attach_adapter(model, method)
     recompute_activations(model)
     model.train()
+    if who == FP8:
+        store_in_fp8(model, device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    if who == "luthier":
+    if who in ("luthier", FP8):
         return our_side(model, optimizer_of(trained, method), dtype)
     return peers_side(model, optimizer_of(trained, method), dtype, hugging_face(model))
 
@@ -125,9 +129,17 @@ def measure(who: str, folder: Path, method: MethodGroup, tokens: int) -> dict[st
     return {"seconds": statistics.median(times), "peak": torch.cuda.max_memory_allocated()}
 
 
-def planned(size: str, method: MethodGroup, tokens: int, recomputing: bool) -> Step:
+def planned(
+    size: str, method: MethodGroup, tokens: int, recomputing: bool, in_8_bits: bool = False
+) -> Step:
     work = Workload(
-        [tokens], tokens - 1, torch.bfloat16, OPTIM[method.name], recomputing, on_gpu=True
+        [tokens],
+        tokens - 1,
+        torch.bfloat16,
+        OPTIM[method.name],
+        recomputing,
+        kernels=KernelsGroup(fp8_base=in_8_bits),
+        on_gpu=True,
     )
     return simulate(config_of(size), method, work)
 
@@ -180,9 +192,10 @@ def main() -> None:
 
 def compare(table: Table, size: str, method: MethodGroup, tokens: int, folder: str) -> None:
     needed = planned(size, method, tokens, recomputing=False).flops
-    foretold = planned(size, method, tokens, recomputing=True).peak
     rate = peak_rate()
     for who in PEERS:
+        if who == FP8 and method.name != "lora":
+            continue
         command = [sys.executable, __file__, "--one", who, folder, method.name, str(tokens)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
@@ -190,11 +203,12 @@ def compare(table: Table, size: str, method: MethodGroup, tokens: int, folder: s
             table.add_row(size, method.name, str(tokens), who, f"did not run: {reason[:60]}")
             continue
         found = json.loads(done.stdout.splitlines()[-1])
+        foretold = planned(size, method, tokens, recomputing=True, in_8_bits=who == FP8).peak
         table.add_row(
             *(size, method.name, str(tokens), who, f"{tokens / found['seconds']:,.0f}"),
             f"{found['peak'] / 2**30:.2f}",
             f"{needed / found['seconds'] / rate:.0%}" if rate else "peak unknown",
-            f"{found['peak'] / foretold:.2f}" if who == "luthier" else "",
+            f"{found['peak'] / foretold:.2f}" if who in ("luthier", FP8) else "",
         )
 
 

@@ -32,6 +32,7 @@ from luthier import runtime
 from luthier.data.batches import collate
 from luthier.kernels import dropout
 from luthier.kernels.fast import install_checked, remove
+from luthier.kernels.fp8_base import store_in_fp8
 from luthier.models.adapters import attach_adapter
 from luthier.objectives.supervised import loss_sum
 from luthier.recipe import KernelsGroup, MethodGroup
@@ -51,15 +52,17 @@ def adapted(family: str, dtype: torch.dtype, device: torch.device, rate: float =
 
 
 def gradients_agree(device: torch.device) -> Table:
-    """Of adapters, packed: the distance from float32 without any fast path, with them and without."""
-    table = Table("family", "dtype", "fast paths", "reference", "not in use")
+    """Of adapters, packed: the distance from float32 without any fast path, with them and without, and in 8 bits."""
+    table = Table("family", "dtype", "fast paths", "reference", "8 bits", "not in use")
     batch = collate([[row] for row in random_rows(6)]).to(device)
     for family in MODEL_FAMILIES:
         exact: dict[str, torch.Tensor] = {}
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             off, said = [], ""
-            for wanted in (NONE, KernelsGroup()):
+            for wanted in (NONE, KernelsGroup(), KernelsGroup(fp8_base=True)):
                 model = adapted(family, dtype, device)
+                if wanted.fp8_base:
+                    store_in_fp8(model, device)
                 fast = install_checked(model, wanted)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss = loss_sum(model, batch, head=fast.head)
@@ -70,7 +73,7 @@ def gradients_agree(device: torch.device) -> Table:
                 said = "; ".join(fast.missing)
                 remove(model, fast)
             name = str(dtype).removeprefix("torch.")
-            table.add_row(family, name, f"{off[1]:.1e}", f"{off[0]:.1e}", said)
+            table.add_row(family, name, *(f"{off[n]:.1e}" for n in (1, 0, 2)), said)
     return table
 
 

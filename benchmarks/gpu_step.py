@@ -8,8 +8,9 @@ forward and backward, are those of a model of three layers less those of one of 
 the time of a step by roofline: a product takes its operations at 80% of the data sheet's dense peak,
 attention its own at 35% (Shah et al. 2024, "FlashAttention-3", section 1: 80 to 90% for products and 35%
 for FlashAttention-2 on an H100), everything else its bytes at 85% of the bandwidth (an assumption);
-no kernel takes less than 3 us, and the host launches one in 10 us beside them (assumptions). Utilisation is of the
-operations without recomputation over the peak. Nothing of it has been measured on a GPU.
+no kernel takes less than 3 us, and the host launches one in 10 us beside them (assumptions). Products of 8-bit
+numbers take theirs at 80% of the 8-bit peak (an assumption). Utilisation is of the
+operations without recomputation over the peak of bfloat16. Nothing of it has been measured on a GPU.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from luthier.plan.watch import Kernel, Watch
 from luthier.recipe import KernelsGroup, MethodGroup
 
 FAMILIES = ("llama", "mistral-window", "qwen3", "gemma3", "gpt2")
-METHODS = ("full", "lora", "qlora")
+FP8 = "lora, FP8"  # the frozen weights in 8 bits: kernels.fp8_base
+METHODS = ("full", "lora", FP8, "qlora")
 OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "adamw_torch_fused"}
 OF_PRODUCTS, OF_ATTENTION, OF_BANDWIDTH = 0.80, 0.35, 0.85
 LEAST, HOST = 3e-6, 10e-6
@@ -55,16 +57,20 @@ def work_of(method: str, lengths: Sequence[int], recomputes: bool, triton: bool 
         lengths,
         sum(lengths) - len(lengths),
         torch.bfloat16,
-        OPTIM[method],
+        OPTIM[name_of(method)],
         recomputes,
-        kernels=KernelsGroup(triton=triton),
+        kernels=KernelsGroup(triton=triton, fp8_base=method == FP8),
         on_gpu=True,
     )
 
 
+def name_of(method: str) -> str:
+    return method.partition(",")[0]
+
+
 def watched(config: Any, method: str, work: Workload) -> tuple[Watch, Step]:
     watch = Watch(work.lengths)
-    return watch, simulate(config, MethodGroup(name=method), work, watch)  # type: ignore[arg-type]
+    return watch, simulate(config, MethodGroup(name=name_of(method)), work, watch)  # type: ignore[arg-type]
 
 
 def of_a_layer(
@@ -79,8 +85,9 @@ def of_a_layer(
 
 
 def seconds(kernel: Kernel, card: Accelerator) -> float:
-    peak, bandwidth = card.bfloat16 * 1e12, card.bandwidth * 1e9  # type: ignore[operator]
-    reached = {"product": OF_PRODUCTS, "attention": OF_ATTENTION}.get(kernel.kind, OF_PRODUCTS)
+    peak = 1e12 * card.tflops("float8" if kernel.kind == "fp8" else "bfloat16")  # type: ignore[operator]
+    bandwidth = card.bandwidth * 1e9  # type: ignore[operator]
+    reached = OF_ATTENTION if kernel.kind == "attention" else OF_PRODUCTS
     return max(kernel.flops / (peak * reached), kernel.moved / (bandwidth * OF_BANDWIDTH), LEAST)
 
 
@@ -106,18 +113,22 @@ def roofline(name: str, card: Accelerator, lengths: Sequence[int]) -> Table:
     )
     config = find_config(name)
     for method in METHODS:
+        if method == FP8 and card.lacks_float8:
+            continue
         needed = 0
         for recomputes in (False, True):
             work = work_of(method, lengths, recomputes)
             watch, step = watched(config, method, work)
             parts = {
-                kind: sum(seconds(k, card) for k in watch.kernels if k.kind == kind)
-                for kind in ("product", "attention", "other")
+                kinds: sum(seconds(k, card) for k in watch.kernels if k.kind in kinds)
+                for kinds in (("product", "fp8"), ("attention",), ("other",))
             }
             needed = needed or sum(kernel.flops for kernel in watch.kernels)
-            update = bytes_updated(step, OPTIM[method]) / (card.bandwidth * 1e9 * OF_BANDWIDTH)  # type: ignore[operator]
+            update = bytes_updated(step, OPTIM[name_of(method)]) / (
+                card.bandwidth * 1e9 * OF_BANDWIDTH
+            )  # type: ignore[operator]
             took = max(sum(parts.values()), HOST * len(watch.kernels)) + update
-            planned = simulate(config, MethodGroup(name=method), work)  # type: ignore[arg-type]
+            planned = simulate(config, MethodGroup(name=name_of(method)), work)  # type: ignore[arg-type]
             table.add_row(
                 *(method, "yes" if recomputes else "", f"{len(watch.kernels):,}"),
                 *(f"{1e3 * t:.0f} ms" for t in (*parts.values(), update, took)),

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from luthier.errors import UserError
 from luthier.plan import tables
 from luthier.plan.capacity import capacities, changes_to_fit, sharded_peak
 from luthier.plan.catalogues import Accelerator
 from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.job import Job
 from luthier.plan.machine import framework_bytes
+from luthier.plan.planning import find_target, plan_jobs
 from luthier.plan.tables import _TABLE, classic_tables
 from luthier.recipe import model_recipe, parse_overrides
 
@@ -81,6 +83,42 @@ def test_qlora_may_expand_its_weights_once_more(job: MakeJob) -> None:
     h, i = config.hidden_size, config.intermediate_size
     saved = qlora.step(qlora.largest).peak + framework_bytes(Accelerator("card", 8)) - tried[0].peak
     assert 0 <= saved <= 2 * (4 * h * h + 3 * h * i)
+
+
+def test_frozen_weights_in_8_bits_come_before_those_in_4(job: MakeJob) -> None:
+    """On a card that multiplies them, and where the recipe can have them."""
+    able = Accelerator("card", 0.81, bfloat16=100, float8=200)
+
+    def settings(job: Job, card: Accelerator) -> list[str]:
+        return [change.setting for change in changes_to_fit(job, card)]
+
+    tried = changes_to_fit(job(), able)
+    *_, before, eight, four, _ = [c for c in tried if not c.setting.endswith("GPUs")] + [tried[-1]]
+    assert before.setting == "train.optim=paged_adamw_8bit"
+    assert (eight.setting, four.setting) == ("kernels.fp8_base=true", "method.name=qlora")
+    assert eight.peak < before.peak
+    assert "kernels.fp8_base=true" not in settings(job(), replace(able, float8=None))
+    for unable in ("kernels.lora=false", "kernels.fp8_base=true"):
+        assert "kernels.fp8_base=true" not in settings(job(unable), able)
+    assert not job("kernels.fp8_base=true").with_method("qlora").kernels.fp8_base
+
+
+def test_a_card_that_multiplies_no_8_bits_is_refused(job: MakeJob) -> None:
+    eight = [job("kernels.fp8_base=true")]
+    with pytest.raises(UserError, match="A100 80GB does not multiply 8-bit numbers"):
+        plan_jobs(eight, find_target("a100-80"), capacity=False)
+    plain, small = (
+        plan_jobs(jobs, find_target("h100"), capacity=False).plans[0] for jobs in ([job()], eight)
+    )
+    assert small.weight_bytes < plain.weight_bytes
+    assert plain.seconds is not None
+    assert small.seconds is not None
+    assert plain.seconds[0] / 2 < small.seconds[0] < 0.9 * plain.seconds[0]
+    assert "never measured" in small.basis
+    # Of a card that nobody knows only the memory is told.
+    unknown = plan_jobs(eight, find_target(memory=24), capacity=False).plans[0]
+    assert unknown.memory.peak == small.memory.peak
+    assert unknown.seconds is None
 
 
 def test_sharding_splits_what_stays(job: MakeJob) -> None:

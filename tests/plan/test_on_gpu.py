@@ -14,7 +14,7 @@ from luthier.plan.catalogues import as_on_gpu, find_config
 from luthier.plan.live import LiveStorage
 from luthier.plan.simulate import Workload, _update_numbers, simulate
 from luthier.plan.watch import Watch
-from luthier.recipe import MethodGroup, TrainGroup
+from luthier.recipe import KernelsGroup, MethodGroup, TrainGroup
 from luthier.train.optimizers import make_optimizer
 
 OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "paged_adamw_8bit"}
@@ -55,6 +55,35 @@ def test_of_layers_of_8b(method: str, recomputes: bool) -> None:
     work = Workload([2048] * 4, 8188, torch.bfloat16, OPTIM[method], recomputes)
     planned, seen = peaks(config, method, work)
     assert planned == pytest.approx(seen, rel=0.03)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_8_bits_are_half_of_the_base_and_are_counted_as_products_of_their_own(
+    recomputes: bool,
+) -> None:
+    config = copy.deepcopy(find_config("llama-3.1-8b"))
+    config.num_hidden_layers = 2
+    method = MethodGroup(lora_dropout=0.0)
+    steps = []
+    for in_8_bits in (False, True):
+        kernels = KernelsGroup(fp8_base=in_8_bits)
+        work = Workload([512] * 2, 1022, torch.bfloat16, "sgd", recomputes, kernels=kernels)
+        steps.append(simulate(config, method, replace(work, on_gpu=True)))
+        seen = simulate(config, method, work, Watch(work.lengths))
+        assert steps[-1].peak == pytest.approx(seen.peak, rel=0.03)
+    plain, small = steps
+    # Of each layer: four matrices of attention, two of them for eight of 32 heads, and three of the MLP.
+    h, i = config.hidden_size, config.intermediate_size
+    frozen = 2 * (2 * h * h + 2 * h * h // 4 + 3 * h * i)
+    sides = 2 * (h + 2 * h // 4 + h + 2 * i + h)
+    assert plain.weights - small.weights == pytest.approx(frozen - 4 * sides, rel=1e-4)
+    assert plain.load_peak - small.load_peak == plain.weights - small.weights
+    assert plain.parameters == small.parameters
+    # Forward and backward, and the forward once more; the first layer's input has no gradient.
+    assert plain.fp8_flops == 0
+    passes = 3 if recomputes else 2
+    assert small.fp8_flops == pytest.approx(2 * 1024 * frozen * passes, rel=0.1)
+    assert small.flops == pytest.approx(plain.flops, rel=0.001)
 
 
 def test_a_gpu_keeps_what_a_processor_does_not() -> None:

@@ -19,7 +19,7 @@ from luthier.kernels.triton import launch, switch
 from luthier.objectives.supervised import loss_sum
 from luthier.plan.simulate import Workload, simulate
 from luthier.plan.watch import Watch
-from luthier.recipe import MethodGroup
+from luthier.recipe import KernelsGroup, MethodGroup
 from luthier.train import offload
 from luthier.train.bf16_adamw import BF16AdamW
 from luthier.train.setup import recompute_activations
@@ -30,6 +30,7 @@ LAUNCHES = {
     ("llama", "full"): (42, 53),
     ("llama", "lora"): (73, 100),
     ("llama", "qlora"): (115, 142),
+    ("llama", "fp8"): (105, 136),
     ("mistral-window", "lora"): (73, 100),
     ("qwen3", "lora"): (77, 106),
     ("gemma3", "lora"): (83, 115),
@@ -51,8 +52,10 @@ def watched(family: str, method: str, layers: int, recomputes: bool = False) -> 
             setattr(config, name, 0.0)
     optim = "adamw_bf16" if method == "full" else "adamw_torch"
     watch = Watch([24, 40])
-    work = Workload(watch.lengths, 60, torch.bfloat16, optim, recomputes)
-    simulate(config, MethodGroup(name=method), work, watch)  # type: ignore[arg-type]
+    kernels = KernelsGroup(fp8_base=method == "fp8")
+    work = Workload(watch.lengths, 60, torch.bfloat16, optim, recomputes, kernels=kernels)
+    name = "lora" if method == "fp8" else method
+    simulate(config, MethodGroup(name=name), work, watch)  # type: ignore[arg-type]
     return watch
 
 

@@ -25,6 +25,7 @@ WINDOW = 10  # rows, of a stream
 
 KINDS: dict[str, list[str]] = {
     "lora": ["method.name=lora"],
+    "fp8": ["kernels.fp8_base=true"],
     # Full: only tensors of 4,096 numbers and more have 8-bit state.
     "8bit": ["method.name=full", "train.optim=adamw_8bit", "train.learning_rate=1e-3"],
     "stops-early": ["method.name=full", "train.early_stopping_patience=2", "train.learning_rate=0.5", "train.eval_steps=1"],
@@ -54,6 +55,7 @@ CUTS = [
     ("lora", "rotate", 1),
     ("lora", "finish-copy", 2),
     ("lora", "finish-last", 1),
+    ("fp8", "step", 9),
     ("8bit", "step", 9),
     ("8bit", "save-state", 2),
     ("stable-decay", "step", 9),

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.kernels import attention, compiling, experts, gated, layer, lora, norm, rotary
+from luthier.kernels import attention, compiling, experts, fp8, gated, layer, lora, norm, rotary
 from luthier.kernels.head import HeadLoss, find_head, head_agrees
 from luthier.kernels.triton import switch
 from luthier.models.adapters import inner
@@ -57,6 +57,7 @@ def install(model: PreTrainedModel | PeftModel, wanted: KernelsGroup) -> Fast:
         known = sum(len(group.layers) for group in found) + len(of_experts)
         if known < adapted:
             fast.missing.append(f"lora: {adapted - known} of {adapted} layers run PEFT's own path")
+        fp8.use_products(model, True)
     if wanted.norm:
         fast.changed += norm.install(base)
         if wanted.triton and switch.is_for(base.device):
@@ -78,6 +79,7 @@ def install_checked(
     switch.enable(False)
     before = _hidden_states(model)
     fast = install(model, wanted)
+    in_8_bits = fp8.use_products(model, False)  # which round, and are judged by themselves
     if wanted.triton and (trouble := start_triton(model)) is not None:
         fast.missing.append(f"triton: {trouble}")
     compiling.enable(compiled)
@@ -95,6 +97,14 @@ def install_checked(
     if not _difference(after, before) <= tolerance:
         remove(model, fast)
         fast.missing.append("all: the outputs differ from the reference path, which runs instead")
+    elif in_8_bits:
+        try:
+            found = fp8.trouble(in_8_bits)
+        except Exception as error:  # a card that lacks such products says so in many ways
+            found = _first_line(error)
+        fp8.use_products(model, found is None)
+        if found is not None:
+            fast.missing.append(f"fp8_base: {found}; its weights are expanded for each product")
     return fast
 
 
@@ -105,6 +115,7 @@ def remove(model: PreTrainedModel | PeftModel, fast: Fast) -> None:
     fast.changed.clear()
     fast.head = None
     switch.enable(False)
+    fp8.use_products(model, False)
     attention.remove(inner(model))
 
 
@@ -155,8 +166,9 @@ def start_triton(model: PreTrainedModel | PeftModel) -> str | None:
     from luthier.kernels.triton.check import trouble
 
     width = model.config.get_text_config().hidden_size
+    in_8_bits = any(map(fp8.is_fp8, model.modules()))
     try:
-        found = trouble(weights.device, weights.dtype, width)
+        found = trouble(weights.device, weights.dtype, width, in_8_bits)
     except Exception as error:  # the compiler's own errors come in many kinds
         found = _first_line(error)
     switch.enable(found is None)

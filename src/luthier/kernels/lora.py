@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from luthier.kernels import casts
+from luthier.kernels import casts, fp8
 from luthier.kernels.autocast import autocast_dtype
 from luthier.kernels.casts import Casts
 from luthier.kernels.dropout import drop, drop_, new_seed
@@ -82,12 +82,12 @@ class AdaptedGroup:
 
 
 def is_known(layer: nn.Module) -> bool:
-    """One active adapter of the plain kind on a linear layer, 4-bit or not: what is computed here."""
+    """One active adapter of the plain kind on a linear layer, in 4, 8 or more bits: what is computed here."""
     if not isinstance(layer, LoraLayer) or layer.disable_adapters or layer.merged:
         return False
     base = layer.get_base_layer()
     if not is_4bit(base) and not (
-        isinstance(layer, LoraLinear) and type(base) in (nn.Linear, Conv1D)
+        isinstance(layer, LoraLinear) and type(base) in (nn.Linear, Conv1D, fp8.FP8Linear)
     ):
         return False
     if base.bias is not None and base.bias.requires_grad:  # it would get no gradient
@@ -158,14 +158,18 @@ class _Adapted(torch.autograd.Function):
         kept = drop(flat, rate, ctx.seed) if rate else flat
         inner = kept @ stacked.t()
         outputs, expanded = [], []
-        for layer, up, part, scale in zip(layers, ups, _parts(inner, ups), ctx.scales, strict=True):
-            base = layer.get_base_layer()
-            bias = None if base.bias is None else base.bias.to(x.dtype)
-            matrix = _matrix(base, x.dtype)
-            output = F.linear(flat, matrix, bias)
-            if keeps_expanded and ctx.needs_input_grad[0] and is_4bit(base):
-                expanded.append(matrix)
-            del matrix
+        bases = [layer.get_base_layer() for layer in layers]
+        rows = fp8.in_rows(flat) if any(map(fp8.multiplies, bases)) else None
+        for base, up, part, scale in zip(bases, ups, _parts(inner, ups), ctx.scales, strict=True):
+            if rows is not None and fp8.multiplies(base):
+                output = fp8.product(rows, base, x.dtype)
+            else:
+                bias = None if base.bias is None else base.bias.to(x.dtype)
+                matrix = _matrix(base, x.dtype)
+                output = F.linear(flat, matrix, bias)
+                if keeps_expanded and ctx.needs_input_grad[0] and is_4bit(base):
+                    expanded.append(matrix)
+                del matrix
             output.addmm_(part, up.t(), alpha=scale)
             outputs.append(output.view(*x.shape[:-1], -1))
         ctx.adapters = len(ab)
@@ -202,6 +206,9 @@ class _Adapted(torch.autograd.Function):
                 drop_(for_x, rate, ctx.seed)
             for slope, layer in zip(slopes, ctx.layers, strict=True):
                 base = layer.get_base_layer()
+                if fp8.multiplies(base):
+                    for_x.add_(fp8.product_back(slope, base))
+                    continue
                 kept_matrix = expanded and is_4bit(base)
                 for_x.addmm_(slope, expanded.pop(0) if kept_matrix else _matrix(base, dtype))
             for_x = for_x.view(ctx.shape)

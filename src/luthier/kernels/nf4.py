@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import BitsAndBytesConfig
 
+from luthier.kernels import fp8
+
 
 def is_4bit(layer: Any) -> TypeGuard[Any]:
     """Whether ``layer`` is a linear layer that bitsandbytes keeps in 4 bits."""
@@ -15,7 +17,9 @@ def is_4bit(layer: Any) -> TypeGuard[Any]:
 
 
 def plain_weight(layer: Any, dtype: torch.dtype) -> Tensor:
-    """The weight (out, in) of ``layer`` in ``dtype``, expanded each time where it is kept in 4 bits."""
+    """The weight of ``layer`` in ``dtype``, expanded each time where it is kept in 4 or 8 bits."""
+    if fp8.is_fp8(layer):
+        return fp8.expanded(layer, dtype)
     if not is_4bit(layer):
         plain: Tensor = layer.weight.to(dtype)
         return plain

@@ -57,8 +57,13 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 _TRAINED_ON = {"bitsandbytes", "mxfp4"}
 
 
-def refuse_quantised(source: str, config: PreTrainedConfig, method: MethodGroup) -> None:
-    """Raise UserError where the weights of ``source`` are quantised in a way that nothing is trained on."""
+def refuse_quantised(
+    source: str, config: PreTrainedConfig, method: MethodGroup, fp8_base: bool = False
+) -> None:
+    """Raise UserError where the weights of ``source`` are quantised in a way that nothing is trained on.
+
+    With ``fp8_base`` also where they lie in 4 or 8 bits, which are not put into others.
+    """
     stored = _stored(config)
     if not stored:
         return
@@ -67,6 +72,10 @@ def refuse_quantised(source: str, config: PreTrainedConfig, method: MethodGroup)
         raise UserError(
             f"the weights of {source} are quantised already ({kind}), which is for inference; train on "
             "the model that they were made of, with method.name=qlora if it is to take as little memory"
+        )
+    if fp8_base and kind == "bitsandbytes":
+        raise UserError(
+            f"the weights of {source} are quantised already ({kind}), and stay so; set kernels.fp8_base=false"
         )
     right = "qlora" if stored.get("load_in_4bit") else "lora"
     if method.name == "full":

@@ -149,6 +149,17 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
                 lambda j: replace(j, optim="adamw_bf16"),
             )
         )
+    method, kernels = job.method, job.kernels
+    plain = method.init_lora_weights in (True, "gaussian") and not method.use_dora
+    wide = method.name == "lora" and plain and kernels.lora and not kernels.fp8_base
+    if wide and accelerator.float8:
+        steps.append(
+            (
+                "frozen weights in 8 bits",
+                "kernels.fp8_base=true",
+                lambda j: replace(j, kernels=j.kernels.model_copy(update={"fp8_base": True})),
+            )
+        )
     for name in {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}[job.method.name]:
         steps.append(
             (

@@ -39,6 +39,12 @@ class Accelerator:
     is_cpu: bool = False
     link: float | None = None
     network: float | None = None
+    float8: float | None = None
+
+    @property
+    def lacks_float8(self) -> bool:
+        """Whether it is a card that is known to multiply no 8-bit numbers."""
+        return not self.is_cpu and self.bfloat16 is not None and self.float8 is None
 
     @property
     def bytes(self) -> int:
@@ -47,7 +53,7 @@ class Accelerator:
 
     def tflops(self, dtype: str) -> float | None:
         """Dense TFLOP/s of matrix products in ``dtype``."""
-        return self.float32 if dtype == "float32" else self.bfloat16
+        return {"float32": self.float32, "float8": self.float8}.get(dtype, self.bfloat16)
 
 
 @cache

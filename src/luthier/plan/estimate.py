@@ -37,8 +37,11 @@ def make_plan(
         seconds = (took, took)
         basis = f"calibrated on this machine ({calibration.measured})"
     else:
-        seconds = stated_seconds(done.flops, accelerator, job.method.name, dtype)
+        in_fp8 = typical.fp8_flops / typical.flops
+        seconds = stated_seconds(done.flops, accelerator, job.method.name, dtype, in_fp8)
         basis = "a range by the device's data sheet" if seconds else "unknown: not calibrated"
+        if seconds and in_fp8 and accelerator.float8:
+            basis += ", 8-bit products by their own peak (never measured)"
     return Plan(
         model=job.model,
         method=job.method.name,

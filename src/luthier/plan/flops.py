@@ -18,6 +18,7 @@ _FREE = {"aten::_unsafe_view", "aten::empty_like", "aten::empty.memory_format"}
 IN_PLACE = {"aten::addmm_": torch.ops.aten.addmm}
 # Products of batches of matrices are those of attention, one a head.
 _BATCHED = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+FP8_PRODUCT = torch.ops.aten._scaled_mm
 # PyTorch's table lacks the processor's attention. Products of (T, D) and (S, D): two forward, five
 # backward, since the scores are computed again (Dao et al. 2022, section 3.1).
 _CPU_ATTENTION = {
@@ -62,6 +63,7 @@ class CountWork(TorchDispatchMode):
     Attributes:
         flops: two per multiply-add, matrix products and attention.
         attention_flops: the part of them that is attention.
+        fp8_flops: the part of them that is products of 8-bit numbers.
         moved: bytes that all operations read and write (views none).
         operations: how many operations ran (views not counted).
     """
@@ -69,7 +71,7 @@ class CountWork(TorchDispatchMode):
     def __init__(self, lengths: Sequence[int] = ()) -> None:
         super().__init__()
         self.lengths = lengths
-        self.flops = self.attention_flops = self.moved = self.operations = 0
+        self.flops = self.attention_flops = self.fp8_flops = self.moved = self.operations = 0
 
     def of_triton(self) -> AbstractContextManager[None]:
         """Counts Triton's kernels of a simulated step, too."""
@@ -106,6 +108,8 @@ class CountWork(TorchDispatchMode):
             self.flops += flops
             if "attention" in name or product in _BATCHED:
                 self.attention_flops += flops
+            if product is FP8_PRODUCT:
+                self.fp8_flops += flops
         elif name in _CPU_ATTENTION:
             products, query = _CPU_ATTENTION[name]
             batch, heads, targets, width = args[query].shape

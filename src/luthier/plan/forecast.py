@@ -40,7 +40,7 @@ def refuse_what_cannot_fit(recipe: Recipe, on_event: OnEvent) -> None:
     except UserError:  # what fetches the model says it better
         return
     if recipe.model.revision is None:
-        refuse_quantised(recipe.model.source, config, recipe.method)
+        refuse_quantised(recipe.model.source, config, recipe.method, recipe.kernels.fp8_base)
     device = this_machine()
     dtype = dtype_on(recipe.model.dtype, device, here=True)
     try:

@@ -119,7 +119,11 @@ class Job:
     def with_method(self, name: MethodName) -> "Job":
         """The same data by another method, with that method's own optimiser."""
         method = self.method.model_copy(update={"name": name})
-        return replace(self, method=method, optim=METHOD_DEFAULTS[name]["optim"])
+        kernels = self.kernels
+        if name != "lora":  # what else it freezes is not put into 8 bits
+            kernels = kernels.model_copy(update={"fp8_base": False})
+        optim = METHOD_DEFAULTS[name]["optim"]
+        return replace(self, method=method, optim=optim, kernels=kernels)
 
     def with_rows(self, rows: int) -> "Job":
         """Micro-batches of ``rows`` rows, accumulated to the same effective batch."""

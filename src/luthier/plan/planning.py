@@ -7,6 +7,8 @@ from typing import Any
 
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent, during, ignore
+from luthier.kernels.fp8_base import refuse_device
+from luthier.models.dtype import pick_device
 from luthier.plan.calibrate import load_calibration
 from luthier.plan.capacity import Capacity, Change, capacities, changes_to_fit
 from luthier.plan.catalogues import Accelerator, accelerators, find_accelerator
@@ -142,8 +144,17 @@ def plan_jobs(
         capacity: whether to look for the largest micro-batch and row on each device, too.
 
     Raises:
-        UserError: a model cannot be planned for; see ``simulate``.
+        UserError: a model cannot be planned for (see ``simulate``), or ``target`` lacks 8-bit products
+            that a job asks for.
     """
+    in_fp8 = any(job.kernels.fp8_base for job in jobs)
+    if in_fp8 and target.here:
+        refuse_device(pick_device())
+    if in_fp8 and target.device.lacks_float8:
+        raise UserError(
+            f"kernels.fp8_base: {target.device.name} does not multiply 8-bit numbers as it needs (it takes "
+            "compute capability 8.9: RTX 40, L4, H100 or later); set kernels.fp8_base=false"
+        )
     calibration = load_calibration(jobs[0].dtype) if target.here else None
     devices = [target.device]
     if target.here:
@@ -167,7 +178,8 @@ def plan_jobs(
             ]
         with during(f"looking for what fits, {name}", on_event):
             if capacity:
-                fits[name] = capacities(job, devices)
+                able = [d for d in devices if not (job.kernels.fp8_base and d.lacks_float8)]
+                fits[name] = capacities(job, able)
             if not plans[-1].fits:
                 changes[name] = changes_to_fit(job, target.device)
     pays = {

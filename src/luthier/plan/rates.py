@@ -69,11 +69,15 @@ def fit_rates(steps: Sequence[Units], seconds: Sequence[float]) -> Rates:
 
 
 def stated_seconds(
-    flops: float, accelerator: Accelerator, method: str, dtype: str
+    flops: float, accelerator: Accelerator, method: str, dtype: str, fp8_share: float = 0.0
 ) -> tuple[float, float] | None:
-    """Least and most seconds that this work takes on a device of the catalogue."""
+    """Least and most seconds that this work takes on a device of the catalogue.
+
+    ``fp8_share`` of it is products of 8-bit numbers, taken to reach the same share of their own peak.
+    """
     peak = accelerator.tflops(dtype)
     if peak is None:
         return None
     low, high = CPU_EFFICIENCY if accelerator.is_cpu else EFFICIENCY[method]
-    return flops / (peak * 1e12 * high), flops / (peak * 1e12 * low)
+    at_peak = flops * (1 - fp8_share + fp8_share * peak / (accelerator.float8 or peak))
+    return at_peak / (peak * 1e12 * high), at_peak / (peak * 1e12 * low)

@@ -19,6 +19,7 @@ from luthier.errors import UserError
 from luthier.kernels import dropout
 from luthier.kernels.casts import casts_of
 from luthier.kernels.fast import install
+from luthier.kernels.fp8_base import store_in_fp8
 from luthier.kernels.head import HeadLoss
 from luthier.kernels.lora import is_known
 from luthier.kernels.triton import switch
@@ -84,7 +85,7 @@ class Step:
         load_peak, forward_peak, backward_peak, step_peak: all that is alive in that phase, at most.
         flops: floating-point operations of forward and backward (two per multiply-add), recomputation
             included; matrix products and attention only.
-        attention_flops, moved, operations: see ``CountWork``.
+        fp8_flops, attention_flops, moved, operations: see ``CountWork``.
         trainable: trainable parameters.
         parameters: all parameters, each 4-bit one counted.
         multiplied: those of the base model that a token is multiplied with: the matrices of all
@@ -102,6 +103,7 @@ class Step:
     backward_peak: int
     step_peak: int
     flops: int
+    fp8_flops: int
     attention_flops: int
     moved: int
     operations: int
@@ -199,6 +201,9 @@ def _count(
 ) -> Counted:
     scores = work.objective.scores
     model = meta_model(config, method, work.dtype, trained_dtype(work.optim), work.tokens, scores)
+    whole = sum(p.nbytes for p in model.parameters())
+    if work.kernels.fp8_base and isinstance(model, PeftModel):
+        store_in_fp8(model, torch.device("meta"))
     model.config.use_cache = False
     _check_rank(model, method)
     total, multiplied = _sizes(model)
@@ -220,6 +225,9 @@ def _count(
         state = _optimizer_state(trained, work.optim)
         live.add(state)
         load_peak = live.peak
+        # A GPU is given the 8 bits of layer after layer.
+        if work.kernels.fp8_base and not work.on_gpu:
+            load_peak = max(load_peak, whole)
         resident = live.live
         live.add(tables)
         before = live.live
@@ -274,6 +282,7 @@ def _count(
             "activations": phases.before_head - resident - accumulated,
             "load_peak": load_peak,
             "flops": counter.flops,
+            "fp8_flops": counter.fp8_flops,
             "attention_flops": counter.attention_flops,
             "moved": counter.moved,
             "operations": counter.operations,

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from luthier.kernels.triton import launch
-from luthier.plan.flops import IN_PLACE, attention_on_gpu, moved_by_kernel
+from luthier.plan.flops import FP8_PRODUCT, IN_PLACE, attention_on_gpu, moved_by_kernel
 
 # Reserve memory, or name it anew, and touch none of it.
 _FREE = {"aten::empty_like", "aten::new_empty", "aten::empty.memory_format", "aten::_unsafe_view",
@@ -32,7 +32,7 @@ class Kernel:
     """One launch.
 
     Attributes:
-        kind: product, attention or other.
+        kind: product, fp8 (a product of 8-bit numbers), attention or other.
         flops: two per multiply-add; of attention those of the scores that are seen.
         moved: bytes read and written, each tensor once.
     """
@@ -115,5 +115,6 @@ class Watch(TorchDispatchMode):
             return "attention", of_attention
         product = IN_PLACE.get(name, func._overloadpacket)
         if product in flop_registry:
-            return "product", int(flop_registry[product](*args, **kwargs, out_val=result))
+            kind = "fp8" if product is FP8_PRODUCT else "product"
+            return kind, int(flop_registry[product](*args, **kwargs, out_val=result))
         return "other", 0

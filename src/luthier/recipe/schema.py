@@ -283,6 +283,39 @@ class Recipe(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_fp8_base(self) -> "Recipe":
+        if not self.kernels.fp8_base:
+            return self
+        method, off = self.method, "set kernels.fp8_base=false"
+        if method.name != "lora":
+            has = {
+                "full": "full fine-tuning has no frozen weights",
+                "qlora": "qlora keeps them in 4 bits already",
+            }[method.name]
+            raise ValueError(
+                f"kernels.fp8_base keeps the frozen weights of method.name lora in 8 bits, and {has}; {off}"
+            )
+        if not self.kernels.lora:
+            raise ValueError(
+                f"kernels.fp8_base is a part of kernels.lora, which is false; set it to true, or {off}"
+            )
+        if method.use_dora:
+            raise ValueError(
+                f"kernels.fp8_base is not for method.use_dora, whose layers kernels.lora does not compute; {off}"
+            )
+        if method.changes_base:
+            raise ValueError(
+                f"method.init_lora_weights {method.init_lora_weights} takes a part out of the base's weights, "
+                f"which kernels.fp8_base keeps in 8 bits; {off}"
+            )
+        if method.init_lora_weights == "eva":
+            raise ValueError(
+                "method.init_lora_weights eva has PEFT make the adapter anew beside its base, which it does not "
+                f"do beside the 8 bits of kernels.fp8_base; {off}"
+            )
+        return self
+
     @property
     def train_files(self) -> list[str]:
         """The training sources as a list."""

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from luthier.data.batches import Batch
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
+from luthier.kernels import fp8
 from luthier.objectives.objective import Objective, Parts
 from luthier.recipe import Recipe, TrainGroup
 from luthier.train.processes import Processes
@@ -43,9 +44,13 @@ class _Loss(nn.Module):
 
 def replicated(model: nn.Module, objective: Objective) -> Shared:
     """``model`` whole in each process; its weights are rank 0's."""
+    loss = _Loss(model, objective)
+    # What is in 8 bits, which not all backends send, each process has made of the same files.
+    small = [name for name, p in loss.named_parameters() if p.dtype == fp8.DTYPE]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, small)
     # Of a batch some experts may see no token.
     made: Shared = DistributedDataParallel(
-        _Loss(model, objective), find_unused_parameters=True, gradient_as_bucket_view=True
+        loss, find_unused_parameters=True, gradient_as_bucket_view=True
     )
     return made
 

@@ -20,6 +20,7 @@ from luthier.data.unused import sentence
 from luthier.data.workers import Ahead
 from luthier.events import Note, OnEvent
 from luthier.files import write_json
+from luthier.kernels.fp8_base import refuse_device
 from luthier.models.adapters import trainable_parameters
 from luthier.models.continued import continue_adapter
 from luthier.models.dtype import pick_device
@@ -170,6 +171,8 @@ def open_session(asked: Asked) -> Session:
     """
     recipe, run, on_event, processes = asked.recipe, asked.run, asked.on_event, asked.processes
     check_allowed(recipe, processes)
+    if recipe.kernels.fp8_base:
+        refuse_device(pick_device())
     resolved = processes.in_turn(lambda: resolve_model(recipe, on_event))
     checkpoint = processes.from_first(lambda: usable_checkpoint(run, on_event))
     begun = run.provenance() if checkpoint is not None else None

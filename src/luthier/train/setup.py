@@ -12,6 +12,7 @@ from luthier.data.pins import pinned_day
 from luthier.data.template import chat_tokens, set_template
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent, ignore
+from luthier.kernels.fp8_base import store_in_fp8
 from luthier.models.adapters import attach_adapter, begun, fit_embedding
 from luthier.models.dtype import pick_device, pick_dtype, trained_dtype
 from luthier.models.known import public_name
@@ -94,6 +95,11 @@ def choose_setup(recipe: Recipe) -> Setup:
         substitutes.append(
             "activation_offload is off, because without a GPU activations are in host memory already"
         )
+    if recipe.kernels.fp8_base and device.type == "cpu":
+        substitutes.append(
+            "kernels.fp8_base rounds as on a GPU, but gains nothing here, because a processor has no "
+            "products of 8-bit numbers: what it makes of your losses can be seen, and it is slower"
+        )
     return Setup(device, dtype, optim, substitutes)
 
 
@@ -164,7 +170,7 @@ def resolve_model(recipe: Recipe, on_event: OnEvent = ignore) -> ResolvedModel:
     resolved = resolve(recipe.model.source, recipe.model.revision, on_event=on_event)
     model = recipe.model
     config = load_config(resolved.folder, model.trust_remote_code, model.rope_scaling)
-    refuse_quantised(model.source, config, recipe.method)
+    refuse_quantised(model.source, config, recipe.method, recipe.kernels.fp8_base)
     most = max_positions(config)
     if most is not None and recipe.data.max_length > most:
         raise UserError(
@@ -190,14 +196,19 @@ def build_model(
 
     Weights that train are float32, so that updates far smaller than the weights are not rounded
     away (but for ``adamw_bf16``, which rounds them by chance); frozen ones are in ``setup.dtype``,
-    or in 4 bits for QLoRA.
+    or in 4 bits for QLoRA, or in 8 where ``kernels.fp8_base`` asks for it.
+
+    Raises:
+        UserError: the weights cannot be loaded, or the method does not fit them.
     """
     trained_whole = recipe.method.name == "full"
+    in_8_bits = recipe.kernels.fp8_base
     model = load(
         checkpoint if trained_whole and checkpoint is not None else resolved.folder,
         trained_dtype(setup.optim) if trained_whole else setup.dtype,
         quantization=quantization(recipe.method, setup.dtype),
-        device=setup.device,
+        # A GPU may have room for the 8 bits alone.
+        device=torch.device("cpu") if in_8_bits else setup.device,
         allow_pickle=recipe.model.allow_pickle,
         trust_remote_code=recipe.model.trust_remote_code,
         scores=recipe.objective.scores,
@@ -209,7 +220,7 @@ def build_model(
     if trained_whole:
         choose_trained(model, recipe.method)
         return model
-    return attach_adapter(
+    adapted = attach_adapter(
         model,
         recipe.method if checkpoint is None else begun(recipe.method, checkpoint),
         base=public_name(recipe.model.source),
@@ -217,3 +228,7 @@ def build_model(
         tokens=tokens,
         scores=recipe.objective.scores,
     )
+    if in_8_bits:
+        on_event(Note(store_in_fp8(adapted, setup.device).sentence(setup.dtype)))
+        adapted.to(setup.device)
+    return adapted

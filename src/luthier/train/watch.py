@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent
+from luthier.kernels.fp8 import is_fp8
 from luthier.train.parallel import local, whole
 
 # Frozen weights up to so many bytes are hashed completely at the end; of a sample, so many numbers per tensor.
@@ -130,7 +131,7 @@ def _is_nought(grad: Tensor) -> bool:
 
 
 def fingerprint(model: nn.Module, sampled: bool = False) -> dict[str, str]:
-    """A hash of each frozen tensor by name, 4-bit scales included; of a large model always a sample."""
+    """A hash of each frozen tensor by name, scales included; of a large model always a sample."""
     frozen = dict(_frozen(model))
     sampled |= sum(tensor.nbytes for tensor in frozen.values()) > _WHOLE
     return {name: _hash(tensor, sampled) for name, tensor in frozen.items()}
@@ -146,6 +147,9 @@ def _frozen(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             name += ".absmax"
             yield name, state.absmax
             state = state.state2
+    for name, module in model.named_modules():
+        if is_fp8(module):
+            yield f"{name}.scale", module.scale
 
 
 def _hash(tensor: Tensor, sampled: bool) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from luthier.kernels import dropout
+from luthier.kernels import dropout, fp8
 from luthier.kernels.gated import KINDS, gated
 from luthier.kernels.head import head_loss
 from luthier.kernels.norm import rms_norm
@@ -16,12 +16,15 @@ _ROWS, _WORDS = 24, 200
 _RATE, _SEED = 0.25, 2**61 + 1
 
 
-def trouble(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+def trouble(
+    device: torch.device, dtype: torch.dtype, width: int, in_8_bits: bool = False
+) -> str | None:
     """What does not compute what its reference does, outputs and gradients; None where all do.
 
     Args:
         dtype: of the numbers.
         width: of a token's state.
+        in_8_bits: whether numbers are put into 8 bits, too, which older cards cannot do.
     """
     numbers = torch.linspace(-2, 2, _ROWS * width, device=device).view(_ROWS, width)
     numbers = numbers.flip(1).to(dtype)
@@ -46,6 +49,8 @@ def trouble(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
             off = (one.float() - other.float()).norm()
             if not bool(off <= tolerance * other.float().norm() + 1e-6):
                 return f"its {name} differs from PyTorch's"
+    if in_8_bits and not _rounds(numbers):
+        return "its 8-bit numbers differ from PyTorch's"
     if not _drops(numbers):
         return "its dropout does not drop what it should"
     return None if _updates(device) else "its AdamW differs from PyTorch's"
@@ -63,6 +68,22 @@ def _results(
         return [output.detach() for output in outputs] + list(torch.autograd.grad(total, leaves))
     finally:
         switch.enable(False)
+
+
+def _rounds(values: Tensor) -> bool:
+    """Whether 8-bit numbers, their scales and a matrix of them turned round are PyTorch's."""
+    weights = torch.linspace(0.5, 1.5, values.shape[1], device=values.device)
+    found = []
+    for on in (True, False):
+        switch.enable(on)
+        try:
+            numbers, scales = fp8.in_rows(values, weights)
+            found.append((numbers.float() * scales, fp8.by_columns(numbers).float() * scales))
+        finally:
+            switch.enable(False)
+    return all(
+        bool((one - other).norm() <= 0.01 * other.norm()) for one, other in zip(*found, strict=True)
+    )
 
 
 def _drops(values: Tensor) -> bool:

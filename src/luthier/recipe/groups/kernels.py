@@ -6,7 +6,7 @@ from luthier.recipe.groups.group import Group
 
 
 class KernelsGroup(Group):
-    """Fast paths of training. Each is exact; false runs the reference implementation instead."""
+    """Fast paths of training. All but fp8_base are exact; false runs the reference implementation instead."""
 
     loss: bool = Field(
         True, description="compute output head and loss in pieces, never all logits at once"
@@ -16,6 +16,11 @@ class KernelsGroup(Group):
         True,
         description="with 4-bit weights and recomputation, keep a layer's expanded weights from its "
         "recomputation to its backward pass instead of expanding them again; false saves that memory",
+    )
+    fp8_base: bool = Field(
+        False,
+        description="lora: store the frozen weights of adapted layers in 8 bits and multiply with them in "
+        "8 bits, which rounds; for NVIDIA GPUs of compute capability 8.9 or later",
     )
     attention: bool = Field(
         True, description="attend within each packed row on its own, not under one large mask"
