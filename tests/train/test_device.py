@@ -34,7 +34,14 @@ LAUNCHES = {
     ("qwen3", "lora"): (77, 106),
     ("gemma3", "lora"): (83, 115),
     ("gpt2", "lora"): (76, 104),
+    ("mixtral", "experts"): (122, 165),
 }
+EXPERTS = MethodGroup(
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    lora_dropout=0.0,
+    lora_r=8,
+)
 
 
 def watched(family: str, method: str, layers: int, recomputes: bool = False) -> Watch:
@@ -52,7 +59,8 @@ def watched(family: str, method: str, layers: int, recomputes: bool = False) -> 
     optim = "adamw_bf16" if method == "full" else "adamw_torch"
     watch = Watch([24, 40])
     work = Workload(watch.lengths, 60, torch.bfloat16, optim, recomputes)
-    simulate(config, MethodGroup(name=method), work, watch)  # type: ignore[arg-type]
+    group = EXPERTS if method == "experts" else MethodGroup(name=method)  # type: ignore[arg-type]
+    simulate(config, group, work, watch)
     return watch
 
 

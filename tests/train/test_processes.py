@@ -33,6 +33,8 @@ ALIKE: dict[str, tuple[str, str, list[str]]] = {
     "lora-window": ("gemma3", "2-fsdp2", ["train.gradient_checkpointing=true"]),
     "qlora": ("llama", "2-fsdp2", ["method.name=qlora", "train.optim=adamw_torch_fused"]),
     "full-experts": ("mixtral", "2-ddp", ["method.name=full", "train.learning_rate=1e-3"]),
+    "lora-experts": ("mixtral", "2-fsdp2", ["method.target_parameters=[mlp.experts.gate_up_proj,mlp.experts.down_proj]",
+                                            "train.gradient_checkpointing=true"]),
     "dpo": ("llama", "2-ddp", ["objective.name=dpo", "data.train=PAIRS"]),
     "dpo-kept": ("llama", "2-zero2", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
                                       "train.learning_rate=1e-4"]),
