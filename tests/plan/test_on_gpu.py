@@ -14,7 +14,7 @@ from luthier.plan.catalogues import as_on_gpu, find_config
 from luthier.plan.live import LiveStorage
 from luthier.plan.simulate import Workload, _update_numbers, simulate
 from luthier.plan.watch import Watch
-from luthier.recipe import MethodGroup, TrainGroup
+from luthier.recipe import KernelsGroup, MethodGroup, TrainGroup
 from luthier.train.optimizers import make_optimizer
 
 OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "paged_adamw_8bit"}
@@ -30,9 +30,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def peaks(config: Any, method: str, work: Workload) -> tuple[int, int]:
+def peaks(config: Any, method: str, work: Workload, dropout: float = 0.0) -> tuple[int, int]:
     """That of the plan, and that of the watch."""
-    group = MethodGroup(name=method, lora_dropout=0.0)  # type: ignore[arg-type]
+    group = MethodGroup(name=method, lora_dropout=dropout)  # type: ignore[arg-type]
     planned = simulate(config, group, replace(work, on_gpu=True))
     return planned.peak, simulate(config, group, work, Watch(work.lengths)).peak
 
@@ -54,6 +54,14 @@ def test_of_layers_of_8b(method: str, recomputes: bool) -> None:
     config.num_hidden_layers = 2
     work = Workload([2048] * 4, 8188, torch.bfloat16, OPTIM[method], recomputes)
     planned, seen = peaks(config, method, work)
+    assert planned == pytest.approx(seen, rel=0.03)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_dropout_without_triton_is_planned(recomputes: bool) -> None:
+    kernels = KernelsGroup(triton=False)
+    work = Workload([512], 511, torch.bfloat16, "sgd", recomputes, kernels=kernels)
+    planned, seen = peaks(as_on_gpu(config_of("llama", 96)), "lora", work, dropout=0.1)
     assert planned == pytest.approx(seen, rel=0.03)
 
 
