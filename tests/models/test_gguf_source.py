@@ -9,6 +9,7 @@ import pytest
 import torch
 from gguf import GGUFWriter, RopeScalingType
 from ggufs import add_tokens, finish, write_llama, write_minimax
+from shipping import ask_llama_cpp, needs_llama_cpp
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.errors import UserError
@@ -59,6 +60,21 @@ def test_experts_of_minimax_are_the_models_own(tmp_path: Path) -> None:
     config = load_config(folder)
     assert config.rope_parameters == model.config.rope_parameters
     assert config.num_experts_per_tok == model.config.num_experts_per_tok
+
+
+@needs_llama_cpp
+def test_llama_cpp_computes_the_same_of_minimax(tmp_path: Path) -> None:
+    """An implementation with nothing in common with Transformers reads the same file."""
+    file, folder = tmp_path / "tiny.gguf", tmp_path / "folder"
+    write_minimax(file)
+    folder.mkdir()
+    gguf.convert_gguf(file, folder)
+    model, prompts = load_model(folder, torch.float32), [[5, 9, 3, 22], [1, 2, 3, 4, 5, 6]]
+    answer = ask_llama_cpp(file, prompts=prompts, new=1, top=60)
+    for prompt, top in zip(prompts, answer["top"], strict=True):
+        expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        assert len(top) == 60
+        assert all(abs(value - expected[int(token)]) < 1e-4 for token, value in top.items())
 
 
 def test_memory_does_not_grow_with_the_layers(
