@@ -33,6 +33,7 @@ from luthier.data.batches import collate
 from luthier.kernels import dropout
 from luthier.kernels.fast import install_checked, remove
 from luthier.kernels.fp8_base import store_in_fp8
+from luthier.kernels.triton import switch
 from luthier.models.adapters import attach_adapter
 from luthier.objectives.supervised import loss_sum
 from luthier.recipe import KernelsGroup, MethodGroup
@@ -98,11 +99,18 @@ def lengths_do_not_stall(device: torch.device, count: int = 50) -> Table:
 def dropout_repeats(device: torch.device) -> Table:
     """The share that is dropped, and whether a seed drops the same again, in place and in bfloat16."""
     values = torch.ones(513, 700, device=device)
-    masks = [dropout.drop(values, 0.1, 7), dropout.drop_(values.clone(), 0.1, 7)]
-    masks.append(dropout.drop(values.bfloat16(), 0.1, 7).float())
-    table = Table("dropped of 0.1", "the same again")
-    share = 1 - float(masks[0].mean())
-    table.add_row(f"{share:.4f}", str(all(torch.equal(m, masks[0]) for m in masks)))
+    table = Table("by", "dropped of 0.1", "the same again")
+    for triton in (True, False):
+        if triton and not (switch.is_for(device) and switch.is_installed()):
+            continue
+        switch.enable(triton)
+        masks = [dropout.drop(values, 0.1, 7), dropout.drop_(values.clone(), 0.1, 7)]
+        masks.append(dropout.drop(values.bfloat16(), 0.1, 7).float())
+        switch.enable(False)
+        again = all(torch.equal(m, masks[0]) for m in masks)
+        table.add_row(
+            "Triton" if triton else "PyTorch", f"{1 - float(masks[0].mean()):.4f}", str(again)
+        )
     return table
 
 

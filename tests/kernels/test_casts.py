@@ -18,11 +18,16 @@ from luthier.train.optimizers import make_optimizer
 from luthier.train.setup import recompute_activations
 
 GROUPS = 8  # four in each of two layers
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
-def adapted() -> Any:
+def adapted(family: str = "llama") -> Any:
+    """The adapters of a Mixtral are on its experts alone, both stacks of each of two layers."""
     method = MethodGroup(lora_dropout=0.0, lora_r=4, lora_alpha=8)
-    model = attach_adapter(make_model("llama", 96).to(torch.bfloat16), method)
+    if family == "mixtral":
+        changes = {"target_modules": [], "target_parameters": EXPERTS}
+        method = method.model_copy(update=changes)
+    model = attach_adapter(make_model(family, 96).to(torch.bfloat16), method)
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -31,7 +36,10 @@ def adapted() -> Any:
     return model.train()
 
 
-def test_a_step_casts_each_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "groups"), [("llama", GROUPS), ("mixtral", 4)])
+def test_a_step_casts_each_group_once(
+    family: str, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In two micro-batches, forward, computed again and backward; after an update once more."""
     cast: list[int] = []
     right = torch._foreach_copy_
@@ -42,7 +50,7 @@ def test_a_step_casts_each_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "_foreach_copy_", counted)
     batch = collate([[row] for row in random_rows(3)])
-    models = adapted(), adapted()
+    models = adapted(family), adapted(family)
     for kept in casts_of(models[1]):
         kept.keeps = False
     optimizers = []
@@ -60,7 +68,7 @@ def test_a_step_casts_each_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
             times.append(len(cast))
             optimizer.step()
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    assert times == [GROUPS, 6 * GROUPS, GROUPS, 6 * GROUPS]
+    assert times == [groups, 6 * groups, groups, 6 * groups]
     (memory,) = {t.dtype for kept in casts_of(models[0]) for t in kept.kept()}
     assert memory == torch.bfloat16
 

@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import make_model
 from helpers import gradients, random_rows
 from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import grouped_mm
 
 from luthier.data.batches import collate
+from luthier.kernels import experts
 from luthier.kernels.fast import install, install_checked, remove
 from luthier.models.adapters import attach_adapter
 from luthier.objectives.supervised import loss_sum
@@ -92,6 +95,38 @@ def test_bfloat16_is_as_near_to_float32_as_pefts(family: str) -> None:
         errors = [(each.float() - reference).norm() / reference.norm() for each in (ours, theirs)]
         assert errors[0] < errors[1] + 0.005
         assert errors[0] < 0.02
+
+
+def cast_anew(x: Tensor, module: Any, adapters: dict[str, Any], name: str, ends: Tensor) -> Tensor:
+    """The products as autograd differentiates them, with A and B cast, filled up and laid out in the graph."""
+    base = experts._Frozen.apply(x, getattr(module, name), ends)
+    wrapper = adapters[name]
+    a, b = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight
+    a = a.view(wrapper.num_experts, -1, a.shape[-1])
+    b = b.view(b.shape[0], -1, wrapper.num_experts).permute(2, 0, 1)
+    short = -a.shape[1] % 8
+    a, b = F.pad(a.to(x.dtype), (0, 0, 0, short)), F.pad(b.to(x.dtype), (0, short)).contiguous()
+    inner = grouped_mm(x, a.mT, offs=ends)
+    return base.add(grouped_mm(inner, b.mT, offs=ends), alpha=wrapper.scaling["default"])
+
+
+@pytest.mark.parametrize(("rank", "scale"), [(3, 2.0), (8, 0.5), (8, 3.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kept_casts_give_what_casts_in_the_graph_give(
+    family: str, dtype: torch.dtype, rank: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit where the scale is a power of two; another one is rounded in another place."""
+    model = adapted(family, BOTH, dtype, lora_r=rank, lora_alpha=rank * scale)
+    ours = loss_and_gradients(model, fast=True)
+    monkeypatch.setattr(experts, "_adapted", cast_anew)
+    plain = loss_and_gradients(model, fast=True)
+    assert ours[0] == plain[0]
+    tolerance = 0.0 if scale != 3.0 else 0.02 if dtype == torch.bfloat16 else 1e-6
+    for name, reference in plain[1].items():
+        assert ours[1][name].dtype == reference.dtype
+        assert ours[1][name].stride() == reference.stride()
+        assert (ours[1][name] - reference).norm() <= tolerance * reference.norm(), name
 
 
 def test_recomputation_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

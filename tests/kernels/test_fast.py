@@ -148,7 +148,7 @@ def test_a_recomputed_layer_expands_its_weights_once_for_both_passes(
     folder = save_tiny(tmp_path / "tiny")
     method = MethodGroup(name="qlora", lora_dropout=0.1)
     stored = quantization(method, torch.float32)
-    dropout.table(0.1, torch.float32, torch.device("cpu"))  # which is made once and stays
+    dropout.table(0.1, torch.float32)  # which is made once and stays
     found = []
     for keeps in (True, False):
         torch.manual_seed(0)

@@ -30,9 +30,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def peaks(config: Any, method: str, work: Workload) -> tuple[int, int]:
+def peaks(config: Any, method: str, work: Workload, dropout: float = 0.0) -> tuple[int, int]:
     """That of the plan, and that of the watch."""
-    group = MethodGroup(name=method, lora_dropout=0.0)  # type: ignore[arg-type]
+    group = MethodGroup(name=method, lora_dropout=dropout)  # type: ignore[arg-type]
     planned = simulate(config, group, replace(work, on_gpu=True))
     return planned.peak, simulate(config, group, work, Watch(work.lengths)).peak
 
@@ -84,6 +84,14 @@ def test_8_bits_are_half_of_the_base_and_are_counted_as_products_of_their_own(
     passes = 3 if recomputes else 2
     assert small.fp8_flops == pytest.approx(2 * 1024 * frozen * passes, rel=0.1)
     assert small.flops == pytest.approx(plain.flops, rel=0.001)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_dropout_without_triton_is_planned(recomputes: bool) -> None:
+    kernels = KernelsGroup(triton=False)
+    work = Workload([512], 511, torch.bfloat16, "sgd", recomputes, kernels=kernels)
+    planned, seen = peaks(as_on_gpu(config_of("llama", 96)), "lora", work, dropout=0.1)
+    assert planned == pytest.approx(seen, rel=0.03)
 
 
 def test_a_gpu_keeps_what_a_processor_does_not() -> None:

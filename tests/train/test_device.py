@@ -4,6 +4,7 @@ The device is PyTorch's "meta", which stands for a GPU (``plan/watch.py``).
 """
 
 import threading
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -35,7 +36,14 @@ LAUNCHES = {
     ("qwen3", "lora"): (77, 106),
     ("gemma3", "lora"): (83, 115),
     ("gpt2", "lora"): (76, 104),
+    ("mixtral", "experts"): (122, 165),
 }
+EXPERTS = MethodGroup(
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    lora_dropout=0.0,
+    lora_r=8,
+)
 
 
 def watched(family: str, method: str, layers: int, recomputes: bool = False) -> Watch:
@@ -55,7 +63,8 @@ def watched(family: str, method: str, layers: int, recomputes: bool = False) -> 
     kernels = KernelsGroup(fp8_base=method == "fp8")
     work = Workload(watch.lengths, 60, torch.bfloat16, optim, recomputes, kernels=kernels)
     name = "lora" if method == "fp8" else method
-    simulate(config, MethodGroup(name=name), work, watch)  # type: ignore[arg-type]
+    group = EXPERTS if method == "experts" else MethodGroup(name=name)  # type: ignore[arg-type]
+    simulate(config, group, work, watch)
     return watch
 
 
@@ -70,6 +79,31 @@ def test_a_step_reads_the_device_once_and_launches_no_more_than_it_did(
     assert three.mixed == {}
     assert three.reads == 1
     assert len(three.kernels) - len(two.kernels) == LAUNCHES[family, method][recomputes]
+
+
+@pytest.mark.parametrize(("recomputes", "ahead", "back"), [(False, 8, 7), (True, 16, 8)])
+def test_dropout_without_triton_is_two_launches_however_many_tokens(
+    recomputes: bool, ahead: int, back: int
+) -> None:
+    """For each of four inputs in two layers: forward, again where it is recomputed, and in the backward.
+
+    Nothing learns from the gradient of the first layer's inputs, unless that layer is recomputed.
+    """
+    counted = []
+    for rate, tokens in ((0.0, 64), (0.1, 64), (0.1, 2**15)):
+        watch = Watch([tokens])
+        kernels = KernelsGroup(triton=False)
+        work = Workload([tokens], 60, torch.bfloat16, "adamw_torch", recomputes, kernels=kernels)
+        simulate(config_of("llama", 96), MethodGroup(lora_dropout=rate), work, watch)
+        assert watch.waits == watch.mixed == {}
+        counted.append(Counter(kernel.name for kernel in watch.kernels))
+    more = counted[1] - counted[0]
+    assert more == {
+        "aten::bernoulli_.float": ahead + back,
+        "aten::masked_fill.Scalar": ahead,
+        "aten::masked_fill_.Scalar": back,
+    }
+    assert {name: counted[2][name] for name in more} == more
 
 
 def test_attention_is_counted_by_the_scores_that_are_seen() -> None:

@@ -34,6 +34,8 @@ ALIKE: dict[str, tuple[str, str, list[str]]] = {
     "qlora": ("llama", "2-fsdp2", ["method.name=qlora", "train.optim=adamw_torch_fused"]),
     "fp8": ("llama", "2-ddp 2-fsdp2", ["kernels.fp8_base=true"]),
     "full-experts": ("mixtral", "2-ddp", ["method.name=full", "train.learning_rate=1e-3"]),
+    "lora-experts": ("mixtral", "2-fsdp2", ["method.target_parameters=[mlp.experts.gate_up_proj,mlp.experts.down_proj]",
+                                            "train.gradient_checkpointing=true"]),
     "dpo": ("llama", "2-ddp", ["objective.name=dpo", "data.train=PAIRS"]),
     "dpo-kept": ("llama", "2-zero2", ["objective.name=dpo", "data.train=PAIRS", "method.name=full",
                                       "train.learning_rate=1e-4"]),

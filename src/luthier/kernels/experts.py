@@ -4,19 +4,23 @@
 
 PEFT makes W + ΔW of all experts in each forward, 2.8 GB a layer in bfloat16 for Mixtral 8x7B, and the
 gradient of all of it in the backward. Here tokens are sorted by expert, and every product is one
-grouped product over all experts, those of A and B among them; a frozen W gets no gradient.
+grouped product over all experts, those of A and B among them; a frozen W gets no gradient. A and B are
+cast for the products once for each update (``casts.py``).
 
 Modules stay PEFT's and Transformers': only the ``forward`` of the adapter is replaced.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
+
+from luthier.kernels import casts
+from luthier.kernels.casts import Casts
 
 # Parameters of an experts module, (experts, out, in).
 _STACKS = ("gate_up_proj", "down_proj")
@@ -30,6 +34,8 @@ def install(model: nn.Module) -> list[LoraLayer]:
     for outer in _outermost(model):
         wrappers = _wrappers(outer)
         if _is_known(wrappers):
+            for wrapper in wrappers:
+                setattr(wrapper, casts.NAME, Casts(partial(_by_expert, wrapper.num_experts)))
             outer.forward = _forward_of(outer, wrappers)
             found += wrappers
     return found
@@ -112,18 +118,15 @@ def _experts(
 def _adapted(x: Tensor, experts: Any, adapters: dict[str, Any], name: str, ends: Tensor) -> Tensor:
     """The products (S, out) of ``x`` (S, in), sorted by expert, with a stack and its adapter's."""
     weight = getattr(experts, name)
-    base: Tensor = _Frozen.apply(x, weight, ends)
     if name not in adapters:
-        return base
+        frozen: Tensor = _Frozen.apply(x, weight, ends)
+        return frozen
     wrapper = adapters[name]
     adapter = wrapper.active_adapters[0]
     a, b = wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight
-    a = a.view(wrapper.num_experts, -1, a.shape[-1])  # (experts, r, in)
-    b = b.view(b.shape[0], -1, wrapper.num_experts).permute(2, 0, 1)  # (experts, out, r)
-    short = -a.shape[1] % _RANKS
-    a, b = F.pad(a.to(x.dtype), (0, 0, 0, short)), F.pad(b.to(x.dtype), (0, short)).contiguous()
-    inner = grouped_mm(x, a.mT, offs=ends)
-    return base.add(grouped_mm(inner, b.mT, offs=ends), alpha=wrapper.scaling[adapter])
+    kept, scale = getattr(wrapper, casts.NAME), wrapper.scaling[adapter]
+    adapted: Tensor = _Adapted.apply(x, weight, ends, kept, scale, a, b)
+    return adapted
 
 
 class _Frozen(torch.autograd.Function):
@@ -138,3 +141,63 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, None, None]:
         weight, ends = ctx.saved_tensors
         return grouped_mm(upstream[0].contiguous(), weight, offs=ends), None, None
+
+
+class _Adapted(torch.autograd.Function):
+    """x W_e^T + s x A_e^T B_e^T for each token's expert, and no gradient of W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        ends: Tensor,
+        kept: Casts,
+        scale: float,
+        a: Tensor,
+        b: Tensor,
+    ) -> Tensor:
+        down, (up,) = kept.of((a, b), x.dtype)
+        inner = grouped_mm(x, down.mT, offs=ends)
+        ctx.kept, ctx.scale = kept, scale
+        ctx.save_for_backward(x, inner, weight, ends, a, b)
+        output = grouped_mm(x, weight.mT, offs=ends)
+        return output.add_(grouped_mm(inner, up.mT, offs=ends), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        x, inner, weight, ends, a, b = ctx.saved_tensors
+        slope = upstream[0].contiguous()
+        down, (up,) = ctx.kept.of((a, b), x.dtype)
+        # The scale goes to what is narrow, (S, r), and to the gradient of B; the slope is (S, out).
+        for_inner = grouped_mm(slope, up, offs=ends).mul_(ctx.scale)
+        for_x = None
+        if ctx.needs_input_grad[0]:
+            for_x = grouped_mm(slope, weight, offs=ends)
+            for_x.add_(grouped_mm(for_inner, down, offs=ends))
+        rank = b.shape[1] // len(weight)
+        for_a = grouped_mm(for_inner.mT, x, offs=ends)[:, :rank].to(a.dtype)
+        for_b = grouped_mm(slope.mT, inner, offs=ends)[..., :rank].permute(1, 2, 0)
+        for_b = for_b.to(b.dtype, memory_format=torch.contiguous_format).mul_(ctx.scale)
+        return for_x, None, None, None, None, for_a.reshape(a.shape), for_b.reshape(b.shape)
+
+
+def _by_expert(
+    experts: int, ab: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """A (experts, r, in) and B (experts, out, r) in ``dtype``, with r filled up to a multiple of ``_RANKS``.
+
+    PEFT has A as (experts · r, in), and B as (out, r · experts), whose experts are neighbours in memory.
+    """
+    a, b = ab
+    down = a.view(experts, -1, a.shape[1])
+    up = b.view(b.shape[0], -1, experts).permute(2, 0, 1)
+    rank = down.shape[1]
+    filled = rank + -rank % _RANKS
+    sizes = [experts * filled * a.shape[1], experts * filled * b.shape[0]]
+    make = a.new_empty if filled == rank else a.new_zeros
+    of_a, of_b = make(sum(sizes), dtype=dtype).split(sizes)
+    of_a, of_b = of_a.view(experts, filled, -1), of_b.view(experts, -1, filled)
+    with torch.no_grad():
+        torch._foreach_copy_([of_a[:, :rank], of_b[..., :rank]], [down, up])
+    return of_a, [of_b]

@@ -14,14 +14,14 @@ from luthier.extras import need
 from luthier.files import write_json
 
 _SHARD = 2**30  # bytes of a file, and about as many that are in memory at once
-# Whose experts Transformers puts together under names that its own map of the file does not have.
-_IN_PARTS = ("gpt_oss", "gpt-oss", "minimax-m2")
+# Transformers 5.23 takes the length of a key for the rotary scaling, and finds no experts.
+_UNREADABLE = ("gpt-oss", "gpt_oss")
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF ``file`` to ``folder`` in float32.
 
-    No more than a gigabyte of it is in memory at once, and one tensor; all of it for gpt-oss and MiniMax.
+    No more than a gigabyte of it is in memory at once, and one tensor.
 
     Raises:
         UserError: the file is not a GGUF file that Transformers can read, or the extra is not installed.
@@ -33,12 +33,17 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
     check_header(file)
     try:
+        if (architecture := _architecture(file)) in _UNREADABLE:
+            raise UserError(
+                f"{file} is a {architecture} model, which Transformers cannot read from a GGUF file (neither "
+                "its experts nor its rotary scaling); take the model from a folder in Transformers' format or "
+                "from the hub: model.source openai/gpt-oss-20b"
+            )
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        if _architecture(file) in _IN_PARTS:
-            _write_whole(file, folder)
-        else:
-            _write_by_tensor(file, config, folder)
+        _write_by_tensor(file, config, folder)
+    except UserError:
+        raise
     except Exception as error:  # of what a strange file holds, the libraries raise anything
         raise UserError(f"cannot read {file} as a GGUF model: {error}") from error
     tokenizer.save_pretrained(folder)
@@ -131,16 +136,6 @@ def _tensors(file: Path, model: Any) -> Iterator[tuple[str, Tensor]]:
 def _of_model(names: dict[str, str], stored: str) -> str | None:
     """The model's name of a tensor; that of a stack of experts is no module's, and has no suffix."""
     return names.get(stored) or names.get(stored.removesuffix(".weight"))
-
-
-def _write_whole(file: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name)
-    # The weights are plain float32 now; the marks of the quantizer would forbid saving them.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    _save_config(model, folder)
-    model.save_pretrained(folder)
 
 
 def _save_config(model: Any, folder: Path) -> None:

@@ -212,8 +212,8 @@ def _count(
     )
     tables = []
     masks = work.kernels.lora and method.lora_dropout and any(map(is_known, model.modules()))
-    if masks and not switch.fused(next(model.parameters())):
-        tables.append(dropout.table(method.lora_dropout, work.dtype, torch.device("cpu")))
+    if masks and not work.on_gpu:
+        tables.append(dropout.table(method.lora_dropout, work.dtype))
     device = torch.device("cpu" if watch is None else "meta")
     with _on_processor() if watch is None else device:
         give_storages(model)
