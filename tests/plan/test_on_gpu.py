@@ -1,20 +1,26 @@
 """What is planned for a GPU against what a watched step holds there: memory within 3%."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import MODEL_FAMILIES, config_of
+from interpreted import need_triton
 from torch import nn
 
+from luthier.kernels.triton import switch
 from luthier.plan.catalogues import as_on_gpu, find_config
+from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.live import LiveStorage
 from luthier.plan.simulate import Workload, _update_numbers, simulate
 from luthier.plan.watch import Watch
-from luthier.recipe import MethodGroup, TrainGroup
+from luthier.recipe import MethodGroup, TrainGroup, model_recipe
 from luthier.train.optimizers import make_optimizer
 
 OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "paged_adamw_8bit"}
@@ -55,6 +61,45 @@ def test_of_layers_of_8b(method: str, recomputes: bool) -> None:
     work = Workload([2048] * 4, 8188, torch.bfloat16, OPTIM[method], recomputes)
     planned, seen = peaks(config, method, work)
     assert planned == pytest.approx(seen, rel=0.03)
+
+
+_WITHOUT_TRITON = f"""
+import sys
+sys.modules["triton"] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import test_on_gpu
+print(test_on_gpu.switch.is_installed())
+test_on_gpu.print_plans()
+"""
+
+
+def print_plans() -> None:
+    for family in ("llama", "gemma2"):
+        work = Workload([24, 40, 7], 60, torch.bfloat16, "adamw_torch", on_gpu=True)
+        print(simulate(config_of(family, 96), MethodGroup(lora_dropout=0.1), work))
+
+
+def test_a_plan_for_a_gpu_is_the_same_where_triton_is_not_installed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    need_triton()
+    print_plans()
+    here = capsys.readouterr().out
+    command = [sys.executable, "-c", _WITHOUT_TRITON]
+    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert there == "False\n" + here
+
+
+def test_on_a_machine_whose_gpu_lacks_triton_the_plan_takes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = job_of_shape(model_recipe("llama-3.2-1b"), torch.bfloat16, 1, on_gpu=True)
+    monkeypatch.setattr(switch, "is_installed", lambda: False)
+    assert job.here().kernels == job.kernels.model_copy(update={"triton": False})
+    assert replace(job, on_gpu=False).here().kernels.triton
+    monkeypatch.setattr(switch, "is_installed", lambda: True)
+    assert job.here() == job
 
 
 def test_a_gpu_keeps_what_a_processor_does_not() -> None:

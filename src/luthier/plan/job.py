@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
+from luthier.kernels.triton import switch
 from luthier.models.load import max_positions
 from luthier.objectives.reference import asked_in_every_step
 from luthier.plan.catalogues import as_on_gpu, find_config
@@ -114,6 +115,12 @@ class Job:
     def positions(self) -> int | None:
         """Longest row that the model can read, in tokens."""
         return max_positions(self.config)
+
+    def here(self) -> "Job":
+        """As this machine computes it, whose GPU may lack Triton."""
+        if not self.on_gpu or switch.is_installed():
+            return self
+        return replace(self, kernels=self.kernels.model_copy(update={"triton": False}))
 
     def with_method(self, name: MethodName) -> "Job":
         """The same data by another method, with that method's own optimiser."""

@@ -74,6 +74,7 @@ def jobs_of_recipe(
     """
     dtype = dtype_on(recipe.model.dtype, target.device, target.here)
     job, assumed = job_of_recipe(recipe, dtype, target.on_gpu, on_event)
+    job = job.here() if target.here else job
     if assumed:
         on_event(Note(assumed, warning=True))
     return [job.with_method(name) for name in methods] if methods else [job]
@@ -86,7 +87,8 @@ def job_without_data(recipe: Recipe, rows: int, target: Target) -> Job:
         UserError: no such model, or it has fewer positions.
     """
     dtype = dtype_on(recipe.model.dtype, target.device, target.here)
-    return job_of_shape(recipe, dtype, rows, on_gpu=target.on_gpu)
+    job = job_of_shape(recipe, dtype, rows, on_gpu=target.on_gpu)
+    return job.here() if target.here else job
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Workload:
         optim: the recipe's name.
         tokens: whose rows of the embedding train beside an adapter, so many.
         asks_reference: the model is asked without its adapter, too, in every step.
-        on_gpu: a GPU computes, with Triton's kernels where ``kernels`` wants them and Triton is installed.
+        on_gpu: a GPU computes, with Triton's kernels where ``kernels`` wants them; whether this machine
+            has Triton is not asked.
     """
 
     lengths: Sequence[int]
@@ -178,8 +179,7 @@ def count(
     if watch is None and not work.on_gpu:
         return _count(config, method, work, counter, LiveStorage(), None)
     work = replace(work, on_gpu=True)
-    triton = work.kernels.triton and switch.is_installed()
-    with switch.simulated_gpu(triton), counter.of_triton(), _seen_by(watch):
+    with switch.simulated_gpu(work.kernels.triton), counter.of_triton(), _seen_by(watch):
         return _count(config, method, work, counter, LiveStorage(_CUDA_BLOCK), watch)
 
 
