@@ -13,6 +13,7 @@ import torch
 from families import MODEL_FAMILIES, config_of
 from interpreted import need_triton
 from torch import nn
+from transformers import BloomConfig, GPTNeoXConfig, OPTConfig, PhiConfig
 
 from luthier.kernels.triton import switch
 from luthier.plan.catalogues import as_on_gpu, find_config
@@ -50,6 +51,50 @@ def test_a_plan_for_a_gpu_holds_what_a_watched_step_holds(
     config = as_on_gpu(config_of(family, 96))
     planned, seen = peaks(config, method, Workload(LENGTHS, 60, dtype, OPTIM[method], recomputes))
     assert planned == pytest.approx(seen, rel=0.03)
+
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+# With layer norms, which CUDA computes in float32; whose attention is Transformers' own.
+LAYER_NORMED = {
+    "gpt2": lambda: config_of("gpt2", 96),
+    "gpt_neox": lambda: GPTNeoXConfig(**_SHAPE, intermediate_size=256),
+    "phi": lambda: PhiConfig(**_SHAPE, intermediate_size=256),
+    "opt": lambda: OPTConfig(**_SHAPE, ffn_dim=256, word_embed_proj_dim=64, dropout=0.0),
+    "bloom": lambda: BloomConfig(**_SHAPE),
+}
+
+
+@pytest.mark.parametrize(("method", "recomputes"), [("lora", True), ("full", False)])
+@pytest.mark.parametrize("family", LAYER_NORMED)
+def test_with_layer_norms(family: str, method: str, recomputes: bool) -> None:
+    config = as_on_gpu(LAYER_NORMED[family]())
+    work = Workload([240, 400, 70], 600, torch.bfloat16, OPTIM[method], recomputes)
+    planned, seen = peaks(config, method, work)
+    assert planned == pytest.approx(seen, rel=0.03)
+
+
+def test_a_gpu_has_norms_and_powers_in_float32() -> None:
+    """What GPT-2 keeps more than on a processor, of each token, by hand."""
+    config = as_on_gpu(config_of("gpt2", 96))
+    work = Workload([256] * 2, 510, torch.bfloat16, "adamw_bf16")
+    full = MethodGroup(name="full")
+    here, there = (simulate(config, full, replace(work, on_gpu=g)) for g in (False, True))
+    norm = 2  # bytes more of each number: its input
+    gelu = 3 * 2  # of the input of the cube, the tanh, and 1 + the tanh
+    attention = (
+        2 * config.hidden_size + 4 * config.num_attention_heads
+    )  # its output, a float32 a query
+    of_a_layer = (2 * norm + 4 * gelu) * config.hidden_size + attention
+    kept = 512 * (config.num_hidden_layers * of_a_layer + norm * config.hidden_size)
+    assert there.activations - here.activations == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.parametrize("recomputes", [False, True])

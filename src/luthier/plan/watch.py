@@ -68,6 +68,10 @@ class Watch(TorchDispatchMode):
         self.reads += 1
         return [0.0] * figures.numel()
 
+    def waited(self) -> None:
+        """A number was read that the host decides by."""
+        self.waits["aten::_local_scalar_dense"] += 1
+
     def of_triton(self) -> AbstractContextManager[None]:
         """Sees Triton's kernels too."""
         return launch.told(self._launched)
@@ -115,5 +119,6 @@ class Watch(TorchDispatchMode):
             return "attention", of_attention
         product = IN_PLACE.get(name, func._overloadpacket)
         if product in flop_registry:
-            return "product", int(flop_registry[product](*args, **kwargs, out_val=result))
+            kind = "attention" if "attention" in name else "product"
+            return kind, int(flop_registry[product](*args, **kwargs, out_val=result))
         return "other", 0
