@@ -126,6 +126,20 @@ class Planned(Tabular):
         }
 
 
+def _trainable(jobs: Sequence[Job], on_event: OnEvent) -> list[Job]:
+    """Those whose method trains on the base as it is stored."""
+    found = []
+    for number, job in enumerate(jobs, 1):
+        try:
+            job.check_base()
+            found.append(job)
+        except UserError as error:
+            if number == len(jobs) and not found:
+                raise
+            on_event(Note(f"{job.method.name} is left out: {error}", warning=True))
+    return found
+
+
 def plan_jobs(
     jobs: Sequence[Job],
     target: Target,
@@ -144,8 +158,10 @@ def plan_jobs(
         capacity: whether to look for the largest micro-batch and row on each device, too.
 
     Raises:
-        UserError: a model cannot be planned for; see ``simulate``.
+        UserError: a model cannot be planned for (see ``simulate``), or its weights are quantised in a way
+            that none of the methods trains on.
     """
+    jobs = _trainable(jobs, on_event)
     calibration = load_calibration(jobs[0].dtype) if target.here else None
     devices = [target.device]
     if target.here:
