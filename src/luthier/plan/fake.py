@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations import replace_with_bnb_linear
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
 from luthier.kernels.nf4 import is_4bit
@@ -65,9 +65,9 @@ def _quantise(
     model: PreTrainedModel, config: BitsAndBytesConfig, dtype: torch.dtype, scores: bool
 ) -> None:
     """Replace the layers that Transformers replaces when it loads ``model`` by ``config``."""
-    skipped = HfQuantizer.get_modules_to_not_convert(
-        model, ["score"] if scores else config.llm_int8_skip_modules, model._keep_in_fp32_modules
-    )
+    kept = ["score"] if scores else config.llm_int8_skip_modules
+    in_float32 = list(model._keep_in_fp32_modules or ())
+    skipped = HfQuantizer.get_modules_to_not_convert(model, kept, in_float32)
     replace_with_bnb_linear(model, skipped, config)
     for module in model.modules():
         if (is_4bit(module) or _is_8bit(module)) and module.bias is not None:
