@@ -15,11 +15,14 @@ says so; `--device cpu --sizes tiny` runs all of it in little.
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from io import StringIO
@@ -256,18 +259,34 @@ class Bench:
         self.speed: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.messages: dict[str, list[str]] = {}
+        self._planned: dict[tuple[str, str, Case], tuple[Step, int]] = {}
 
     def speed_of(self, size: str, method: str, who: str) -> None:
         asked = ["--one", who, size, method]
-        lines, trouble, took = self._run([__file__, "--device", self.device, *asked], "speed")
-        told = {"size": size, "method": method, "who": who}
+        each_case = cases(size, method)
+        lines, trouble, took = self._run(
+            [__file__, "--device", self.device, *asked],
+            "speed",
+            lambda: [self.planned(size, method, case) for case in each_case],
+        )
+        told = {"size": size, "method": method, "who": who, "part_seconds": round(took, 1)}
         measured = [json.loads(line) for line in lines if line.startswith("{")]
-        left = len(cases(size, method)) - len(measured)
-        if left:
+        for each, case in zip(measured, each_case):  # noqa: B905  # it may have been ended
+            if "seconds" in each:
+                foretold, needed = self.planned(size, method, case)
+                each["tokens_per_second"] = case.tokens / each["seconds"]
+                each["flops"] = needed / each["seconds"]
+                each["planned_peak"] = foretold.peak
+        if len(measured) < len(each_case):
             measured.append({"failed": trouble or "no answer"})
-        for each in measured:
-            self.speed.append({**told, **each, "part_seconds": round(took, 1)})
+        self.speed += [{**told, **each} for each in measured]
         self.save()
+
+    def planned(self, size: str, method: str, case: Case) -> tuple[Step, int]:
+        key = size, method, case
+        if key not in self._planned:
+            self._planned[key] = planned(size, method, case)
+        return self._planned[key]
 
     def check(self, name: str) -> None:
         script, out = str(Path(__file__).with_name("gpu_checks.py")), str(self.out)
@@ -278,40 +297,33 @@ class Bench:
         )
         self.save()
 
-    def _run(self, command: list[str], kind: str) -> tuple[list[str], str | None, float]:
-        """What it printed, why it failed if it did, and the seconds it took."""
-        left = min(self.until - time.monotonic(), _MOST[kind])
+    def _run(
+        self, command: list[str], kind: str, meanwhile: Callable[[], object] = lambda: None
+    ) -> tuple[list[str], str | None, float]:
+        """What it printed, why it failed if it did, and the seconds it took; ``meanwhile`` runs here."""
+        started = time.monotonic()
+        left = min(self.until - started, _MOST[kind])
         if left < _LEAST:
             return [], "not reached: the time was up", 0.0
-        started = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # to be ended with all that it started
+        )
+        meanwhile()
+        trouble = None
         try:
-            done = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, timeout=left
-            )
-            printed, trouble = done.stdout, None
-            self.messages[" ".join(command[1:])] = done.stderr.splitlines()[-5:]
-            if done.returncode != 0:
-                trouble = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
-        except subprocess.TimeoutExpired as error:
-            printed = (error.stdout or b"").decode(errors="replace")
+            printed, said = process.communicate(timeout=max(0, started + left - time.monotonic()))
+            if process.returncode != 0:
+                trouble = (said.strip().splitlines() or ["no message"])[-1][:300]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            printed, said = process.communicate()
             trouble = f"ended after {left:.0f} s"
+        self.messages[" ".join(command[1:])] = said.splitlines()[-5:]
         return printed.splitlines(), trouble, time.monotonic() - started
-
-    def plan(self) -> None:
-        """Beside each figure what it should be; last, since a processor computes it."""
-        known: dict[tuple[Any, ...], tuple[Step, int]] = {}
-        for each in self.speed:
-            if "seconds" not in each:
-                continue
-            case = Case(each["rows"], each["length"], each["recomputes"])
-            key = each["size"], each["method"], case
-            if key not in known:
-                known[key] = planned(*key)
-            foretold, needed = known[key]
-            each["tokens_per_second"] = case.tokens / each["seconds"]
-            each["flops"] = needed / each["seconds"]
-            each["planned_peak"] = foretold.peak
-        self.save()
 
     def save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -366,8 +378,6 @@ def parts(bench: Bench, sizes: list[str], methods: list[str], checks: list[str])
         if number == 0:
             for name in checks[3:]:
                 bench.check(name)
-            bench.plan()
-    bench.plan()
 
 
 def main() -> None:
