@@ -1,86 +1,153 @@
-"""On a GPU: tokens a second, peak memory and utilisation of 1B and 8B models, against peers.
+"""On a GPU: tokens a second, peak memory and utilisation of 8B and 1B models, against peers; and checks.
 
     make bench-gpu
-    python benchmarks/bench_gpu.py [--sizes 1b,8b] [--methods lora,qlora,full] [--tokens 2048,8192]
+    python benchmarks/bench_gpu.py [--minutes 18] [--sizes 8b,1b] [--methods lora,qlora,full] [--out build/gpu]
 
-First what `gpu_checks.py` looks at: gradients, dropout, lengths that stall, a killed run, a trace. All
-that is printed is kept in build/gpu/ too. The models' tokenizer must be in the cache
-(`luthier models pull smollm2-135m`); nothing else is fetched. Random weights of Llama's shapes, random tokens, one row, bfloat16, activations recomputed on all
-sides. Peers: Transformers + PEFT; with Liger's kernels where `liger-kernel` is installed; Unsloth where
-`unsloth` is. Each runs in a process of its own and prints what failed if it does. Utilisation is of the
-model's own operations (recomputation not counted) over the data sheet's dense peak. The last column
-is CUDA's peak of our step over what `luthier plan` foretells. Without a GPU: nothing, and it says so.
+It needs no network and no weights: models are random, of Llama's shapes, made on the card. Parts run in the
+order of what they tell, each in a process of its own, which is ended when it takes too long; what fails or is
+not reached is said and stops nothing. After each part all that was found is in OUT/bench_gpu.json, and
+as tables in OUT/bench_gpu.txt. Tokens are random, in bfloat16. Peers: Transformers + PEFT; with Liger's
+kernels where `liger-kernel` is installed; Unsloth where `unsloth` is. Utilisation is of the model's own
+operations (recomputation not counted) over the data sheet's dense peak; "peak/plan" is CUDA's peak of our
+step over what `luthier plan` foretells. Checks are those of `gpu_checks.py`. Without a GPU: nothing, and it
+says so; `--device cpu --sizes tiny` runs all of it in little.
 """
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_step import Side, our_side, peers_side, step
-from gpu_checks import CHECKS, check
+from gpu_checks import CHECKS, allow_older_pytorch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from luthier import runtime
 from luthier.data.batches import Batch
+from luthier.files import write_json, write_text
 from luthier.kernels.fp8_base import store_in_fp8
 from luthier.models.adapters import attach_adapter
-from luthier.models.load import load_model, quantization
-from luthier.models.pull import pull
 from luthier.plan.catalogues import card_named
-from luthier.plan.simulate import Step, Workload, simulate
+from luthier.plan.depth import step_by_layers
+from luthier.plan.simulate import Step, Workload
 from luthier.recipe import KernelsGroup, MethodGroup
 from luthier.train.setup import recompute_activations
 
 SIZES: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+    "tiny": {"hidden_size": 1024, "intermediate_size": 128, "num_hidden_layers": 2},
 }
 FP8 = "luthier, FP8"  # kernels.fp8_base, of LoRA
-PEERS = ("luthier", FP8, "peft", "liger", "unsloth")
+PEERS = {
+    "luthier": "torch",
+    FP8: "torch",
+    "peft": "peft",
+    "liger": "liger_kernel",
+    "unsloth": "unsloth",
+}
 OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "adamw_torch_fused"}
+DTYPE = torch.bfloat16
+_WARM, _TIMED = 3, 8  # steps
+_LEAST = 20.0  # seconds, without which no part is begun
+_MOST = {"speed": 240.0, "check": 150.0}  # seconds of a part
+
+
+@dataclass(frozen=True)
+class Case:
+    """A micro-batch of ``rows`` of ``length`` tokens."""
+
+    rows: int
+    length: int
+    recomputes: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.length}{', recomputes' if self.recomputes else ''}"
+
+
+def cases(size: str, method: str) -> list[Case]:
+    """Those that recompute last: a model does not go back. 8B whole fits no card of 80 GB without."""
+    if size == "tiny":
+        return [Case(2, 24, False), Case(1, 24, True)]
+    if method == "full":
+        kept = [Case(4, 2048, False)] if size == "1b" else []
+        return [*kept, Case(1, 4096, True), Case(4, 2048, True)]
+    return [Case(4, 2048, False), Case(1, 4096, False), Case(4, 2048, True)]
 
 
 def config_of(size: str) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=128_256,
+        vocab_size=512 if size == "tiny" else 128_256,
         num_attention_heads=32,
         num_key_value_heads=8,
         head_dim=SIZES[size]["hidden_size"] // 32,
         max_position_embeddings=16_384,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-        tie_word_embeddings=size == "1b",
+        tie_word_embeddings=size != "8b",
         use_cache=False,
         **SIZES[size],
     )
 
 
-def side_of(who: str, folder: Path, method: MethodGroup, tokens: int) -> Side:
-    device, dtype = torch.device("cuda"), torch.bfloat16
+def side_of(who: str, size: str, method: MethodGroup, device: torch.device) -> tuple[Side, Any]:
+    """Who trains, and the model; it does not recompute yet."""
     if who == "unsloth":
-        return unsloth(folder, method, tokens)
+        return unsloth(size, method)
     if who == "liger":
         from liger_kernel.transformers import apply_liger_kernel_to_llama
 
         apply_liger_kernel_to_llama()
-    model: Any = load_model(folder, dtype, quantization=quantization(method, dtype), device=device)
-    model.config.use_cache = False
+    with device:
+        model: Any = AutoModelForCausalLM.from_config(config_of(size), dtype=DTYPE)
+    if method.name == "qlora":
+        quantise(model, method, device)
     if method.name != "full":
         model = attach_adapter(model, method)
-    recompute_activations(model)
-    model.train()
     if who == FP8:
         store_in_fp8(model, device)
+    model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     if who in ("luthier", FP8):
-        return our_side(model, optimizer_of(trained, method), dtype)
-    return peers_side(model, optimizer_of(trained, method), dtype, hugging_face(model))
+        return our_side(model, optimizer_of(trained, method), DTYPE), model
+    return peers_side(model, optimizer_of(trained, method), DTYPE, hugging_face(model)), model
+
+
+def quantise(model: Any, method: MethodGroup, device: torch.device) -> None:
+    """Layer by layer where they are; loading from a file would take longer than all that is measured."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    kinds = {
+        "quant_type": method.bnb_4bit_quant_type,
+        "compress_statistics": method.bnb_4bit_use_double_quant,
+    }
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, nn.Linear) or name == "lm_head":
+            continue
+        with torch.device("meta"):
+            new = Linear4bit(layer.in_features, layer.out_features, False, DTYPE, **kinds)
+        new.weight = Params4bit(layer.weight.data, requires_grad=False, **kinds)
+        new.support_avx512bf16_for_cpu = False
+        model.set_submodule(name, new.to(device))
+    model.is_loaded_in_4bit = True
 
 
 def optimizer_of(trained: list[Any], method: MethodGroup) -> torch.optim.Optimizer:
@@ -92,124 +159,267 @@ def optimizer_of(trained: list[Any], method: MethodGroup) -> torch.optim.Optimiz
 
 
 def hugging_face(model: Any) -> Any:
-    return lambda batch: model(input_ids=batch.input_ids, labels=batch.labels).loss
+    def loss(batch: Batch) -> Any:
+        ids = batch.input_ids.view(len(batch.row_lengths), -1)
+        return model(input_ids=ids, labels=ids).loss
+
+    return loss
 
 
-def unsloth(folder: Path, method: MethodGroup, tokens: int) -> Side:
+def unsloth(size: str, method: MethodGroup) -> tuple[Side, Any]:
     from unsloth import FastLanguageModel
 
-    model, _ = FastLanguageModel.from_pretrained(
-        str(folder), max_seq_length=tokens, load_in_4bit=method.name == "qlora",
-        dtype=torch.bfloat16, full_finetuning=method.name == "full",
-    )  # fmt: skip
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from families import CHAT_FAMILIES, make_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:  # it takes nothing but files
+        with torch.device("cuda"):
+            AutoModelForCausalLM.from_config(config_of(size), dtype=DTYPE).save_pretrained(folder)
+        make_tokenizer(CHAT_FAMILIES["chatml"]).save_pretrained(folder)
+        torch.cuda.empty_cache()
+        model, _ = FastLanguageModel.from_pretrained(
+            folder, max_seq_length=4096, load_in_4bit=method.name == "qlora",
+            dtype=DTYPE, full_finetuning=method.name == "full",
+        )  # fmt: skip
     if method.name != "full":
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model = FastLanguageModel.get_peft_model(
             model, r=method.lora_r, lora_alpha=method.lora_alpha, target_modules=names,
-            use_gradient_checkpointing=True,
+            use_gradient_checkpointing=False,
         )  # fmt: skip
     trained = [p for p in model.parameters() if p.requires_grad]
-    return peers_side(model, optimizer_of(trained, method), torch.bfloat16, hugging_face(model))
+    return peers_side(model, optimizer_of(trained, method), DTYPE, hugging_face(model)), model
 
 
-def measure(who: str, folder: Path, method: MethodGroup, tokens: int) -> dict[str, float]:
-    side = side_of(who, folder, method, tokens)
-    ids = torch.randint(128_256, (1, tokens))
-    batch = Batch(
+def measure(who: str, size: str, method: MethodGroup, device: torch.device) -> None:
+    """Print a line of JSON for each case, as soon as it is known."""
+    allow_older_pytorch()
+    side, model = side_of(who, size, method, device)
+    on_gpu = device.type == "cuda"
+    for case in cases(size, method.name):
+        if case.recomputes:
+            recompute_activations(model)
+        said: dict[str, Any] = asdict(case)
+        try:
+            batch = batch_of(case, size).to(device)
+            for _ in range(_WARM):
+                step(side, batch)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            said["seconds"] = statistics.median(step(side, batch)[0] for _ in range(_TIMED))
+            said["peak"] = torch.cuda.max_memory_allocated() if on_gpu else None
+        except torch.OutOfMemoryError:
+            said["failed"] = "out of memory"
+        if "failed" in said:  # out of the handler, whose traceback holds the step's tensors
+            for parameter in model.parameters():
+                parameter.grad = None
+            torch.cuda.empty_cache()
+        print(json.dumps(said), flush=True)
+
+
+def batch_of(case: Case, size: str) -> Batch:
+    """All rows end to end; all tokens count but the last of each row."""
+    ids = torch.randint(config_of(size).vocab_size, (1, case.tokens))
+    places = torch.arange(case.tokens).view(case.rows, -1)
+    return Batch(
         input_ids=ids,
-        position_ids=torch.arange(tokens)[None],
+        position_ids=torch.arange(case.length).repeat(1, case.rows),
         labels=ids,
-        predicts=torch.arange(tokens - 1),
-        row_lengths=(tokens,),
-    ).to(torch.device("cuda"))
-    for _ in range(3):
-        step(side, batch)
-    torch.cuda.reset_peak_memory_stats()
-    times = [step(side, batch)[0] for _ in range(8)]
-    return {"seconds": statistics.median(times), "peak": torch.cuda.max_memory_allocated()}
-
-
-def planned(
-    size: str, method: MethodGroup, tokens: int, recomputing: bool, in_8_bits: bool = False
-) -> Step:
-    work = Workload(
-        [tokens],
-        tokens - 1,
-        torch.bfloat16,
-        OPTIM[method.name],
-        recomputing,
-        kernels=KernelsGroup(fp8_base=in_8_bits),
-        on_gpu=True,
+        predicts=places[:, :-1].flatten(),
+        row_lengths=(case.length,) * case.rows,
     )
-    return simulate(config_of(size), method, work)
+
+
+def planned(size: str, method: str, case: Case, who: str) -> tuple[Step, int]:
+    """The step as it is planned, and the operations that it needs without recomputation."""
+    lengths, supervised = [case.length] * case.rows, case.tokens - case.rows
+    work = Workload(
+        lengths, supervised, DTYPE, OPTIM[method],
+        kernels=KernelsGroup(fp8_base=who == FP8), on_gpu=True,
+    )  # fmt: skip
+    recomputing, plain = (
+        step_by_layers(
+            config_of(size),
+            MethodGroup(name=method),  # type: ignore[arg-type]
+            replace(work, gradient_checkpointing=recomputes),
+        )
+        for recomputes in (case.recomputes, False)
+    )
+    return recomputing, plain.flops
 
 
 def peak_rate() -> float | None:
     """Dense bfloat16 operations a second of this GPU, where the catalogue knows it."""
+    if not torch.cuda.is_available():
+        return None
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     found = card_named(torch.cuda.get_device_name(), memory)
     tflops = found.tflops("bfloat16") if found is not None else None
     return None if tflops is None else tflops * 1e12
 
 
+class Bench:
+    """What was found so far, which is written after each part."""
+
+    def __init__(self, device: str, out: Path, minutes: float) -> None:
+        self.device, self.out = device, out
+        self.until = time.monotonic() + 60 * minutes
+        card = torch.cuda.get_device_name() if device == "cuda" else device
+        self.found: dict[str, Any] = {
+            "device": card,
+            "torch": torch.__version__,
+            "rate": peak_rate(),
+        }
+        self.speed: list[dict[str, Any]] = []
+        self.checks: list[dict[str, Any]] = []
+        self.messages: dict[str, list[str]] = {}
+        self._planned: dict[tuple[str, str, Case, str], tuple[Step, int]] = {}
+
+    def speed_of(self, size: str, method: str, who: str) -> None:
+        asked = ["--one", who, size, method]
+        each_case = cases(size, method)
+        lines, trouble, took = self._run(
+            [__file__, "--device", self.device, *asked],
+            "speed",
+            lambda: [self.planned(size, method, case, who) for case in each_case],
+        )
+        told = {"size": size, "method": method, "who": who, "part_seconds": round(took, 1)}
+        measured = [json.loads(line) for line in lines if line.startswith("{")]
+        for each, case in zip(measured, each_case):  # noqa: B905  # it may have been ended
+            if "seconds" in each:
+                foretold, needed = self.planned(size, method, case, who)
+                each["tokens_per_second"] = case.tokens / each["seconds"]
+                each["flops"] = needed / each["seconds"]
+                each["planned_peak"] = foretold.peak
+        if len(measured) < len(each_case):
+            measured.append({"failed": trouble or "no answer"})
+        self.speed += [{**told, **each} for each in measured]
+        self.save()
+
+    def planned(self, size: str, method: str, case: Case, who: str) -> tuple[Step, int]:
+        key = size, method, case, who if who == FP8 else ""  # the others are held to ours
+        if key not in self._planned:
+            self._planned[key] = planned(size, method, case, who)
+        return self._planned[key]
+
+    def check(self, name: str) -> None:
+        script, out = str(Path(__file__).with_name("gpu_checks.py")), str(self.out)
+        asked = ["--only", name, "--device", self.device, "--out", out, "--seconds", "100"]
+        lines, trouble, took = self._run([script, *asked], "check")
+        self.checks.append(
+            {"check": name, "seconds": round(took, 1), "failed": trouble, "said": lines}
+        )
+        self.save()
+
+    def _run(
+        self, command: list[str], kind: str, meanwhile: Callable[[], object] = lambda: None
+    ) -> tuple[list[str], str | None, float]:
+        """What it printed, why it failed if it did, and the seconds it took; ``meanwhile`` runs here."""
+        started = time.monotonic()
+        left = min(self.until - started, _MOST[kind])
+        if left < _LEAST:
+            return [], "not reached: the time was up", 0.0
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # to be ended with all that it started
+        )
+        meanwhile()
+        trouble = None
+        try:
+            printed, said = process.communicate(timeout=max(0, started + left - time.monotonic()))
+            if process.returncode != 0:
+                trouble = (said.strip().splitlines() or ["no message"])[-1][:300]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            printed, said = process.communicate()
+            trouble = f"ended after {left:.0f} s"
+        self.messages[" ".join(command[1:])] = said.splitlines()[-5:]
+        return printed.splitlines(), trouble, time.monotonic() - started
+
+    def save(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        whole = {
+            **self.found,
+            "speed": self.speed,
+            "checks": self.checks,
+            "messages": self.messages,
+        }
+        write_json(self.out / "bench_gpu.json", whole)
+        text = StringIO()
+        self.show(Console(width=120, file=text))
+        write_text(self.out / "bench_gpu.txt", text.getvalue())
+
+    def show(self, console: Console) -> None:
+        console.print(self.found["device"], "torch", self.found["torch"])
+        table = Table(
+            "model", "method", "rows x tokens", "who", "tok/s", "GiB", "utilisation", "peak/plan"
+        )
+        for each in self.speed:
+            told = [each["size"], each["method"]]
+            if "rows" not in each:
+                table.add_row(*told, "", each["who"], f"failed: {each['failed']}")
+                continue
+            case = Case(each["rows"], each["length"], each["recomputes"])
+            if "failed" in each:
+                table.add_row(*told, str(case), each["who"], each["failed"])
+                continue
+            rate, peak, foretold = self.found["rate"], each["peak"], each.get("planned_peak")
+            table.add_row(
+                *(*told, str(case), each["who"], f"{case.tokens / each['seconds']:,.0f}"),
+                f"{peak / 2**30:.2f}" if peak else "",
+                f"{each['flops'] / rate:.0%}" if rate and "flops" in each else "",
+                f"{peak / foretold:.3f}"
+                if peak and foretold and each["who"] in ("luthier", FP8)
+                else "",
+            )
+        console.print(table)
+        for each in self.checks:
+            console.print(f"{each['check']} ({each['seconds']} s)", each["failed"] or "")
+            console.print("\n".join(each["said"]), markup=False, highlight=False)
+
+
+def parts(bench: Bench, sizes: list[str], methods: list[str], checks: list[str]) -> None:
+    """All of them, the most telling first: LoRA of the largest model, then whether it is right."""
+    who = [name for name, package in PEERS.items() if find_spec(package)]
+    for number, size in enumerate(sizes):
+        for method in methods:
+            for each in who:
+                if each == FP8 and method != "lora":
+                    continue
+                bench.speed_of(size, method, each)
+            if number == 0 and method == methods[0]:
+                for name in checks[:3]:
+                    bench.check(name)
+        if number == 0:
+            for name in checks[3:]:
+                bench.check(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", default="1b,8b")
+    parser.add_argument("--sizes", default="8b,1b")
     parser.add_argument("--methods", default="lora,qlora,full")
-    parser.add_argument("--tokens", default="2048,8192")
     parser.add_argument("--checks", default=CHECKS, help="those of gpu_checks.py, or none")
+    parser.add_argument("--minutes", type=float, default=18.0, help="no part begins after these")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"))
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if not torch.cuda.is_available():
+    if chosen.device == "cuda" and not torch.cuda.is_available():
         print("no GPU here: nothing measured")
         return
     if chosen.one:
-        who, folder, name, tokens = chosen.one
-        print(json.dumps(measure(who, Path(folder), MethodGroup(name=name), int(tokens))))
+        who, size, name = chosen.one
+        measure(who, size, MethodGroup(name=name), torch.device(chosen.device))
         return
-    console = Console(width=120, record=True)
-    console.print(torch.cuda.get_device_name(), torch.__version__)
-    if chosen.checks != "none":
-        check(chosen.checks, torch.device("cuda"), chosen.out, console)
-    table = Table("model", "method", "tokens", "who", "tok/s", "GiB", "utilisation", "peak/plan")
-    for size in chosen.sizes.split(","):
-        with tempfile.TemporaryDirectory() as scratch:
-            torch.set_default_device("cuda")
-            model = AutoModelForCausalLM.from_config(config_of(size), dtype=torch.bfloat16)
-            torch.set_default_device("cpu")
-            model.save_pretrained(scratch)
-            del model
-            torch.cuda.empty_cache()
-            AutoTokenizer.from_pretrained(pull("smollm2-135m").folder).save_pretrained(scratch)
-            for name in chosen.methods.split(","):
-                for tokens in map(int, chosen.tokens.split(",")):
-                    compare(table, size, MethodGroup(name=name), tokens, scratch)
-    console.print(table)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    console.save_text(str(chosen.out / "bench_gpu.txt"))
-
-
-def compare(table: Table, size: str, method: MethodGroup, tokens: int, folder: str) -> None:
-    needed = planned(size, method, tokens, recomputing=False).flops
-    rate = peak_rate()
-    for who in PEERS:
-        if who == FP8 and method.name != "lora":
-            continue
-        command = [sys.executable, __file__, "--one", who, folder, method.name, str(tokens)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            table.add_row(size, method.name, str(tokens), who, f"did not run: {reason[:60]}")
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        foretold = planned(size, method, tokens, recomputing=True, in_8_bits=who == FP8).peak
-        table.add_row(
-            *(size, method.name, str(tokens), who, f"{tokens / found['seconds']:,.0f}"),
-            f"{found['peak'] / 2**30:.2f}",
-            f"{needed / found['seconds'] / rate:.0%}" if rate else "peak unknown",
-            f"{found['peak'] / foretold:.2f}" if who in ("luthier", FP8) else "",
-        )
+    runtime.prepare()  # for the parts' processes
+    bench = Bench(chosen.device, chosen.out, chosen.minutes)
+    checks = [] if chosen.checks == "none" else chosen.checks.split(",")
+    parts(bench, chosen.sizes.split(","), chosen.methods.split(","), checks)
+    bench.show(Console(width=120))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,27 @@
 """What is planned for a GPU against what a watched step holds there: memory within 3%."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import MODEL_FAMILIES, config_of
+from interpreted import need_triton
 from torch import nn
+from transformers import BloomConfig, GPTNeoXConfig, OPTConfig, PhiConfig
 
+from luthier.kernels.triton import switch
 from luthier.plan.catalogues import as_on_gpu, find_config
+from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.live import LiveStorage
 from luthier.plan.simulate import Workload, _update_numbers, simulate
 from luthier.plan.watch import Watch
-from luthier.recipe import KernelsGroup, MethodGroup, TrainGroup
+from luthier.recipe import KernelsGroup, MethodGroup, TrainGroup, model_recipe
 from luthier.train.optimizers import make_optimizer
 
 OPTIM = {"full": "adamw_bf16", "lora": "adamw_torch_fused", "qlora": "paged_adamw_8bit"}
@@ -44,6 +51,50 @@ def test_a_plan_for_a_gpu_holds_what_a_watched_step_holds(
     config = as_on_gpu(config_of(family, 96))
     planned, seen = peaks(config, method, Workload(LENGTHS, 60, dtype, OPTIM[method], recomputes))
     assert planned == pytest.approx(seen, rel=0.03)
+
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+# With layer norms, which CUDA computes in float32; whose attention is Transformers' own.
+LAYER_NORMED = {
+    "gpt2": lambda: config_of("gpt2", 96),
+    "gpt_neox": lambda: GPTNeoXConfig(**_SHAPE, intermediate_size=256),
+    "phi": lambda: PhiConfig(**_SHAPE, intermediate_size=256),
+    "opt": lambda: OPTConfig(**_SHAPE, ffn_dim=256, word_embed_proj_dim=64, dropout=0.0),
+    "bloom": lambda: BloomConfig(**_SHAPE),
+}
+
+
+@pytest.mark.parametrize(("method", "recomputes"), [("lora", True), ("full", False)])
+@pytest.mark.parametrize("family", LAYER_NORMED)
+def test_with_layer_norms(family: str, method: str, recomputes: bool) -> None:
+    config = as_on_gpu(LAYER_NORMED[family]())
+    work = Workload([240, 400, 70], 600, torch.bfloat16, OPTIM[method], recomputes)
+    planned, seen = peaks(config, method, work)
+    assert planned == pytest.approx(seen, rel=0.03)
+
+
+def test_a_gpu_has_norms_and_powers_in_float32() -> None:
+    """What GPT-2 keeps more than on a processor, of each token, by hand."""
+    config = as_on_gpu(config_of("gpt2", 96))
+    work = Workload([256] * 2, 510, torch.bfloat16, "adamw_bf16")
+    full = MethodGroup(name="full")
+    here, there = (simulate(config, full, replace(work, on_gpu=g)) for g in (False, True))
+    norm = 2  # bytes more of each number: its input
+    gelu = 3 * 2  # of the input of the cube, the tanh, and 1 + the tanh
+    attention = (
+        2 * config.hidden_size + 4 * config.num_attention_heads
+    )  # its output, a float32 a query
+    of_a_layer = (2 * norm + 4 * gelu) * config.hidden_size + attention
+    kept = 512 * (config.num_hidden_layers * of_a_layer + norm * config.hidden_size)
+    assert there.activations - here.activations == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
@@ -92,6 +143,45 @@ def test_dropout_without_triton_is_planned(recomputes: bool) -> None:
     work = Workload([512], 511, torch.bfloat16, "sgd", recomputes, kernels=kernels)
     planned, seen = peaks(as_on_gpu(config_of("llama", 96)), "lora", work, dropout=0.1)
     assert planned == pytest.approx(seen, rel=0.03)
+
+
+_WITHOUT_TRITON = f"""
+import sys
+sys.modules["triton"] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import test_on_gpu
+print(test_on_gpu.switch.is_installed())
+test_on_gpu.print_plans()
+"""
+
+
+def print_plans() -> None:
+    for family in ("llama", "gemma2"):
+        work = Workload([24, 40, 7], 60, torch.bfloat16, "adamw_torch", on_gpu=True)
+        print(simulate(config_of(family, 96), MethodGroup(lora_dropout=0.1), work))
+
+
+def test_a_plan_for_a_gpu_is_the_same_where_triton_is_not_installed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    need_triton()
+    print_plans()
+    here = capsys.readouterr().out
+    command = [sys.executable, "-c", _WITHOUT_TRITON]
+    there = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert there == "False\n" + here
+
+
+def test_on_a_machine_whose_gpu_lacks_triton_the_plan_takes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = job_of_shape(model_recipe("llama-3.2-1b"), torch.bfloat16, 1, on_gpu=True)
+    monkeypatch.setattr(switch, "is_installed", lambda: False)
+    assert job.here().kernels == job.kernels.model_copy(update={"triton": False})
+    assert replace(job, on_gpu=False).here().kernels.triton
+    monkeypatch.setattr(switch, "is_installed", lambda: True)
+    assert job.here() == job
 
 
 def test_a_gpu_keeps_what_a_processor_does_not() -> None:

@@ -104,10 +104,18 @@ def _kind(stored: dict[str, Any]) -> str:
     return str(getattr(kind, "value", kind))
 
 
-def double_quantised(config: PreTrainedConfig) -> bool | None:
-    """Whether weights that lie in 4 bits already have constants of 8 bits; None where they do not."""
+def quantised_as(
+    config: PreTrainedConfig, method: MethodGroup, compute_dtype: torch.dtype
+) -> BitsAndBytesConfig | None:
+    """How bitsandbytes keeps the weights of a loaded model: as they are stored, else as QLoRA does.
+
+    None where it does not: they are in 16 or 32 bits, or are expanded to those as they are loaded.
+    """
     stored = _stored(config)
-    return bool(stored.get("bnb_4bit_use_double_quant")) if stored.get("load_in_4bit") else None
+    if _kind(stored) == "bitsandbytes":
+        found: BitsAndBytesConfig = BitsAndBytesConfig.from_dict(stored)
+        return found
+    return quantization(method, compute_dtype)
 
 
 def load_model(

@@ -4,16 +4,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from luthier.errors import UserError
 from luthier.kernels.head import positions_at_once
 from luthier.plan.catalogues import Accelerator
 from luthier.plan.estimate import memory_of
 from luthier.plan.job import Job
 from luthier.plan.machine import framework_bytes
 from luthier.plan.simulate import Step
+from luthier.recipe import MethodName
 
 _SIZES = (256, 1024, 4096)  # tokens of the micro-batches that are simulated
 _LAST = 2**19  # nobody needs more than half a million tokens per micro-batch
 _MOST_GPUS = 64
+_LEAST_SAVED = 0.01  # of the peak, for a change to be worth making
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def _invert(sizes: Sequence[int], peaks: Sequence[int], room: int) -> int:
 
 @dataclass(frozen=True)
 class Change:
-    """One attempt to make a job fit, on top of those before it (methods begin anew)."""
+    """One change that makes a job fit, on top of those before it (methods begin anew)."""
 
     what: str
     setting: str
@@ -88,25 +91,103 @@ class Change:
     fits: bool
 
 
+_Try = tuple[str, str, Callable[[Job], Job]]  # what, how it is set, and the job with it
+
+
 def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
     """Changes in order of what they cost, until one fits; the last says whether it does.
 
     Recomputation costs a third more work and nothing in quality, small micro-batches cost speed, an
-    8-bit optimiser nothing that was ever measured, an adapter perhaps quality, more GPUs money.
+    8-bit optimiser nothing that was ever measured, an adapter perhaps quality, more GPUs money. What saves
+    less than ``_LEAST_SAVED`` of the peak is left as it is, unless the job fits by it.
     """
+    search = _Search(job, accelerator)
+    if search.settings(_settings(job, accelerator)) or search.methods():
+        return search.tried
+    # More GPUs: the asked method, with all that costs no quality.
     framework = framework_bytes(accelerator)
-    tried: list[Change] = []
+    sparing = replace(job, gradient_checkpointing=True).with_rows(1)
+    step = sparing.step(sparing.largest)
+    for gpus in (2**k for k in range(1, int(math.log2(_MOST_GPUS)) + 1)):
+        peak = sharded_peak(step, gpus, job.config.get_text_config()) + framework
+        search.add(f"{gpus} of them, sharded (FSDP)", f"{gpus} GPUs", peak)
+        if search.tried[-1].fits:
+            break
+    return search.tried
 
-    def attempt(what: str, setting: str, peak: int) -> bool:
-        tried.append(Change(what, setting, peak, peak <= accelerator.bytes))
-        return tried[-1].fits
 
-    def simulated(what: str, setting: str, changed: Job) -> bool:
-        return attempt(what, setting, memory_of(changed.step(changed.largest), framework).peak)
+class _Search:
+    """Changes to ``job``, which becomes what it is with those that were ``tried``."""
 
-    steps: list[tuple[str, str, Callable[[Job], Job]]] = []
+    def __init__(self, job: Job, accelerator: Accelerator) -> None:
+        self.job = job
+        self.accelerator = accelerator
+        self.peak = self._peak(job)
+        self.tried: list[Change] = []
+
+    def _peak(self, job: Job) -> int:
+        return memory_of(job.step(job.largest), framework_bytes(self.accelerator)).peak
+
+    def add(self, what: str, setting: str, peak: int) -> None:
+        self.tried.append(Change(what, setting, peak, peak <= self.accelerator.bytes))
+
+    def _take(self, what: str, setting: str, changed: Job, peak: int) -> None:
+        self.job, self.peak = changed, peak
+        self.add(what, setting, peak)
+
+    def settings(self, each: Sequence[_Try]) -> bool:
+        """Take those that save something, and where they are not enough the others too; whether it fits."""
+        left: list[_Try] = []
+        for what, setting, change in each:
+            changed = change(self.job)
+            peak = self._peak(changed)
+            left = [other for other in left if _key(other[1]) != _key(setting)]
+            if peak > self.accelerator.bytes and self.peak - peak < _LEAST_SAVED * self.peak:
+                left.append((what, setting, change))
+                continue
+            self._take(what, setting, changed, peak)
+            if self.tried[-1].fits:
+                return True
+        together = self.job
+        for *_, change in left:
+            together = change(together)
+        if self._peak(together) > self.accelerator.bytes:
+            return False
+        for what, setting, change in left:
+            changed = change(self.job)
+            self._take(what, setting, changed, self._peak(changed))
+            if self.tried[-1].fits:
+                break
+        return True
+
+    def methods(self) -> bool:
+        """Take a method that needs less, where the base's weights can be trained on by it."""
+        asked = self.job.method.name
+        others: dict[MethodName, tuple[MethodName, ...]]
+        others = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
+        for name in others[asked]:
+            changed = self.job.with_method(name)
+            try:
+                changed.check_base()
+            except UserError:
+                continue
+            peak = self._peak(changed)
+            self._take(f"{name} instead of {asked}", f"method.name={name}", changed, peak)
+            if self.tried[-1].fits:
+                return True
+        return False
+
+
+def _key(setting: str) -> str:
+    """The first key that a change sets."""
+    return setting.partition("=")[0]
+
+
+def _settings(job: Job, accelerator: Accelerator) -> list[_Try]:
+    """What may be set otherwise on ``accelerator`` under the method that was asked for."""
+    found: list[_Try] = []
     if not job.gradient_checkpointing:
-        steps.append(
+        found.append(
             (
                 "recompute activations",
                 "train.gradient_checkpointing=true",
@@ -114,7 +195,7 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
             )
         )
     if job.method.name == "qlora" and job.kernels.keep_expanded:
-        steps.append(
+        found.append(
             (
                 "expand 4-bit weights once more in the backward pass",
                 "kernels.keep_expanded=false",
@@ -125,7 +206,7 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
     while rows > 1:
         rows = max(1, rows // 2)
         accumulation = math.ceil(job.gradient_accumulation_steps * len(job.largest) / rows)
-        steps.append(
+        found.append(
             (
                 f"micro-batches of {rows}",
                 f"train.per_device_train_batch_size={rows} "
@@ -134,7 +215,7 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
             )
         )
     if "8bit" not in job.optim:
-        steps.append(
+        found.append(
             (
                 "8-bit paged optimiser",
                 "train.optim=paged_adamw_8bit",
@@ -142,7 +223,7 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
             )
         )
     if job.method.name == "full" and job.optim != "adamw_bf16":
-        steps.append(
+        found.append(
             (
                 "bfloat16 weights and states, rounded stochastically",
                 "train.optim=adamw_bf16",
@@ -153,34 +234,14 @@ def changes_to_fit(job: Job, accelerator: Accelerator) -> list[Change]:
     plain = method.init_lora_weights in (True, "gaussian") and not method.use_dora
     wide = method.name == "lora" and plain and kernels.lora and not kernels.fp8_base
     if wide and accelerator.float8:
-        steps.append(
+        found.append(
             (
                 "frozen weights in 8 bits",
                 "kernels.fp8_base=true",
                 lambda j: replace(j, kernels=j.kernels.model_copy(update={"fp8_base": True})),
             )
         )
-    for name in {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}[job.method.name]:
-        steps.append(
-            (
-                f"{name} instead of {job.method.name}",
-                f"method.name={name}",
-                lambda j, name=name: j.with_method(name),  # type: ignore[misc]
-            )
-        )
-    changed = job
-    for what, setting, change in steps:
-        changed = change(changed)
-        if simulated(what, setting, changed):
-            return tried
-    # More GPUs: the asked method, with all that costs no quality.
-    sparing = replace(job, gradient_checkpointing=True).with_rows(1)
-    step = sparing.step(sparing.largest)
-    for gpus in (2**k for k in range(1, int(math.log2(_MOST_GPUS)) + 1)):
-        peak = sharded_peak(step, gpus, job.config.get_text_config()) + framework
-        if attempt(f"{gpus} of them, sharded (FSDP)", f"{gpus} GPUs", peak):
-            break
-    return tried
+    return found
 
 
 def sharded_peak(step: Step, gpus: int, config: object) -> int:

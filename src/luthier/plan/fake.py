@@ -1,7 +1,8 @@
 """A model of fake tensors (shapes without storage), as training would build it."""
 
 import copy
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 import torch
 from peft import PeftModel
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import HfQuantizer
 
 from luthier.kernels.nf4 import is_4bit
+from luthier.kernels.triton.switch import is_gpu
 from luthier.models.adapters import attach_adapter
-from luthier.models.load import double_quantised
+from luthier.models.load import quantised_as
 from luthier.models.names import choose_trained
 from luthier.recipe import MethodGroup
 
@@ -46,11 +51,9 @@ def meta_model(
             kind = AutoModelForSequenceClassification
             config.num_labels = 1
         model: PreTrainedModel = kind.from_config(config, dtype=trained if whole else dtype)
-        double = double_quantised(config)
-        if double is None:
-            double = method.bnb_4bit_use_double_quant if method.name == "qlora" else None
-        if double is not None:
-            _quantise(model, double, method.bnb_4bit_quant_type, dtype)
+        quantised = None if whole else quantised_as(config, method, dtype)
+        if quantised is not None:
+            _quantise(model, quantised, dtype, scores)
         if whole:
             choose_trained(model, method)
             return model.train()
@@ -58,28 +61,19 @@ def meta_model(
     return ready.train()
 
 
-def _quantise(model: PreTrainedModel, double: bool, kind: str, dtype: torch.dtype) -> None:
-    """Replace every linear layer but the head by a 4-bit one, as Transformers does when loading."""
-    from bitsandbytes.nn import Linear4bit
-
-    head = model.get_output_embeddings() or getattr(model, "score", None)
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    ]
-    for name, module in layers:
-        parent, _, leaf = name.rpartition(".")
-        quantised = Linear4bit(
-            module.in_features,
-            module.out_features,
-            bias=module.bias is not None,
-            compute_dtype=dtype,
-            compress_statistics=double,
-            quant_type=kind,
-        )
-        quantised.requires_grad_(False)
-        setattr(model.get_submodule(parent), leaf, quantised)
+def _quantise(
+    model: PreTrainedModel, config: BitsAndBytesConfig, dtype: torch.dtype, scores: bool
+) -> None:
+    """Replace the layers that Transformers replaces when it loads ``model`` by ``config``."""
+    kept = ["score"] if scores else config.llm_int8_skip_modules
+    in_float32 = list(model._keep_in_fp32_modules or ())
+    skipped = HfQuantizer.get_modules_to_not_convert(model, kept, in_float32)
+    replace_with_bnb_linear(model, skipped, config)
+    for module in model.modules():
+        if (is_4bit(module) or _is_8bit(module)) and module.bias is not None:
+            module.bias.data = module.bias.data.to(dtype)
+    # By these PEFT knows them.
+    setattr(model, f"is_loaded_in_{4 if config.load_in_4bit else 8}bit", True)
 
 
 def give_storages(model: nn.Module) -> None:
@@ -93,10 +87,13 @@ def give_storages(model: nn.Module) -> None:
             if parameter is None:
                 continue
             if id(parameter) not in shared:
-                four_bit = is_4bit(module) and name == "weight"
-                shared[id(parameter)] = (
-                    _packed(parameter, module) if four_bit else _like(parameter, adapters)
-                )
+                if is_4bit(module) and name == "weight":
+                    new = _packed(parameter, module)
+                elif _is_8bit(module) and name == "weight":
+                    new = _in_8_bits(module)
+                else:
+                    new = _like(parameter, adapters)
+                shared[id(parameter)] = new
             module._parameters[name] = shared[id(parameter)]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
@@ -139,6 +136,28 @@ def _packed(parameter: Tensor, module: Any) -> nn.Parameter:
     return packed
 
 
+def _is_8bit(module: nn.Module) -> TypeGuard[Any]:
+    library = sys.modules.get("bitsandbytes.nn")
+    return library is not None and isinstance(module, library.Linear8bitLt)
+
+
+def _in_8_bits(module: Any) -> nn.Parameter:
+    """A byte a weight and a float32 a row of them (Dettmers et al. 2022, "LLM.int8()", section 2.1).
+
+    How many columns of an input are outliers, which stay in 16 bits, the numbers alone can say: here none.
+    """
+    shape = module.out_features, module.in_features
+    weight = nn.Parameter(torch.empty(shape, dtype=torch.int8), False)
+    weight.CB = weight.SCB = None  # type: ignore[attr-defined]
+    state = module.state
+    state.CB, state.SCB, state.threshold = weight.data, torch.empty(shape[0]), 0.0
+    if is_gpu(weight.device):  # a processor's product is another, and expands the weight
+        from bitsandbytes.autograd._functions import MatMul8bitLt
+
+        module.forward = lambda x: MatMul8bitLt.apply(x, module.weight, None, module.bias, state)
+    return weight
+
+
 def storages(model: nn.Module) -> list[Tensor]:
     """Every tensor that a loaded model holds, quantisation constants included."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
@@ -146,4 +165,7 @@ def storages(model: nn.Module) -> list[Tensor]:
         state = getattr(module, "quant_state", None)
         for each in (state, getattr(state, "state2", None)):
             tensors += [v for v in vars(each).values() if isinstance(v, Tensor)] if each else []
+        if _is_8bit(module):
+            kept = module.weight if module.state.SCB is None else module.state
+            tensors.append(kept.SCB)  # which move at the first use
     return tensors

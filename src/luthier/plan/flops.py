@@ -116,6 +116,8 @@ class CountWork(TorchDispatchMode):
             flops = 2 * products * batch * heads * targets * args[query + 1].shape[2] * width
             self.flops += flops
             self.attention_flops += flops
+        elif name == "bitsandbytes::int8_scaled_mm":
+            self.flops += 2 * args[0].numel() * args[1].shape[0]
         elif name == "bitsandbytes::gemm_4bit":
             inputs, shape = args[0], args[2]
             self.flops += 2 * inputs.numel() // shape[1] * shape[0] * shape[1]

@@ -44,7 +44,8 @@ def refuse_what_cannot_fit(recipe: Recipe, on_event: OnEvent) -> None:
     device = this_machine()
     dtype = dtype_on(recipe.model.dtype, device, here=True)
     try:
-        job = replace(job_of_shape(recipe, dtype, 1, not device.is_cpu), largest=(_FEW,))
+        job = job_of_shape(recipe, dtype, 1, not device.is_cpu).here()
+        job = replace(job, largest=(_FEW,))
         least = memory_of(job.step(job.largest), framework_bytes(device)).peak
         tried = changes_to_fit(job, device) if least > device.bytes else []
     except UserError as error:  # a model that cannot be simulated
@@ -84,7 +85,7 @@ def _plan(
     on_gpu = setup.device.type == "cuda"
     # What the run measures is resident memory on a CPU, and tensors alone on a GPU.
     framework = 0 if on_gpu else resident_bytes()
-    job = job_of_data(recipe, data, config, setup.dtype, on_gpu, setup.optim)
+    job = job_of_data(recipe, data, config, setup.dtype, on_gpu, setup.optim).here()
     try:
         plan = make_plan(job, this_machine(), load_calibration(setup.dtype), framework)
     except UserError as error:

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
-from luthier.models.load import max_positions
+from luthier.kernels.triton import switch
+from luthier.models.load import max_positions, refuse_quantised
 from luthier.objectives.reference import asked_in_every_step
 from luthier.plan.catalogues import as_on_gpu, find_config
 from luthier.plan.kept_steps import step_of
@@ -115,6 +116,16 @@ class Job:
     def positions(self) -> int | None:
         """Longest row that the model can read, in tokens."""
         return max_positions(self.config)
+
+    def here(self) -> "Job":
+        """As this machine computes it, whose GPU may lack Triton."""
+        if not self.on_gpu or switch.is_installed():
+            return self
+        return replace(self, kernels=self.kernels.model_copy(update={"triton": False}))
+
+    def check_base(self) -> None:
+        """Raise UserError where the base's weights are quantised in a way that the method does not train on."""
+        refuse_quantised(self.model, self.config, self.method)
 
     def with_method(self, name: MethodName) -> "Job":
         """The same data by another method, with that method's own optimiser."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from luthier.files import code_hash, write_json
-from luthier.kernels.triton import switch
 from luthier.models.pull import cache_folder
 from luthier.plan.depth import step_by_layers
 from luthier.plan.simulate import Step, Workload
@@ -34,7 +33,6 @@ def step_of(config: PreTrainedConfig, method: MethodGroup, work: Workload) -> St
         "config": {k: v for k, v in config.to_dict().items() if k != "_name_or_path"},
         "attention": config._attn_implementation,
         "method": method.model_dump(),
-        "triton": switch.is_installed(),
         "work": asdict(work)
         | {"kernels": work.kernels.model_dump(), "objective": work.objective.model_dump()},
     }

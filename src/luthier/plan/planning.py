@@ -76,6 +76,7 @@ def jobs_of_recipe(
     """
     dtype = dtype_on(recipe.model.dtype, target.device, target.here)
     job, assumed = job_of_recipe(recipe, dtype, target.on_gpu, on_event)
+    job = job.here() if target.here else job
     if assumed:
         on_event(Note(assumed, warning=True))
     return [job.with_method(name) for name in methods] if methods else [job]
@@ -88,7 +89,8 @@ def job_without_data(recipe: Recipe, rows: int, target: Target) -> Job:
         UserError: no such model, or it has fewer positions.
     """
     dtype = dtype_on(recipe.model.dtype, target.device, target.here)
-    return job_of_shape(recipe, dtype, rows, on_gpu=target.on_gpu)
+    job = job_of_shape(recipe, dtype, rows, on_gpu=target.on_gpu)
+    return job.here() if target.here else job
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,20 @@ class Planned(Tabular):
         }
 
 
+def _trainable(jobs: Sequence[Job], on_event: OnEvent) -> list[Job]:
+    """Those whose method trains on the base as it is stored."""
+    found = []
+    for number, job in enumerate(jobs, 1):
+        try:
+            job.check_base()
+            found.append(job)
+        except UserError as error:
+            if number == len(jobs) and not found:
+                raise
+            on_event(Note(f"{job.method.name} is left out: {error}", warning=True))
+    return found
+
+
 def plan_jobs(
     jobs: Sequence[Job],
     target: Target,
@@ -144,9 +160,10 @@ def plan_jobs(
         capacity: whether to look for the largest micro-batch and row on each device, too.
 
     Raises:
-        UserError: a model cannot be planned for (see ``simulate``), or ``target`` lacks 8-bit products
-            that a job asks for.
+        UserError: a model cannot be planned for (see ``simulate``), its weights are quantised in a way that
+            none of the methods trains on, or ``target`` lacks 8-bit products that a job asks for.
     """
+    jobs = _trainable(jobs, on_event)
     in_fp8 = any(job.kernels.fp8_base for job in jobs)
     if in_fp8 and target.here:
         refuse_device(pick_device())

@@ -29,12 +29,13 @@ from luthier.objectives.choose import choose
 from luthier.objectives.objective import Objective, Parts
 from luthier.objectives.reference import AdapterOff, Stored
 from luthier.objectives.sft import SFT
+from luthier.plan.cuda_rules import CudaRules
 from luthier.plan.fake import give_storages, meta_model, storages
 from luthier.plan.flops import CountWork
 from luthier.plan.live import LiveStorage
 from luthier.plan.watch import Watch
 from luthier.recipe import OBJECTIVES, KernelsGroup, MethodGroup, ObjectiveGroup
-from luthier.train.loop import Learner, train_step
+from luthier.train.loop import Learner, arithmetic, train_step
 from luthier.train.optimizers import step_in_backward
 from luthier.train.setup import recompute_activations
 
@@ -54,7 +55,8 @@ class Workload:
         optim: the recipe's name.
         tokens: whose rows of the embedding train beside an adapter, so many.
         asks_reference: the model is asked without its adapter, too, in every step.
-        on_gpu: a GPU computes, with Triton's kernels where ``kernels`` wants them and Triton is installed.
+        on_gpu: a GPU computes, with Triton's kernels where ``kernels`` wants them; whether this machine
+            has Triton is not asked.
         accumulates: it comes after others of the same step, whose gradients are there.
     """
 
@@ -164,8 +166,8 @@ def simulate(
     lies outside of tensors is not included: the framework, its GPU context, the allocator's slack.
 
     Args:
-        watch: looks at the step, which runs as on a GPU. All weights have to be in ``work.dtype``: nothing
-            is cast.
+        watch: looks at the step, which runs as on a GPU. All weights have to be in ``work.dtype``: what
+            autocast casts is not kept, as weights that train are.
 
     Raises:
         UserError: ``method`` does not fit the model (see ``attach_adapter``), its rank is larger than
@@ -182,9 +184,17 @@ def count(
     if watch is None and not work.on_gpu:
         return _count(config, method, work, counter, LiveStorage(), None)
     work = replace(work, on_gpu=True)
-    triton = work.kernels.triton and switch.is_installed()
-    with switch.simulated_gpu(triton), counter.of_triton(), _seen_by(watch):
+    with (
+        switch.simulated_gpu(work.kernels.triton),
+        CudaRules(_on_read(watch)),
+        counter.of_triton(),
+        _seen_by(watch),
+    ):
         return _count(config, method, work, counter, LiveStorage(_CUDA_BLOCK), watch)
+
+
+def _on_read(watch: Watch | None) -> Callable[[], None]:
+    return watch.waited if watch is not None else lambda: None
 
 
 def _seen_by(watch: Watch | None) -> AbstractContextManager[None]:
@@ -243,13 +253,13 @@ def _count(
         optimizer = _Planned(trained, phases.at_update, work)
         if work.optimizer_in_backward:
             step_in_backward(optimizer)
-        learner = Learner(
+        learner = _Learner(
             model,
             phases,
             optimizer,
             get_scheduler("constant", optimizer),
             device,
-            work.dtype if watch is None else torch.float32,  # autocast knows no such device
+            work.dtype,
             max_grad_norm=0.0 if work.optimizer_in_backward else 1.0,
             steps_in_backward=work.optimizer_in_backward,
             read=_zeros if watch is None else watch.read,
@@ -297,6 +307,13 @@ def _count(
 def _on_processor() -> Iterator[None]:
     with FakeTensorMode(allow_non_fake_inputs=True), switch.fake_cpu_is_gpu():
         yield
+
+
+class _Learner(Learner):
+    """On a device that stands for another, which autocast does not know."""
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        return arithmetic(torch.device("cpu"), self.dtype)
 
 
 class _Phases:

@@ -68,6 +68,10 @@ class Watch(TorchDispatchMode):
         self.reads += 1
         return [0.0] * figures.numel()
 
+    def waited(self) -> None:
+        """A number was read that the host decides by."""
+        self.waits["aten::_local_scalar_dense"] += 1
+
     def of_triton(self) -> AbstractContextManager[None]:
         """Sees Triton's kernels too."""
         return launch.told(self._launched)
@@ -116,5 +120,6 @@ class Watch(TorchDispatchMode):
         product = IN_PLACE.get(name, func._overloadpacket)
         if product in flop_registry:
             kind = "fp8" if product is FP8_PRODUCT else "product"
+            kind = "attention" if "attention" in name else kind
             return kind, int(flop_registry[product](*args, **kwargs, out_val=result))
         return "other", 0

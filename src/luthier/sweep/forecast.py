@@ -27,7 +27,7 @@ def forecast(asked: Asked, ground: Ground, on_event: OnEvent) -> SweepForecast:
     try:
         on_gpu = setup.device.type == "cuda"
         job = job_of_data(recipe, ground.prepared, config, setup.dtype, on_gpu, setup.optim)
-        plan = make_plan(job, this_machine(), calibration)
+        plan = make_plan(job.here(), this_machine(), calibration)
     except UserError as error:
         return _unknown(asked, f"the recipe could not be planned: {error}", on_event)
     if plan.seconds is None:

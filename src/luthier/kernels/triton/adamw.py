@@ -4,10 +4,9 @@ The arithmetic is that of ``train/bf16_adamw.py``, in float32; what is stored is
 ``rounding.py``), by Philox of the seed and of the weight's index.
 """
 
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from luthier.kernels.triton.lang import tl, triton
 from luthier.kernels.triton.launch import launch
 
 _BLOCK = 1024

@@ -5,11 +5,10 @@ The sum of exponentials is kept beside the largest logit as both are found (Mila
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from luthier.kernels.triton.gate import _tanh
+from luthier.kernels.triton.lang import tl, triton
 from luthier.kernels.triton.launch import launch
 
 _MOST = 8192  # words at once

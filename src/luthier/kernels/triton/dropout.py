@@ -6,10 +6,9 @@ in the backward and when a layer is computed again, on every device and in every
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from luthier.kernels.triton.lang import tl, triton
 from luthier.kernels.triton.launch import launch
 
 BLOCK = 512  # counters of a program, which has four times as many numbers

@@ -1,10 +1,9 @@
 """Rows of numbers in 8 bits, and a matrix of such turned round, in one pass each: see ``../fp8.py``."""
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from luthier.kernels.triton.lang import tl, triton
 from luthier.kernels.triton.launch import launch
 
 _BLOCK = 4096  # numbers of a row that are looked at together

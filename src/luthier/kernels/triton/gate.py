@@ -1,10 +1,9 @@
 """SwiGLU and GeGLU, act(gate) · up, and both gradients in one pass: see ``gated.py``."""
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from luthier.kernels.triton.lang import tl, triton
 from luthier.kernels.triton.launch import launch
 
 _BLOCK = 1024

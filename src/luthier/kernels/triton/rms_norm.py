@@ -1,10 +1,9 @@
 """Root mean square norm, and the sum of two tensors before it where there is one: see ``norm.py``."""
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from luthier.kernels.triton.lang import tl, triton
 from luthier.kernels.triton.launch import launch
 
 _PROGRAMS = 512  # of the backward, each of which sums the gradient of the weight over its rows

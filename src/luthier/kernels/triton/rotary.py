@@ -1,10 +1,9 @@
 """Rotary position embeddings of queries and keys in one launch: see ``kernels/rotary.py``."""
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from luthier.kernels.triton.lang import tl, triton
 from luthier.kernels.triton.launch import launch
 
 
