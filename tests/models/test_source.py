@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from luthier.errors import UserError
 from luthier.models import gguf as gguf_module
-from luthier.models import source as source_module
 from luthier.models.load import load_config, load_model, load_tokenizer
 from luthier.models.source import resolve
 
@@ -136,7 +135,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(source_module, "convert_gguf", never)
+    monkeypatch.setattr(gguf_module, "convert_gguf", never)
     assert resolve(str(file)).folder == folder
     assert resolve(str(tmp_path)).folder == folder  # a folder that holds this one file
 
