@@ -31,6 +31,20 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="luthier-state-")
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
+# Files that take long, the longest first: the last one that is handed out keeps the others waiting.
+LONG = (
+    *("cli/test_docs", "sweep/test_sweep", "docs/test_pages", "train/test_resume"),
+    *("train/test_processes", "cli/test_nproc", "serve/test_command", "board/test_browser"),
+    *("compare/test_methods", "board/test_survival", "serve/test_llama_cpp", "faults/test_faults"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files by how long they take; ``--dist loadscope`` hands them out in this order."""
+    order = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer Llama with a ChatML tokenizer."""
@@ -108,7 +122,7 @@ def cli() -> Iterator[Cli]:
     def run(*args: str | Path, stdin: str = "", cwd: Path | None = None, **env: str) -> Any:
         given = {**os.environ, "COLUMNS": "100", **env}
         if (forked := by_environment.find(given)) is not None:
-            return forked.run([*map(str, args)], stdin, cwd)
+            return forked.run([*map(str, args)], stdin, cwd, given)
         return subprocess.run(
             [sys.executable, "-m", "luthier.cli.main", *map(str, args)],
             input=stdin,

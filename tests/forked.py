@@ -8,6 +8,7 @@ are as if they were not installed.
 """
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 _OF_A_TEST = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
+# What no library reads at its import: a fork is given it.
+_AT_USE = ("COLUMNS", "LUTHIER_CACHE", "LUTHIER_API_KEY", "XDG_STATE_HOME")
 
 
 class Forked:
@@ -41,7 +44,11 @@ class Forked:
         return _plain(env) == _plain(self.env) and _limits() == self.limits
 
     def run(
-        self, args: Sequence[str], stdin: str, cwd: Path | None
+        self,
+        args: Sequence[str],
+        stdin: str,
+        cwd: Path | None,
+        env: Mapping[str, str] | None = None,
     ) -> "subprocess.CompletedProcess[str]":
         if self.process is None:
             self.process = subprocess.Popen(
@@ -49,14 +56,20 @@ class Forked:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=self.env,
+                env=_plain(self.env),
             )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
             files[0].write_text(stdin, "utf-8")
-            asked = {"args": args, "cwd": str(cwd or Path.cwd()), "files": [str(f) for f in files]}
+            given = self.env if env is None else env
+            asked = {
+                "args": args,
+                "cwd": str(cwd or Path.cwd()),
+                "files": [str(f) for f in files],
+                "env": {name: given[name] for name in _AT_USE if name in given},
+            }
             self.process.stdin.write(json.dumps(asked) + "\n")
             self.process.stdin.flush()
             code = int(self.process.stdout.readline())
@@ -97,7 +110,7 @@ class ForkedByEnvironment:
 
 
 def _plain(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name not in _OF_A_TEST}
+    return {name: value for name, value in env.items() if name not in (*_OF_A_TEST, *_AT_USE)}
 
 
 def _limits() -> tuple[int, int]:
@@ -113,12 +126,8 @@ def _serve() -> None:
 
     runtime.prepare()
     from luthier.cli.main import main
-    from luthier.plan import calibrate, planning  # noqa: F401
-    from luthier.train import fit  # noqa: F401
 
-    with contextlib.suppress(ImportError):
-        from rouge_score import rouge_scorer  # noqa: F401  # takes longer than a short evaluation
-
+    ready_to_fork()
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
@@ -126,6 +135,25 @@ def _serve() -> None:
         _, status = os.waitpid(pid, 0)
         answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
         answers.flush()
+    os._exit(0)  # without taking all modules apart
+
+
+def ready_to_fork() -> None:
+    """Import and make what most commands would, each anew; no thread is started."""
+    from torch.utils import tensorboard  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        from rouge_score import rouge_scorer  # noqa: F401  # takes longer than a short evaluation
+    from luthier import runs  # noqa: F401
+    from luthier.evaluate.report import page  # noqa: F401
+    from luthier.generate import batch  # noqa: F401
+    from luthier.plan import calibrate, planning  # noqa: F401
+
+    get_checkpoint_conversion_mapping("llama")  # a thousand patterns
+    gc.collect()
+    gc.freeze()  # a collection in a fork would have it copy all that it looks at
 
 
 def _be(asked: dict[str, Any], main: Any) -> None:
@@ -138,6 +166,7 @@ def _be(asked: dict[str, Any], main: Any) -> None:
         for number, (name, flag) in enumerate(zip(asked["files"], flags, strict=True)):
             os.dup2(os.open(name, flag), number)
         sys.stdin = os.fdopen(0, encoding="utf-8")
+        os.environ.update(asked["env"])
         os.chdir(asked["cwd"])
         sys.path[0] = asked["cwd"]  # as `python -m` has it
         sys.argv = ["luthier", *asked["args"]]

@@ -36,11 +36,9 @@ OPTIONAL = set().union(*IMPORTED.values())
 @pytest.fixture(scope="module")
 def without_extras() -> Iterator[Forked]:
     """`luthier` where no extra is installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "200")
-        forked = Forked(missing=OPTIONAL)
-        yield forked
-        forked.close()
+    forked = Forked(missing=OPTIONAL)
+    yield forked
+    forked.close()
 
 
 def needs(path: Path) -> Iterator[tuple[str, set[str]]]:

@@ -12,6 +12,7 @@ ROOT = Path(luthier.__file__).parent
 # What each part may import of ours; those in FREE are free to all. `demo` plays the whole path as
 # the command line does.
 ALLOWED = {
+    "compile_late": set(),
     "errors": set(),
     "files": set(),
     "yaml_text": set(),
@@ -69,6 +70,7 @@ ALLOWED = {
     },
 }
 FREE = {
+    "compile_late",
     "errors",
     "files",
     "yaml_text",

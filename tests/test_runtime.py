@@ -126,6 +126,28 @@ with torch.no_grad():
     assert "cache_miss,cpu,convolution" not in roomy
 
 
+def test_functions_of_others_are_compiled_at_their_first_call() -> None:
+    code = """
+import sys
+from luthier import runtime
+runtime.prepare(); runtime.prepare()
+import torch
+made = []
+torch.compile = mine = lambda function, **options: made.append((function, options)) or function
+import peft
+assert torch.compile is mine and not made
+from bitsandbytes.backends.default import ops
+double = ops._dequantize_blockwise_compute
+rows, scale = torch.arange(6, dtype=torch.uint8), torch.tensor([2.0, 3.0])
+for _ in range(2):
+    print(double(rows, scale, torch.arange(256.0), 4, torch.float32).tolist())
+((function, options),) = made
+assert function.__name__ == double.__name__ and options == {"dynamic": False}, made
+assert "torch._inductor.compile_fx" not in sys.modules, "the compiler was imported"
+"""
+    assert in_a_process(code).stdout.splitlines() == ["[0.0, 2.0, 4.0, 6.0, 12.0, 15.0]"] * 2
+
+
 def test_the_command_line_prepares(tmp_path: Path) -> None:
     code = (
         "import os, sys; sys.argv = ['luthier', '--version']\n"

@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 
+from luthier.compile_late import compile_late
 from luthier.errors import UserError
 
 # Names of mallopt's parameters in glibc's malloc.h.
@@ -53,6 +54,7 @@ def prepare() -> None:
     for name, value in (_ENVIRONMENT | spins | expands | quiet).items():
         os.environ.setdefault(name, value)
     _hide_bars()
+    compile_late()
     # Advice about optional kernels, told at each import.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # One library's advice to another, told at each model.

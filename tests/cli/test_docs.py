@@ -32,19 +32,20 @@ def commands(document: str) -> list[list[str]]:
 
 @pytest.mark.real
 def test_the_readmes_path_on_the_real_model(cli: Cli, real_model: Path, tmp_path: Path) -> None:
-    """Pull, train, evaluate, generate and chat, word for word, on a few rows."""
+    """Pull, train, evaluate, generate and chat, word for word, on a few rows; answers are short."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     lora = tmp_path / "recipes" / "lora.yaml"  # without the general probe, which takes minutes
     text = lora.read_text("utf-8")
-    text = text.replace("evaluate:\n", "evaluate:\n  probe: false\n")
-    lora.write_text(text if "probe: false" in text else f"{text}evaluate:\n  probe: false\n")
-    # Real rows: of the demo's own task.
+    assert "\nevaluate:" not in text
+    lora.write_text(f"{text}evaluate:\n  probe: false\n  max_new_tokens: 32\n")
+    # Real rows: the shortest of the demo's own task.
     task = (ROOT / "src/luthier/demo/task/train.jsonl").read_text("utf-8").splitlines()
-    (tmp_path / "my.jsonl").write_text("\n".join(task[::16]) + "\n", "utf-8")
+    (tmp_path / "my.jsonl").write_text("\n".join(sorted(task, key=len)[:22]) + "\n", "utf-8")
     typed = commands("README.md")
     assert [line[0] for line in typed] == ["models", "train", "evaluate", "generate", "chat"]
     for line in typed:
-        done = cli(*line, cwd=tmp_path)
+        short = ["--max-new-tokens", "16"] if line[0] == "generate" else []
+        done = cli(*line, *short, cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
     run = Run(tmp_path / "runs" / "first")
     check_improved(run)
@@ -274,8 +275,10 @@ def test_the_commands_of_the_rag_guide(cli: Cli, real_model: Path, tmp_path: Pat
 def test_the_commands_of_the_comparison_guide(cli: Cli, recipe_file: Path) -> None:
     typed = commands("docs/compare.md")
     assert [line[0] for line in typed] == ["compare", "compare"]
+    short = ("train.max_steps=3", "evaluate.max_new_tokens=4", "evaluate.max_rows=4")
     for line in typed:
-        done = cli(*line, "--set", "train.max_steps=3", cwd=recipe_file.parent)
+        sets = [part for key in short for part in ("--set", key)]
+        done = cli(*line, *sets, cwd=recipe_file.parent)
         assert done.returncode == 0, (line, done.stderr)
 
 

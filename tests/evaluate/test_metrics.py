@@ -1,6 +1,7 @@
 """Scores against the reference libraries, published examples, and by hand."""
 
 import json
+import random
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,11 +23,18 @@ from luthier.evaluate.structured import json_valid, schema_metric
 from luthier.evaluate.user_metric import load_user_metric
 from luthier.recipe import EvaluateGroup
 
+DRAW = random.Random(0)
 PAIRS = [
     ("the cat sat on the mat", "the cat sat on the mat"),
     ("the cat was found under the bed", "the cat was under the bed"),
     ("ls -la", "find . -name x"),
     ("", "find . -name x"),
+    ("Été à 20°C: naïve_name, it's 5-10 % (2x)", "it's 20°C; NAIVE_name à 5–10% 2X été"),
+    ("日本語", "日本"),
+    *(
+        (" ".join(DRAW.choices("abcde", k=most)), " ".join(DRAW.choices("abcdf", k=50)))
+        for most in (1, 7, 70, 200)
+    ),
 ]
 
 

@@ -11,7 +11,8 @@ from preferences import preference_rows
 from luthier.errors import UserError
 from luthier.evaluate.before_after import evaluate_run
 from luthier.evaluate.likelihood import RowLoss
-from luthier.evaluate.preference import findings, grown, preferred
+from luthier.evaluate.preference import findings, preferred
+from luthier.evaluate.report.headline import grown
 from luthier.evaluate.report.page import write_report
 from luthier.evaluate.wins import compare_lengths
 from luthier.export.merge import MergeOptions, merge

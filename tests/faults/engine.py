@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from families import save_tiny
+from forked import ready_to_fork
 from helpers import Notes, read_metrics, write_rows
 
 from luthier.errors import Interrupted, UserError
@@ -87,6 +88,7 @@ class Bench:
         for name in used.read_text().splitlines():
             with suppress(ImportError):
                 importlib.import_module(name)
+        ready_to_fork()
         started = time.perf_counter()
         code, said = self.apart(self.new_run(), lambda _run: None)
         assert code == 0, said

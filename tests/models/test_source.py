@@ -7,7 +7,7 @@ from families import make_model
 from ggufs import write_llama
 
 from luthier.errors import UserError
-from luthier.models import source as source_module
+from luthier.models import gguf as gguf_module
 from luthier.models.load import load_config, load_model, load_tokenizer
 from luthier.models.source import resolve
 
@@ -83,7 +83,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.Monke
     def never(*_: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(source_module, "convert_gguf", never)
+    monkeypatch.setattr(gguf_module, "convert_gguf", never)
     assert resolve(str(file)).folder == folder
     assert resolve(str(tmp_path)).folder == folder  # a folder that holds this one file
 

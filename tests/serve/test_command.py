@@ -167,13 +167,13 @@ def test_eight_at_once_on_the_real_model(
             2,
         )
     ]
-    expected = answer_all(tuned.tuned, tuned.tokenizer, prompts, Sampling(24), 1)
+    expected = answer_all(tuned.tuned, tuned.tokenizer, prompts, Sampling(12), 1)
     with running(Models([str(run.root)]), Limits()) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0)
 
         def ask(prompt: Any) -> str:
             answer = client.chat.completions.create(
-                model="run", messages=list(prompt), temperature=0, max_tokens=24
+                model="run", messages=list(prompt), temperature=0, max_tokens=12
             )
             return str(answer.choices[0].message.content)
 

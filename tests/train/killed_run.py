@@ -3,8 +3,8 @@
     python killed_run.py PLAN.json
 
 PLAN has the rows of a stream's window and "cuts", a list of {"recipe": file, "point": name, "nth":
-count}; each comes back with the signal that ended the first try and the exit code of the second. The processes are forked before torch
-has started a thread, so that importing is paid for once.
+count}; each comes back with the signal that ended the first try and the exit code of the second. The
+processes are forked before torch has started a thread, so that importing is paid for once.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import ready_to_fork
 
 import luthier.files
 from luthier.data import stream
@@ -104,6 +105,8 @@ def in_a_process(work: Callable[[], None]) -> int:
 
 
 def main(plan: Path) -> None:
+    ready_to_fork()
+    os.fsync = lambda _: None  # type: ignore[assignment]  # what is killed here are processes, no machine
     results = []
     told = json.loads(plan.read_text())
     stream.WINDOW = told["window"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from families import save_tiny
-from helpers import read_metrics, wait_for_step, write_rows
+from helpers import Cli, read_metrics, wait_for_step, write_rows
 from preferences import preference_rows
 
 from luthier.data import stream
@@ -202,7 +202,11 @@ def whole_longer(longer: Callable[[str], Recipe]) -> Run:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(
-    number: signal.Signals, longer: Callable[[str], Recipe], whole_longer: Run, tmp_path: Path
+    number: signal.Signals,
+    longer: Callable[[str], Recipe],
+    whole_longer: Run,
+    cli: Cli,
+    tmp_path: Path,
 ) -> None:
     recipe = longer(f"stopped-{number.name}")
     file = tmp_path / "recipe.yaml"
@@ -217,13 +221,13 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert re.search(r"go on with: .*train", said)
     assert not run.finished
     assert 5 <= max(run.checkpoints()) < 120
-    _, said = (resumed := start(file)).communicate(timeout=300)
-    assert resumed.returncode == 0, said
+    resumed = cli("train", file)
+    assert resumed.returncode == 0, resumed.stderr
     assert weights(run) == weights(whole_longer)
 
 
 def test_killed_from_outside_at_no_chosen_moment(
-    recipes: Callable[..., Recipe], tmp_path: Path, whole: dict[str, Run]
+    recipes: Callable[..., Recipe], tmp_path: Path, whole: dict[str, Run], cli: Cli
 ) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(recipes("lora", "outside").to_yaml())
@@ -233,9 +237,8 @@ def test_killed_from_outside_at_no_chosen_moment(
     process.kill()
     process.communicate()
     assert not run.finished
-    resumed = start(run.root)  # a run folder goes on as well as the recipe
-    _, said = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, said
+    resumed = cli("train", run.root)  # a run folder goes on as well as the recipe
+    assert resumed.returncode == 0, resumed.stderr
     assert weights(run) == weights(whole["lora"])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from forked import ready_to_fork
 
 from luthier.data import stream
 from luthier.errors import UserError
@@ -143,7 +143,7 @@ def how(code: int, said: Path) -> str:
 
 def prepare() -> None:
     """What each child would do again."""
-    get_checkpoint_conversion_mapping("llama")  # a thousand patterns
+    ready_to_fork()
     stream.WINDOW = 5
     os.fsync = lambda _: None  # type: ignore[assignment]  # what is killed here are processes, no machine
 

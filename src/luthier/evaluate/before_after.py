@@ -24,8 +24,9 @@ from luthier.evaluate.harness import run_tasks
 from luthier.evaluate.likelihood import RowLoss
 from luthier.evaluate.losses import compare_losses
 from luthier.evaluate.metrics import Metric, make_metrics
-from luthier.evaluate.preference import PREFERS, findings, grown, preferred, score_pairs
+from luthier.evaluate.preference import PREFERS, findings, preferred, score_pairs
 from luthier.evaluate.probe.forgetting import probe_forgetting
+from luthier.evaluate.report.headline import grown
 from luthier.evaluate.statistics import mean_interval, paired_test
 from luthier.evaluate.store import Store, key_of
 from luthier.evaluate.wins import Verdicts, compare_lengths, count_wins, who_is_asked

@@ -1,6 +1,7 @@
 """Tasks of EleutherAI's lm-evaluation-harness, put to base and tuned and compared row by row."""
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,12 @@ def run_tasks(
     from lm_eval.tasks import TaskManager
 
     for name in tasks:
-        if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+        if _is_file(name) and not Path(name).is_file():
             raise UserError(f"there is no task file {name}")
     # It warns of what is as it should be here: a model that is loaded already.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager()
+    # Thousands of tasks come with it; to look through them takes seconds.
+    manager = TaskManager(include_defaults=not all(map(_stands_alone, tasks)))
     directions: dict[str, dict[str, bool]] = {}
 
     def put(side: str, model: Loaded) -> _Scores:
@@ -78,6 +80,17 @@ def run_tasks(
         label: _compare(label, before[key], after[key], directions[key[0]].get(key[1]) is not False)
         for key, label in ((key, _label(*key)) for key in before)
     }
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _stands_alone(name: str) -> bool:
+    """Whether ``name`` is a file with a task, not one with a group, which names other tasks."""
+    return _is_file(name) and not re.search(
+        "^group:", Path(name).read_text("utf-8", "replace"), re.M
+    )
 
 
 def _scores(samples: dict[str, list[dict[str, Any]]]) -> _Scores:

@@ -12,14 +12,12 @@ from luthier.evaluate.wins import compare_lengths
 from luthier.events import OnEvent, ignore
 from luthier.objectives.reward import rewards_of
 from luthier.records.evaluation import (
-    Compared,
     MetricCompared,
     PreferenceFindings,
     ScoredPair,
 )
 
 PREFERS = "preference_accuracy"  # among the metrics of an evaluation
-_GROWN = 1.2  # times as long: answers that grow so are told of
 
 
 def preferred(base: Sequence[RowLoss], tuned: Sequence[RowLoss]) -> MetricCompared:
@@ -58,17 +56,6 @@ def findings(
         chosen=mean_interval(gained[::2]),
         rejected=mean_interval(gained[1::2]),
         lengths=compare_lengths(*answers) if answers[0] else None,
-    )
-
-
-def grown(lengths: Compared) -> str | None:
-    """The sentence for answers that became clearly longer; None where they did not."""
-    if lengths.test.low <= 0 or lengths.tuned.mean < _GROWN * lengths.base.mean:
-        return None
-    return (
-        f"answers grew from {lengths.base.mean:.0f} to {lengths.tuned.mean:.0f} characters: preference "
-        "training often teaches length. Look whether chosen answers are longer (`luthier data check`), "
-        "raise objective.beta, or use the objective simpo or ipo, whose rewards are per token"
     )
 
 

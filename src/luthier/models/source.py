@@ -11,7 +11,6 @@ from filelock import FileLock
 from luthier.errors import UserError
 from luthier.events import OnEvent, during, ignore
 from luthier.files import staged_folder, user_path
-from luthier.models.gguf import convert_gguf
 from luthier.models.known import KNOWN_MODELS
 from luthier.models.pull import HUB_PATTERNS, cache_folder, pull
 
@@ -90,6 +89,8 @@ def _converted(file: Path, on_event: OnEvent) -> Path:
     target = (
         cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     )
+    from luthier.models.gguf import convert_gguf  # brings torch: for those who need it
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from luthier.records import Evaluation
-from luthier.records.evaluation import Judgement
+from luthier.records.evaluation import Compared, Judgement
+
+_GROWN = 1.2  # times as long: answers that grow so are told of
 
 
 @dataclass(frozen=True)
@@ -34,4 +36,15 @@ def headline(evaluation: Evaluation) -> Headline:
         better=better,
         worse=worse,
         forgetting=evaluation.forgetting.verdict if evaluation.forgetting else None,
+    )
+
+
+def grown(lengths: Compared) -> str | None:
+    """The sentence for answers that became clearly longer; None where they did not."""
+    if lengths.test.low <= 0 or lengths.tuned.mean < _GROWN * lengths.base.mean:
+        return None
+    return (
+        f"answers grew from {lengths.base.mean:.0f} to {lengths.tuned.mean:.0f} characters: preference "
+        "training often teaches length. Look whether chosen answers are longer (`luthier data check`), "
+        "raise objective.beta, or use the objective simpo or ipo, whose rewards are per token"
     )

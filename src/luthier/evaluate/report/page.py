@@ -7,10 +7,9 @@ from jinja2 import Environment, StrictUndefined
 
 from luthier import __version__
 from luthier.data.conversation import flatten
-from luthier.evaluate.preference import grown
 from luthier.evaluate.probe.remedies import probe_curve
 from luthier.evaluate.report.drawing import Chart, chart, marks
-from luthier.evaluate.report.headline import headline
+from luthier.evaluate.report.headline import grown, headline
 from luthier.files import write_text
 from luthier.records import AnsweredRow, Evaluation, MetricsLine
 from luthier.run import Run
