@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
@@ -236,6 +237,27 @@ def make_model(name: str, vocabulary: int = 640, attention: str | None = None) -
         config, dtype=torch.float32, attn_implementation=attention
     )
     return model.eval()
+
+
+WINDOW = 12  # tokens, fewer than the longest rows have
+_SMALL = {
+    "vocab_size": 640, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "num_experts": 4,
+    "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def small_config(kind: str) -> Any:
+    """A tiny configuration of any architecture of Transformers, with each kind of layer that it has."""
+    config = AutoConfig.for_model(kind, **_SMALL)
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = WINDOW
+    if getattr(config, "layer_types", None):  # one of each kind that it has
+        kinds = list(dict.fromkeys(AutoConfig.for_model(kind).layer_types))
+        config.layer_types = (kinds * 2)[:2]
+    return config
 
 
 def save_tiny(folder: Path, model: str = "llama", chat: str | None = "chatml") -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import config_of, make_model
+from families import config_of, make_model, small_config
 from helpers import gradients, random_rows
 from interpreted import need_triton
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from luthier.data.batches import Batch, RowDataset, StepBatches, collate
 from luthier.kernels.triton import launch, switch
 from luthier.objectives.supervised import loss_sum
+from luthier.plan.catalogues import as_on_gpu
 from luthier.plan.simulate import Workload, simulate
 from luthier.plan.watch import Watch
 from luthier.recipe import KernelsGroup, MethodGroup
@@ -104,6 +105,14 @@ def test_dropout_without_triton_is_two_launches_however_many_tokens(
         "aten::masked_fill_.Scalar": back,
     }
     assert {name: counted[2][name] for name in more} == more
+
+
+@pytest.mark.parametrize("kind", ["qwen2_moe", "qwen3_moe", "cohere2", "gpt_neox"])
+def test_other_architectures_wait_for_nothing_either(kind: str) -> None:
+    watch = Watch([24, 40])
+    work = Workload(watch.lengths, 60, torch.bfloat16, "adamw_torch")
+    simulate(as_on_gpu(small_config(kind)), MethodGroup(lora_dropout=0.0, lora_r=4), work, watch)
+    assert (watch.reads, watch.waits, watch.mixed) == (1, {}, {})
 
 
 def test_attention_is_counted_by_the_scores_that_are_seen() -> None:

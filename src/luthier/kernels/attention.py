@@ -27,7 +27,23 @@ _REPLACED = {NAME: "sdpa", CAPPED: "eager"}
 
 # Architectures whose layers see the past of their row, all or a window of it, and nothing else.
 KNOWN = frozenset(
-    ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt2", "smollm3")
+    (
+        *("apertus", "arcee", "cohere", "cohere2", "cwm", "ernie4_5", "ernie4_5_moe", "exaone4"),
+        *("flex_olmo", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox"),
+        *("granite", "granitemoe", "helium", "hunyuan_v1_dense", "internlm3", "jais2", "llama"),
+        *(
+            "minimax_m2",
+            "ministral",
+            "ministral3",
+            "mistral",
+            "mixtral",
+            "nanochat",
+            "olmo",
+            "olmo2",
+        ),
+        *("olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3"),
+        *("qwen3_moe", "seed_oss", "smollm3", "solar_open", "starcoder2"),
+    )
 )
 KNOWN_CAPPED = frozenset(("gemma2",))  # the same with capped scores: on a GPU alone
 

@@ -418,7 +418,8 @@ def _check_rank(model: PreTrainedModel | PeftModel, method: MethodGroup) -> None
     # A router has as many outputs as there are experts: fewer than any sensible rank.
     experts = {getattr(config, key, None) for key in ("num_local_experts", "num_experts")}
     for name, module in model.named_modules():
-        if not isinstance(module, LoraLayer) or module.out_features in experts:
+        # A gate of one output, Qwen 2's for its shared expert, has rank 1 and is trained beside the others.
+        if not isinstance(module, LoraLayer) or module.out_features in {1, *experts}:
             continue
         least = min(module.in_features, module.out_features)
         if method.lora_r > least:
