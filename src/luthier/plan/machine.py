@@ -10,7 +10,7 @@ from luthier.runtime import threads_in_words
 # experience 0.5 to 1 GiB; not measured here, for want of a GPU. On a CPU: interpreter and libraries,
 # the resident memory of `luthier train` before it loads a model.
 CUDA_FRAMEWORK = 0.8 * 2**30
-CPU_FRAMEWORK = 0.85 * 2**30
+CPU_FRAMEWORK = 0.55 * 2**30
 
 
 def framework_bytes(accelerator: Accelerator) -> int:
