@@ -273,7 +273,7 @@ class Bench:
         self.speed: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.messages: dict[str, list[str]] = {}
-        self._planned: dict[tuple[str, str, Case, str], tuple[Step, int]] = {}
+        self._planned: dict[tuple[str, str, Case, str], tuple[Step, int] | None] = {}
 
     def speed_of(self, size: str, method: str, who: str) -> None:
         asked = ["--one", who, size, method]
@@ -287,19 +287,25 @@ class Bench:
         measured = [json.loads(line) for line in lines if line.startswith("{")]
         for each, case in zip(measured, each_case):  # noqa: B905  # it may have been ended
             if "seconds" in each:
-                foretold, needed = self.planned(size, method, case, who)
                 each["tokens_per_second"] = case.tokens / each["seconds"]
-                each["flops"] = needed / each["seconds"]
-                each["planned_peak"] = foretold.peak
+                if (plan := self.planned(size, method, case, who)) is not None:
+                    foretold, needed = plan
+                    each["flops"] = needed / each["seconds"]
+                    each["planned_peak"] = foretold.peak
         if len(measured) < len(each_case):
             measured.append({"failed": trouble or "no answer"})
         self.speed += [{**told, **each} for each in measured]
         self.save()
 
-    def planned(self, size: str, method: str, case: Case, who: str) -> tuple[Step, int]:
+    def planned(self, size: str, method: str, case: Case, who: str) -> tuple[Step, int] | None:
+        """None where it cannot be planned: what is measured is measured all the same."""
         key = size, method, case, who if who == FP8 else ""  # the others are held to ours
         if key not in self._planned:
-            self._planned[key] = planned(size, method, case, who)
+            try:
+                self._planned[key] = planned(size, method, case, who)
+            except Exception as error:
+                self._planned[key] = None
+                self.messages[f"plan of {size} {method} {case}"] = [f"{error}"[:300]]
         return self._planned[key]
 
     def check(self, name: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from luthier.errors import UserError
 from luthier.plan import capacity, tables
 from luthier.plan.capacity import capacities, changes_to_fit, sharded_peak
-from luthier.plan.catalogues import Accelerator
+from luthier.plan.catalogues import Accelerator, accelerators
 from luthier.plan.from_recipe import job_of_shape
 from luthier.plan.job import Job
 from luthier.plan.machine import framework_bytes
@@ -108,12 +108,44 @@ def test_frozen_weights_in_8_bits_come_before_those_in_4(job: MakeJob) -> None:
     tried = changes_to_fit(job(), able)
     *_, before, eight, four, _ = [c for c in tried if not c.setting.endswith("GPUs")] + [tried[-1]]
     assert before.what == "micro-batches of 1"  # states of an adapter in 8 bits save too little
-    assert (eight.setting, four.setting) == ("kernels.fp8_base=true", "method.name=qlora")
+    assert (eight.setting, four.setting) == (
+        "kernels.fp8_base=true",
+        "method.name=qlora train.optim=paged_adamw_8bit kernels.fp8_base=false",
+    )
     assert eight.peak < before.peak
     assert "kernels.fp8_base=true" not in settings(job(), replace(able, float8=None))
     for unable in ("kernels.lora=false", "kernels.fp8_base=true"):
         assert "kernels.fp8_base=true" not in settings(job(unable), able)
     assert not job("kernels.fp8_base=true").with_method("qlora").kernels.fp8_base
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_all_changes_together_are_a_recipe_that_needs_what_the_last_says(
+    method: str, job: MakeJob
+) -> None:
+    """As the board sets them."""
+    card = Accelerator("card", 0.81, bfloat16=100, float8=200)
+    tried = [
+        c for c in changes_to_fit(job(f"method.name={method}"), card) if "GPUs" not in c.setting
+    ]
+    assert tried[-1].setting.startswith("method.name=qlora")
+    asked = job(f"method.name={method}", *" ".join(c.setting for c in tried).split())
+    assert asked.step(asked.largest).peak + framework_bytes(card) == tried[-1].peak
+
+
+def test_8_bits_are_left_out_where_no_layer_can_have_them(job: MakeJob) -> None:
+    """Adapters on the embedding alone: qlora and more cards are tried all the same."""
+    asked = job("method.target_modules=[embed_tokens]")
+    tried = changes_to_fit(asked, Accelerator("card", 0.81, bfloat16=100, float8=200))
+    assert "kernels.fp8_base=true" not in [c.setting for c in tried]
+    assert tried[-1].setting == "64 GPUs"
+
+
+def test_of_a_card_of_a_file_nothing_is_known_that_it_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("gh200: {memory: 96, bfloat16: 989}\na10: {memory: 25}\n")
+    found = accelerators(tmp_path / "own.yaml")
+    assert not found["gh200"].lacks_float8
+    assert found["a10"].lacks_float8
 
 
 def test_a_card_that_multiplies_no_8_bits_is_refused(job: MakeJob) -> None:

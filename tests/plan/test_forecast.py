@@ -37,7 +37,10 @@ def test_what_cannot_fit_is_refused_with_what_would(on_the_hub: Any) -> None:
     said = str(refused.value)
     assert "does not fit, so its weights were not fetched: training it by full" in said
     assert "a card has 1.0 GiB" in said
-    assert "lora instead of full would (method.name=lora: at least 0." in said
+    assert (
+        "lora instead of full would (method.name=lora train.optim=adamw_torch_fused: at least 0."
+        in said
+    )
     on_the_hub(1.05, "method.name=lora")
     assert on_the_hub.said == []
 

@@ -33,7 +33,9 @@ Rows = tuple[Tensor, Tensor]  # in 8 bits (T, n), and their scales (T, 1)
 
 
 class FP8Linear(nn.Linear):
-    """A frozen linear layer whose weight (out, in) is in 8 bits, with ``scale`` (out, 1).
+    """A frozen linear layer whose weight (out, in) is in 8 bits: ``numbers``, with ``scale`` (out, 1).
+
+    ``weight`` is what they stand for, made anew each time, for models that read it themselves.
 
     Args:
         weight: (out, in).
@@ -47,8 +49,10 @@ class FP8Linear(nn.Linear):
     scale: Tensor
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, device: torch.device) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        nn.Module.__init__(self)  # that of a linear layer makes a weight
+        self.out_features, self.in_features = weight.shape
         self.bias = bias  # type: ignore[assignment]
+        self._dtype = weight.dtype
         stored = torch.empty(weight.shape, dtype=DTYPE, device=device)
         scale = torch.empty(len(weight), 1, device=device)
         if not stored.is_meta:
@@ -58,9 +62,13 @@ class FP8Linear(nn.Linear):
                 # Without Triton, which may not be in use when a run goes on.
                 for target, found in zip((numbers, scales), _in_rows(part.to(device)), strict=True):
                     target.copy_(found)
-        self.weight = nn.Parameter(stored, requires_grad=False)
+        self.numbers = nn.Parameter(stored, requires_grad=False)
         self.register_buffer("scale", scale, persistent=False)
         self.multiplies = False
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return expanded(self, self._dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(autocast_dtype(x.device) or x.dtype)
@@ -103,8 +111,8 @@ def use_products(model: nn.Module, on: bool) -> list[FP8Linear]:
 @torch.no_grad()
 def trouble(layers: Sequence[FP8Linear]) -> str | None:
     """Which products of ``layers``, one of each shape, are not those of the weights expanded; None for none."""
-    for layer in {layer.weight.shape: layer for layer in layers}.values():
-        device, weight = layer.weight.device, expanded(layer, torch.float32)
+    for layer in {layer.numbers.shape: layer for layer in layers}.values():
+        device, weight = layer.numbers.device, expanded(layer, torch.float32)
         x, slope = (_waves(width, device) for width in (layer.in_features, layer.out_features))
         bias = 0 if layer.bias is None else layer.bias.float()
         for where, found, exact in (
@@ -125,7 +133,7 @@ def _waves(width: int, device: torch.device) -> Tensor:
 
 def expanded(layer: FP8Linear, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) of ``layer`` in ``dtype``."""
-    return layer.weight.float().mul_(layer.scale).to(dtype)
+    return layer.numbers.float().mul_(layer.scale).to(dtype)
 
 
 def in_rows(x: Tensor, weights: Tensor | None = None) -> Rows:
@@ -148,7 +156,7 @@ def _in_rows(x: Tensor, weights: Tensor | None = None) -> Rows:
 def product(rows: Rows, layer: FP8Linear, dtype: torch.dtype) -> Tensor:
     """``x`` W^T + b (T, out) in ``dtype``, of the ``x`` (T, in) that ``rows`` are."""
     numbers, scales = rows
-    output = _scaled(numbers, layer.weight.t(), scales, layer.scale.t(), dtype)
+    output = _scaled(numbers, layer.numbers.t(), scales, layer.scale.t(), dtype)
     return output if layer.bias is None else output.add_(layer.bias)
 
 
@@ -156,17 +164,18 @@ def product_back(slope: Tensor, layer: FP8Linear) -> Tensor:
     """``slope`` W (T, in), of ``slope`` (T, out), in its dtype."""
     numbers, scales = in_rows(slope, layer.scale[:, 0])
     ones = layer.scale.new_ones(1, layer.in_features)
-    return _scaled(numbers, by_columns(layer.weight), scales, ones, slope.dtype)
+    return _scaled(numbers, by_columns(layer.numbers), scales, ones, slope.dtype)
 
 
 def _scaled(
     left: Tensor, right: Tensor, of_left: Tensor, of_right: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    # Sums in the tensor cores' own way: without it the kernels for scales by row are slow.
+    # Of scales by row some GPUs give bfloat16 alone. They sum in the tensor cores' own way: else it is slow.
+    made = dtype if left.device.type == "cpu" else torch.bfloat16
     product: Tensor = torch._scaled_mm(
-        left, right, of_left, of_right, out_dtype=dtype, use_fast_accum=True
+        left, right, of_left, of_right, out_dtype=made, use_fast_accum=True
     )
-    return product
+    return product.to(dtype)
 
 
 def by_columns(weight: Tensor) -> Tensor:

@@ -140,7 +140,10 @@ class _Search:
         left: list[_Try] = []
         for what, setting, change in each:
             changed = change(self.job)
-            peak = self._peak(changed)
+            try:
+                peak = self._peak(changed)
+            except UserError:  # it is not for this model
+                continue
             left = [other for other in left if _key(other[1]) != _key(setting)]
             if peak > self.accelerator.bytes and self.peak - peak < _LEAST_SAVED * self.peak:
                 left.append((what, setting, change))
@@ -172,10 +175,22 @@ class _Search:
             except UserError:
                 continue
             peak = self._peak(changed)
-            self._take(f"{name} instead of {asked}", f"method.name={name}", changed, peak)
+            self._take(
+                f"{name} instead of {asked}", _method(name, self.job, changed), changed, peak
+            )
             if self.tried[-1].fits:
                 return True
         return False
+
+
+def _method(name: MethodName, before: Job, after: Job) -> str:
+    """How a method is set, with what was set for the one before and does not go with it."""
+    setting = f"method.name={name}"
+    if after.optim != before.optim:
+        setting += f" train.optim={after.optim}"
+    if before.kernels.fp8_base and not after.kernels.fp8_base:
+        setting += " kernels.fp8_base=false"
+    return setting
 
 
 def _key(setting: str) -> str:

@@ -44,7 +44,7 @@ class Accelerator:
     @property
     def lacks_float8(self) -> bool:
         """Whether it is a card that is known to multiply no 8-bit numbers."""
-        return not self.is_cpu and self.bfloat16 is not None and self.float8 is None
+        return not self.is_cpu and self.float8 == 0
 
     @property
     def bytes(self) -> int:
@@ -71,7 +71,8 @@ def accelerators(overrides: Path | None = None) -> dict[str, Accelerator]:
     Raises:
         UserError: the file cannot be read, or an entry is wrong.
     """
-    entries = {key: dict(entry) for key, entry in _read("hardware").items()}
+    # What a catalogue's card says nothing of it has not; of a file's own nothing is known then.
+    entries = {key: {"float8": 0.0} | entry for key, entry in _read("hardware").items()}
     for key, entry in _read_overrides(overrides).items() if overrides else ():
         entries[key] = {"name": key, **entries.get(key, {}), **entry}
     return {key: _accelerator(key, entry) for key, entry in entries.items()}

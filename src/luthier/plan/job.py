@@ -125,7 +125,7 @@ class Job:
 
     def check_base(self) -> None:
         """Raise UserError where the base's weights are quantised in a way that the method does not train on."""
-        refuse_quantised(self.model, self.config, self.method)
+        refuse_quantised(self.model, self.config, self.method, self.kernels.fp8_base)
 
     def with_method(self, name: MethodName) -> "Job":
         """The same data by another method, with that method's own optimiser."""

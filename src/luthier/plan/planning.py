@@ -196,7 +196,8 @@ def plan_jobs(
         with during(f"looking for what fits, {name}", on_event):
             if capacity:
                 able = [d for d in devices if not (job.kernels.fp8_base and d.lacks_float8)]
-                fits[name] = capacities(job, able)
+                found = {room.device: room for room in capacities(job, able)}
+                fits[name] = [found.get(d.name, Capacity(d.name, 0, 0, 0)) for d in devices]
             if not plans[-1].fits:
                 changes[name] = changes_to_fit(job, target.device)
     pays = {
