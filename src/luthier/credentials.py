@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 
 _FORMS = re.compile(
     r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # https://user:password@host
@@ -27,6 +28,13 @@ def masked(text: str) -> str:
 
 
 def _environment() -> Iterator[str]:
-    for name, value in os.environ.items():
-        if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST and not value.startswith("/"):
+    for name in filter(_may_be_secret, os.environ):
+        value = os.environ.get(name, "")
+        if len(value) >= _SHORTEST and not value.startswith("/"):
             yield value
+
+
+@cache
+def _may_be_secret(name: str) -> bool:
+    """By the name of a variable; asked for all of them with each text."""
+    return _SECRET_NAMES.search(name) is not None
