@@ -22,10 +22,10 @@ import torch
 from bench_step import our_side, step
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from transformers import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from adapting import fill_up
 from families import MODEL_FAMILIES, make_model, save_tiny
 from helpers import gradients, random_rows
 
@@ -56,10 +56,7 @@ def allow_older_pytorch() -> None:
 def adapted(family: str, dtype: torch.dtype, device: torch.device, rate: float = 0.0) -> Any:
     method = MethodGroup(lora_dropout=rate, lora_r=8)
     model = attach_adapter(make_model(family, 96).to(dtype), method)
-    torch.manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.05)
+    fill_up(model)
     return model.to(device).eval()
 
 

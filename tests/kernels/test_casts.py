@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import fill_up
 from families import make_model
 from helpers import gradients, random_rows
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.data.batches import collate
 from luthier.kernels.casts import casts_of
@@ -28,10 +29,7 @@ def adapted(family: str = "llama") -> Any:
         changes = {"target_modules": [], "target_parameters": EXPERTS}
         method = method.model_copy(update=changes)
     model = attach_adapter(make_model(family, 96).to(torch.bfloat16), method)
-    torch.manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.05)
+    fill_up(model)
     install(model, KernelsGroup())
     return model.train()
 

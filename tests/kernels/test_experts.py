@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from adapting import fill_up
 from families import make_model
 from helpers import gradients, random_rows
 from peft import PeftModel
 from peft.tuners.lora import ParamWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from luthier.data.batches import collate
@@ -32,10 +33,7 @@ def adapted(family: str, parameters: list[str], dtype: torch.dtype, **changes: A
     chosen = {"lora_dropout": 0.0, "lora_r": 3, "lora_alpha": 9} | changes
     method = MethodGroup(target_modules=["q_proj"], target_parameters=parameters, **chosen)
     model = attach_adapter(make_model(family, 96).to(dtype), method)
-    torch.manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.05)
+    fill_up(model)
     return model.eval()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import adapted
 from families import MODEL_FAMILIES, make_model, save_tiny
 from helpers import gradients, random_rows
 from peft import PeftModel
@@ -23,17 +24,6 @@ from luthier.train.setup import recompute_activations
 
 ALL = KernelsGroup()
 NONE = KernelsGroup(**dict.fromkeys(KernelsGroup.model_fields, False))
-
-
-def adapted(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
-    """An adapted model whose B is not nought, so that A has a gradient."""
-    chosen = {"lora_dropout": 0.0, "lora_r": 4, "lora_alpha": 8} | changes
-    model = attach_adapter(make_model(family, 96).to(dtype), MethodGroup(**chosen))
-    torch.manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.05)
-    return model.eval()
 
 
 def loss_and_gradients(model: Any, wanted: KernelsGroup, rows: int = 5) -> Any:

@@ -9,10 +9,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from adapting import adapted
 from families import make_model, save_tiny
 from helpers import Notes, gradients, random_rows, read_metrics, write_rows
 from interpreted import interpreting, need_triton, rounding_as_a_gpu, triton_in_use
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -57,17 +57,6 @@ for capability in (89, 90):
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def adapted(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
-    """An adapted model whose B is not nought, so that A has a gradient."""
-    chosen = {"lora_dropout": 0.0, "lora_r": 4, "lora_alpha": 8} | changes
-    model = attach_adapter(make_model(family, 96).to(dtype), MethodGroup(**chosen))
-    torch.manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.05)
-    return model.eval()
 
 
 def loss_and_gradients(model: Any, kernels: KernelsGroup | None = None) -> tuple[float, Tensor]:

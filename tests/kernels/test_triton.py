@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from adapting import fill_up
 from families import make_model
 from helpers import gradients, random_rows
 from interpreted import interpreting, need_triton, triton_in_use
@@ -316,10 +317,7 @@ def test_adamw_keeps_what_is_infinite() -> None:
 def adapted(family: str, **changes: Any) -> PeftModel:
     chosen = {"lora_dropout": 0.0, "lora_r": 4, "lora_alpha": 8} | changes
     model = attach_adapter(make_model(family, 96), MethodGroup(**chosen))
-    torch.manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.05)
+    fill_up(model)
     return model
 
 

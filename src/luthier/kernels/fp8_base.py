@@ -15,6 +15,7 @@ from luthier.kernels.lora import is_known
 from luthier.models.adapters import inner
 
 LEAST_CAPABILITY = (8, 9)  # of NVIDIA's GPUs: Ada, Hopper and later
+CARDS = "compute capability 8.9: RTX 40, L4, H100 or later"
 
 
 @dataclass
@@ -57,8 +58,8 @@ def refuse_device(device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         raise UserError(
-            f"kernels.fp8_base needs a GPU that multiplies 8-bit numbers (compute capability 8.9: RTX 40, L4, "
-            f"H100 or later), and {torch.cuda.get_device_name(device)} has "
+            f"kernels.fp8_base needs a GPU that multiplies 8-bit numbers ({CARDS}), and "
+            f"{torch.cuda.get_device_name(device)} has "
             f"{capability[0]}.{capability[1]}; set kernels.fp8_base=false, or method.name=qlora for less memory"
         )
 

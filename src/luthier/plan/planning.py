@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier.errors import UserError
 from luthier.events import Note, OnEvent, during, ignore
-from luthier.kernels.fp8_base import refuse_device
+from luthier.kernels.fp8_base import CARDS, refuse_device
 from luthier.models.dtype import pick_device
 from luthier.plan.calibrate import load_calibration
 from luthier.plan.capacity import Capacity, Change, capacities, changes_to_fit
@@ -170,7 +170,7 @@ def plan_jobs(
     if in_fp8 and target.device.lacks_float8:
         raise UserError(
             f"kernels.fp8_base: {target.device.name} does not multiply 8-bit numbers as it needs (it takes "
-            "compute capability 8.9: RTX 40, L4, H100 or later); set kernels.fp8_base=false"
+            f"{CARDS}); set kernels.fp8_base=false"
         )
     calibration = load_calibration(jobs[0].dtype) if target.here else None
     devices = [target.device]
